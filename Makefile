@@ -1,0 +1,58 @@
+# Everything a person runs. `make demo` and `make test` need only Python 3.11+ and pip.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format train eval screenshot clean browser
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends after the table)
+	@$(BIN)/cmt demo
+
+test: $(VENV)/.dev browser check  ## all checks and tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+train: $(VENV)/.run  ## train the shipped checkpoint again (an hour or two on 2 cores; goes on where it was stopped)
+	@$(BIN)/cmt train runs/checkpoint --run runs/kv_code
+
+eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
+	@$(BIN)/cmt eval stream --documents 600 --questions 300
+
+screenshot: $(VENV)/.dev browser  ## docs/page.png and the README's demo output, from a real run
+	@PAGE_SCREENSHOTS=docs $(BIN)/python -m pytest -q tests/integration/test_demo.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+
+# Chromium is only needed by the page's tests, which skip themselves where it is missing.
+browser:
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium for the page's tests"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
+	  || echo "chromium can't be installed; the page's tests will be skipped"; \
+	fi
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing pinned dependencies (a few minutes the first time)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing test dependencies"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

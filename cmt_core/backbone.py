@@ -1,0 +1,234 @@
+"""Φ: the frozen LLM, with its keys and values readable before rotary and writable as a cache.
+
+A token's keys and values of all layers are one row x of X numbers, laid out (L, K then V, H, d); keys stand before rotary,
+so that a memory can be placed at any position later.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from cmt_core.errors import ModelSourceError, UnsupportedModelError, one_line
+
+__all__ = ["Backbone", "KVShape", "pick_device", "pick_dtype"]
+
+SUPPORTED_FAMILIES = ("llama",)
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """L layers, H key/value heads of width d."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        """X, the numbers of all layers' keys and values for one token."""
+        return self.layers * 2 * self.heads * self.head_dim
+
+
+class Backbone:
+    """The frozen LLM Φ. Its parameters never get a gradient; `fingerprint` proves that they did not change."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        family = str(model.config.model_type)
+        if family not in SUPPORTED_FAMILIES:
+            raise UnsupportedModelError(
+                f"LLM family {family!r} is not supported; supported: {', '.join(SUPPORTED_FAMILIES)}"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        config = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.shape = KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
+        self.width: int = config.hidden_size
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Backbone:
+        """Loads a model folder in transformers' layout, in the device's fastest type unless `dtype` is given.
+
+        Raises ModelSourceError or UnsupportedModelError.
+        """
+        transformers_logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or pick_dtype(device), attn_implementation="sdpa"
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ModelSourceError(f"model folder {folder} can't be loaded: {one_line(error)}") from None
+        return cls(model.to(device), tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def fingerprint(self, dtype: torch.dtype | None = None) -> str:
+        """Hex sha256 over all weights, by name; in `dtype` when given, so that it does not depend on the loaded type."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to(dtype or tensor.dtype).cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def read(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+        """Reads documents behind a prefix and returns all layers' keys (before rotary) and values.
+
+        ids, mask (B, T); prefix (p, X) -> (B, T, X). Document tokens stand at positions p, p + 1, ...
+        """
+        B, T = ids.shape
+        p = prefix.shape[0]
+        positions = torch.arange(p, p + T, device=ids.device).expand(B, T)
+        seen = torch.cat([mask.new_ones(B, p), mask], dim=1).bool()  # (B, p + T)
+        causal = torch.ones(T, p + T, dtype=torch.bool, device=ids.device).tril(diagonal=p)
+        attend = (seen[:, None, :] & causal)[:, None]  # (B, 1, T, p + T)
+        cache = self.cache(prefix.expand(B, p, -1), torch.arange(p, device=ids.device).expand(B, p))
+        with self._capture_keys_values() as captured:
+            self._run(ids, positions, attend, cache)
+        # per layer (B, T, H * d) for K and V -> (B, T, L * 2 * H * d)
+        return torch.cat([part for layer in captured for part in layer], dim=-1)
+
+    def cache(self, x: Tensor, positions: Tensor) -> DynamicCache:
+        """A key/value cache from rows x (B, S, X) with keys before rotary, rotated to `positions` (B, S)."""
+        B, S, _ = x.shape
+        parts = x.view(B, S, self.shape.layers * 2, self.shape.heads, self.shape.head_dim).unbind(dim=2)
+        cos, sin = self._rotary(x, positions)
+        cache = DynamicCache()
+        # unbind, not a slice per layer: each slice's gradient would fill a tensor of all layers
+        for layer, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+            cache.update(_turn(keys, cos, sin).transpose(1, 2), values.transpose(1, 2), layer)
+        return cache
+
+    def _rotary(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The LLM's own rotary: cos and sin (B, S, 1, d) for positions (B, S)."""
+        cos, sin = self.model.model.rotary_emb(like, position_ids=positions)
+        return cos.unsqueeze(2), sin.unsqueeze(2)
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: DynamicCache) -> Tensor:
+        """Last hidden states (B, Q, D) of ids (B, Q) that follow `cache`; attend (B, 1, Q, S + Q) is true where seen.
+
+        The cache is extended by the Q tokens.
+        """
+        return self._run(ids, positions, attend, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) of hidden states (..., D)."""
+        scores: Tensor = self.model.lm_head(hidden)
+        return scores
+
+    def _run(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: DynamicCache) -> Tensor:
+        out = self.model.model(
+            input_ids=ids, position_ids=positions, attention_mask=attend, past_key_values=cache, use_cache=True
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    @contextmanager
+    def capture_queries(self) -> Iterator[list[Tensor]]:
+        """Collects every layer's queries before rotary, each (B, Q, heads * d), of the forward passes inside."""
+        captured: list[Tensor] = []
+        handles = [
+            layer.self_attn.q_proj.register_forward_hook(lambda module, inputs, output: captured.append(output))
+            for layer in self.model.model.layers
+        ]
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def attention(self, queries: Tensor, keys: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """Attention probabilities (B, heads, S) of one query each, before rotary (B, heads * d), over keys (B, H, S, d).
+
+        positions (B,) are the queries', seen (B, S) says which keys exist.
+        """
+        B, H, S, d = keys.shape
+        cos, sin = self._rotary(queries, positions[:, None])
+        turned = _turn(queries.view(B, 1, -1, d), cos, sin)[:, 0]  # (B, heads, d)
+        grouped = turned.view(B, H, -1, d).float() @ keys.float().transpose(-1, -2)  # (B, H, heads / H, S)
+        scores = grouped.reshape(B, -1, S) * d**-0.5
+        probabilities: Tensor = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
+        return probabilities
+
+    @contextmanager
+    def _capture_keys_values(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Collects (K, V) of every layer, each (B, T, H * d), as the projections give them."""
+        keys: list[Tensor] = []
+        captured: list[tuple[Tensor, Tensor]] = []
+
+        def on_key(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            keys.append(output)
+
+        def on_value(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            captured.append((keys.pop(), output))
+
+        handles = []
+        for layer in self.model.model.layers:
+            handles.append(layer.self_attn.k_proj.register_forward_hook(on_key))
+            handles.append(layer.self_attn.v_proj.register_forward_hook(on_value))
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates heads (B, S, H, d) by halves, as every rotary family of transformers does."""
+    half = heads.shape[-1] // 2
+    turned = torch.cat([-heads[..., half:], heads[..., :half]], dim=-1)
+    return heads * cos + turned * sin
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU; on a CPU whichever of bfloat16 and float32 multiplies faster.
+
+    CPUs differ here by a factor of ten: with AMX bfloat16 is several times faster than float32, with plain AVX-512 it can be
+    half as fast. The answer is measured once per process, in about 50 ms.
+    """
+    return torch.bfloat16 if device.type != "cpu" else _faster_on_cpu()
+
+
+@functools.cache
+def _faster_on_cpu() -> torch.dtype:
+    return min((torch.float32, torch.bfloat16), key=_matmul_seconds)
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,130 @@
+"""A memory checkpoint on disk: weights.safetensors, and config.json with the fingerprint of its LLM and how it was trained.
+
+`model_id`, the checkpoint's name for what it writes, covers its weights and configuration, the LLM and the retriever:
+memories are only readable with the very parts that wrote them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cmt_core.backbone import KVShape
+from cmt_core.compressor import KVCode
+from cmt_core.config import MemoryConfig
+from cmt_core.errors import CheckpointError, ConfigError, one_line
+from cmt_core.quantiser import Quantiser
+
+__all__ = ["Checkpoint", "checkpoint_folder"]
+
+_SHIPPED = Path(__file__).parent / "checkpoints"
+_DEFAULT = "smollm2-135m-instruct-kv_code"
+
+
+def checkpoint_folder(name: str) -> Path:
+    """`default` is the checkpoint shipped in the package; anything else is a folder."""
+    folder = _SHIPPED / _DEFAULT if name == "default" else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"checkpoint {name}: {folder} has no config.json")
+    return folder
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """Everything trained, with the fingerprint of the LLM that it was trained for and how it was trained."""
+
+    config: MemoryConfig
+    shape: KVShape
+    llm_fingerprint: str
+    encoding_prefix: Tensor
+    reading_prefix: Tensor
+    code: KVCode
+    quantiser: Quantiser
+    training: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""
+        folder.mkdir(parents=True, exist_ok=True)
+        half = {
+            "encoding_prefix": self.encoding_prefix,
+            "reading_prefix": self.reading_prefix,
+            "encoder": self.code.encoder.detach(),
+            "decoder": self.code.decoder.detach(),
+        }
+        full = {
+            "mean": self.code.mean,
+            "scale": self.code.scale,
+            "bias": self.code.bias.detach(),
+            "steps": self.quantiser.steps,
+        }
+        tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
+        tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
+        tensors["bits"] = torch.from_numpy(self.quantiser.bits).to(torch.int8)
+        save_file(tensors, folder / "weights.safetensors")
+        described = {
+            "memory": self.config.to_dict(),
+            "llm": {
+                "fingerprint": self.llm_fingerprint,
+                "layers": self.shape.layers,
+                "heads": self.shape.heads,
+                "head_dim": self.shape.head_dim,
+            },
+            "training": self.training,
+        }
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Reads a checkpoint; raises CheckpointError when it is damaged or its configuration is not known."""
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = MemoryConfig.from_dict(described["memory"])
+            llm = described["llm"]
+            shape = KVShape(llm["layers"], llm["heads"], llm["head_dim"])
+            tensors = load_file(folder / "weights.safetensors")
+            code = KVCode(shape, config.code_width)
+            code.load_state_dict(
+                {name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")}
+            )
+            quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
+            _check_shapes(config, shape, tensors)
+            return cls(
+                config,
+                shape,
+                llm["fingerprint"],
+                tensors["encoding_prefix"].float(),
+                tensors["reading_prefix"].float(),
+                code.requires_grad_(False),
+                quantiser,
+                described.get("training", {}),
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+            raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None
+
+    @staticmethod
+    def model_id(folder: Path, llm_fingerprint: str, retriever_fingerprint: str) -> str:
+        """16 hex digits that name the memories written with these parts."""
+        digest = hashlib.sha256()
+        for name in ("config.json", "weights.safetensors"):
+            digest.update((folder / name).read_bytes())
+        digest.update(llm_fingerprint.encode() + retriever_fingerprint.encode())
+        return digest.hexdigest()[:16]
+
+
+def _check_shapes(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> None:
+    for name in ("encoding_prefix", "reading_prefix"):
+        if tensors[name].ndim != 2 or tensors[name].shape[1] != shape.width:
+            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not (p, {shape.width})")
+    for name in ("bits", "steps"):
+        if tensors[name].shape != (config.code_width,):
+            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({config.code_width},)")
+    if int(tensors["bits"].sum()) != config.bits_per_token:
+        raise ConfigError(f"the quantiser has {int(tensors['bits'].sum())} bits a token, not {config.bits_per_token}")

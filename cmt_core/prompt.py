@@ -1,0 +1,29 @@
+"""The text around a question, the same in training and in service."""
+
+from __future__ import annotations
+
+__all__ = ["INSTRUCTION", "answer_text", "bare_prompt", "question_text"]
+
+# Learned prefixes start from the keys and values of this text.
+INSTRUCTION = (
+    "Read the documents below. Then answer each question about them with a few words copied from the documents, "
+    "as short as possible, without any explanation.\n\n"
+)
+
+
+def question_text(question: str) -> str:
+    """What follows the memories."""
+    return f"\n\nQuestion: {' '.join(question.split())}\nAnswer:"
+
+
+def answer_text(answer: str) -> str:
+    """What the LLM is trained to write after `question_text`; the end-of-text token follows."""
+    return f" {' '.join(answer.split())}"
+
+
+def bare_prompt(question: str) -> list[dict[str, str]]:
+    """Chat messages that ask the LLM without any memory or document."""
+    return [
+        {"role": "system", "content": "Answer the question with a few words, as short as possible."},
+        {"role": "user", "content": " ".join(question.split())},
+    ]

@@ -1,0 +1,98 @@
+"""Fixed-step quantisation of a code, with bits shared out by variance, and its packing into bytes.
+
+Bits follow reverse water-filling over the components' variances (Cover and Thomas, ch. 10.3), as in KVTC (arXiv 2511.01815).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_core.errors import ConfigError, MemoryFormatError
+
+__all__ = ["Quantiser", "share_bits"]
+
+MAX_BITS = 8
+# Steps of the uniform quantiser of least squared error for a unit normal, in sigma (Max 1960); above 4 bits, 7 sigma / 2^b
+# leaves room for the heavier tails of keys and values.
+_STEP_SIGMA = {1: 1.6, 2: 1.0, 3: 0.6, 4: 0.335}
+
+
+def share_bits(variance: NDArray[np.float64], total_bits: int) -> NDArray[np.int64]:
+    """Bits per component (C,), summing to `total_bits`: each next bit goes where it removes most squared error.
+
+    Greedy sharing is reverse water-filling in whole bits: a bit quarters the error of its component. Raises ConfigError
+    when the components can't hold that many bits.
+    """
+    if total_bits > MAX_BITS * len(variance):
+        raise ConfigError(f"{len(variance)} components can't hold {total_bits} bits (at most {MAX_BITS} each)")
+    bits = np.zeros(len(variance), dtype=np.int64)
+    error = variance.astype(np.float64).copy()
+    for _ in range(total_bits):
+        best = int(np.argmax(error))
+        bits[best] += 1
+        error[best] = error[best] / 4 if bits[best] < MAX_BITS else -1.0
+    return bits
+
+
+class Quantiser:
+    """Rounds codes (..., C) to `bits` per component with fixed steps, and packs them.
+
+    Mid-rise: level i stands for (i + 0.5) * step. A component of 0 bits is always 0. Gradients pass straight through.
+    """
+
+    def __init__(self, bits: NDArray[np.int64], steps: Tensor) -> None:
+        self.bits = bits
+        self.steps = steps  # (C,)
+        self.token_bytes = int(bits.sum()) // 8
+        self._low = torch.from_numpy(-(2 ** np.maximum(bits - 1, 0))).to(steps)
+        self._high = torch.from_numpy(2 ** np.maximum(bits - 1, 0) - 1).to(steps)
+        self._keep = torch.from_numpy(bits > 0).to(steps)
+        used = np.arange(MAX_BITS)[None, :] < bits[:, None]  # (C, 8): bit j of component c is stored
+        self._component, self._bit = np.nonzero(used)
+
+    @classmethod
+    def fit(cls, sigma: NDArray[np.float64], total_bits: int) -> Quantiser:
+        """Bits and steps for components with standard deviations `sigma` (C,)."""
+        bits = share_bits(sigma**2, total_bits)
+        steps = [s * _STEP_SIGMA.get(int(b), 7.0 / 2.0 ** int(b)) for s, b in zip(sigma, bits, strict=True)]
+        return cls(bits, torch.tensor(steps, dtype=torch.float32).clamp_min(1e-12))  # 0 / 0 of a constant component
+
+    def to(self, device: torch.device) -> Quantiser:
+        """The same quantiser with its tensors on `device`."""
+        return Quantiser(self.bits, self.steps.to(device))
+
+    def levels(self, z: Tensor) -> Tensor:
+        """Integer levels (as floats) of codes (..., C)."""
+        return torch.clamp(torch.floor(z / self.steps), self._low, self._high) * self._keep
+
+    def values(self, levels: Tensor) -> Tensor:
+        """Codes (..., C) that levels stand for."""
+        return (levels + 0.5) * self.steps * self._keep
+
+    def round(self, z: Tensor) -> Tensor:
+        """Rounded codes with a straight-through gradient."""
+        rounded = self.values(self.levels(z.detach()))
+        return z + (rounded - z).detach()
+
+    def pack(self, levels: NDArray[np.int64]) -> bytes:
+        """Levels (T, C) as T * token_bytes bytes."""
+        unsigned = levels + np.where(self.bits > 0, 2 ** np.maximum(self.bits - 1, 0), 0)
+        stored = (unsigned[:, self._component] >> self._bit) & 1  # (T, bits)
+        return np.packbits(stored.astype(np.uint8), axis=1).tobytes()
+
+    def unpack(self, packed: bytes) -> NDArray[np.int64]:
+        """Levels (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
+        if len(packed) % self.token_bytes:
+            raise MemoryFormatError(
+                f"a memory of {len(packed)} bytes is no multiple of {self.token_bytes} bytes a token"
+            )
+        rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, self.token_bytes)
+        stored = np.unpackbits(rows, axis=1).astype(np.int64)  # (T, bits)
+        levels = np.zeros((len(rows), len(self.bits)), dtype=np.int64)
+        kept = np.flatnonzero(self.bits)
+        starts = np.concatenate([[0], np.cumsum(self.bits[kept])[:-1]])
+        levels[:, kept] = np.add.reduceat(stored << self._bit, starts, axis=1) - 2 ** (self.bits[kept] - 1)
+        return levels

@@ -1,0 +1,72 @@
+"""Splits a document into windows that the LLM reads at once, at sentence borders and with a small overlap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Window", "split_document"]
+
+_SENTENCE_END = re.compile(r"((?<=[.!?])[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[A-Z0-9])|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a document: its place, its text, and the title that is read before the text."""
+
+    number: int
+    title: str
+    text: str
+
+    @property
+    def reading(self) -> str:
+        """What the LLM reads."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+def split_document(title: str, text: str, max_tokens: int, count: Callable[[str], int]) -> list[Window]:
+    """Windows of at most `max_tokens` tokens, the title counted in each; the last sentence of one opens the next.
+
+    `count` gives a string's number of tokens. A sentence longer than a window is cut at words.
+    """
+    title = _shortened(" ".join(title.split()), max_tokens // 4, count)
+    room = max_tokens - (count(f"{title}\n") if title else 0) - 2  # two spare: tokens merge differently across joins
+    sentences = [piece for sentence in _sentences(text) for piece in _cut(sentence, room, count)]
+    windows: list[Window] = []
+    current: list[str] = []
+    used = 0
+    for sentence in sentences:
+        tokens = count(f" {sentence}")
+        if current and used + tokens > room:
+            windows.append(Window(len(windows), title, " ".join(current)))
+            overlap = current[-1:] if len(current) > 1 else []
+            used = count(overlap[0]) if overlap else 0
+            current, used = (overlap, used) if used + tokens <= room else ([], 0)
+        used += tokens if current else count(sentence)  # a word without its space can be many tokens
+        current.append(sentence)
+    if current:
+        windows.append(Window(len(windows), title, " ".join(current)))
+    return windows
+
+
+def _sentences(text: str) -> list[str]:
+    lines = _SENTENCE_END.sub(r"\1\n", text).split("\n")  # closing quotes and brackets stay with their sentence
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def _cut(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:
+    """Pieces of at most `room` tokens; halves at a word, or in the middle of a word that is too long by itself."""
+    if count(sentence) <= room or len(sentence) < 2:
+        return [sentence]
+    middle = sentence.rfind(" ", 0, len(sentence) // 2 + 1)
+    if middle <= 0:
+        middle = len(sentence) // 2
+    left, right = sentence[:middle].rstrip(), sentence[middle:].lstrip()
+    return [piece for half in (left, right) if half for piece in _cut(half, room, count)]
+
+
+def _shortened(title: str, max_tokens: int, count: Callable[[str], int]) -> str:
+    while title and count(title) > max_tokens:
+        title = title[: int(len(title) * 0.8)].rsplit(" ", 1)[0] if " " in title else title[: len(title) // 2]
+    return title

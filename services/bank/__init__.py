@@ -1,0 +1,1 @@
+"""The memory bank: a bitemporal LanceDB table with one writer and many readers."""

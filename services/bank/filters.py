@@ -1,0 +1,52 @@
+"""The SQL filters that say which rows of a bank count: current for the writer, visible for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from services.bank.schema import GUARD_CHUNK
+
+__all__ = ["CURRENT", "of_documents", "quoted", "visible"]
+
+CURRENT = f"superseded_at IS NULL AND (deleted_at IS NULL OR chunk_no = {GUARD_CHUNK})"
+"""The one newest version of every document: its live chunks, or the guard row of its delete."""
+
+
+def quoted(text: str) -> str:
+    """`text` as an SQL string literal; the dialect knows no escape but the doubled quote.
+
+    Raises ValueError for text with lone surrogates (JSON may carry them), which no table can hold.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not valid Unicode") from None
+    return "'" + text.replace("'", "''") + "'"
+
+
+def of_documents(documents: Iterable[tuple[str, str]]) -> str:
+    """Rows of the given (namespace, doc_id) pairs."""
+    by_namespace: dict[str, list[str]] = {}
+    for namespace, doc_id in documents:
+        by_namespace.setdefault(namespace, []).append(quoted(doc_id))
+    parts = (f"(namespace = {quoted(name)} AND doc_id IN ({', '.join(ids)}))" for name, ids in by_namespace.items())
+    return "(" + " OR ".join(parts) + ")"
+
+
+def visible(now: datetime, as_of: datetime | None = None) -> str:
+    """Rows that answer a question asked now, or as of a past moment (both aware)."""
+    if as_of is None:
+        return f"superseded_at IS NULL AND deleted_at IS NULL AND {_open('expires_at', now)}"
+    ends = " AND ".join(_open(column, as_of) for column in ("superseded_at", "deleted_at", "expires_at"))
+    return f"ingested_at <= {_literal(as_of)} AND {ends}"
+
+
+def _open(column: str, moment: datetime) -> str:
+    return f"({column} IS NULL OR {column} > {_literal(moment)})"
+
+
+def _literal(moment: datetime) -> str:
+    if moment.tzinfo is None:
+        raise ValueError("as_of must carry a time zone")
+    return f"timestamp '{moment.astimezone(UTC).isoformat(timespec='microseconds')}'"

@@ -1,0 +1,216 @@
+"""Searches a bank: exact nearest memories now or as of a past moment, and looks documents up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.query import ColumnOrdering
+
+from services.bank.filters import of_documents, quoted, visible
+from services.bank.schema import BankLayout, BankStats, DocumentInfo, Hit
+from services.bank.store import BankStore, bank_errors
+from services.errors import BankUnavailable
+
+__all__ = ["BankReader"]
+
+_Answer = TypeVar("_Answer")
+_Keys = npt.NDArray[np.floating[Any]]
+
+_ABOUT_COLUMNS = ["doc_id", "title", "url", "source", "published_at", "ingested_at"]
+_HIT_COLUMNS = ["namespace", "chunk_no", "text", "n_tokens", "key", "memory", *_ABOUT_COLUMNS]
+_INFO_COLUMNS = ["namespace", "n_chunks", *_ABOUT_COLUMNS]
+
+
+class BankReader:
+    """Reads the bank at `uri`; thread-safe, and never more than `read_staleness_s` behind the writer.
+
+    A bank that does not exist yet reads as empty, and is picked up when it appears. `layout` None takes the bank's
+    own. `clock` gives the time (aware) at which documents expire.
+    All methods raise BankUnavailable when the bank can't be read, and BankMismatch when it is of another layout.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        layout: BankLayout | None = None,
+        read_staleness_s: float = 0.5,
+        storage_options: Mapping[str, str] | None = None,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = BankStore(uri, storage_options)
+        self._layout = layout
+        self._read_staleness_s = read_staleness_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._table: Any | None = None
+        self._checked_s = float("-inf")
+        self._latest_ingested: tuple[int, datetime | None] = (0, None)
+
+    def search(self, keys: _Keys, k: int, namespace: str = "default", as_of: datetime | None = None) -> list[list[Hit]]:
+        """The k best chunks of a namespace for each query key, best first; `keys` is (B, d_key).
+
+        Exact: every visible row is compared by cosine similarity, no index. The payload column is read for the rows
+        found only. `as_of` (aware) asks the bank as it was at that moment. Raises ValueError for keys of another
+        shape, or with no direction.
+        """
+        queries = _checked_queries(keys)
+        if k < 1:
+            raise ValueError("k must be at least 1")
+        if not len(queries):
+            return []
+        self._require_width(queries.shape[1])
+        where = f"namespace = {quoted(namespace)} AND {visible(self._clock(), as_of)}"
+        empty: list[list[Hit]] = [[] for _ in queries]
+        return self._read(lambda table: _search(table, queries, k, where), empty)
+
+    def stats(self) -> BankStats:
+        """Size and version of the bank, from counts and table metadata."""
+        return self._read(self._stats, BankStats())
+
+    def latest(self, n: int, namespace: str = "default") -> list[DocumentInfo]:
+        """The n live documents of a namespace that came last into the bank, newest first; without their text."""
+        where = f"namespace = {quoted(namespace)} AND chunk_no = 0 AND {visible(self._clock())}"
+        return self._read(lambda table: _documents(table, where, n), [])
+
+    def get(self, doc_id: str, namespace: str = "default") -> DocumentInfo | None:
+        """A live document with the text of its chunks joined by newlines, or None."""
+        where = f"{of_documents([(namespace, doc_id)])} AND {visible(self._clock())}"
+        return self._read(lambda table: _document(table, where), None)
+
+    def _read(self, question: Callable[[Any], _Answer], empty: _Answer) -> _Answer:
+        """Asks one table version; once more on a fresh one, since maintenance may have removed files under it."""
+        table = self._snapshot()
+        if table is None:
+            return empty
+        try:
+            with bank_errors(self._store.uri):
+                return question(table)
+        except BankUnavailable:
+            with self._lock:
+                self._table, self._checked_s = None, float("-inf")
+        table = self._snapshot()
+        if table is None:
+            return empty
+        with bank_errors(self._store.uri):
+            return question(table)
+
+    def _snapshot(self) -> Any | None:
+        """A handle pinned to a version that was the latest at most `read_staleness_s` ago."""
+        with self._lock:
+            now_s = time.monotonic()
+            if self._table is None or now_s - self._checked_s >= self._read_staleness_s:
+                fresh = self._store.open(self._layout)
+                if fresh is None or self._table is None or fresh.version != self._table.version:
+                    self._table = fresh
+                self._checked_s = now_s
+            return self._table
+
+    def _require_width(self, d_key: int) -> None:
+        table = self._snapshot()
+        layout = self._layout if table is None else BankLayout.from_schema(table.schema)
+        if layout is not None and d_key != layout.d_key:
+            raise ValueError(f"query keys have {d_key} dimensions, the bank's have {layout.d_key}")
+
+    def _stats(self, table: Any) -> BankStats:
+        sizes = table.stats()
+        version = table.version
+        if self._latest_ingested[0] != version:
+            column = table.search().select(["ingested_at"]).to_arrow()["ingested_at"]
+            self._latest_ingested = (version, pc.max(column).as_py())
+        return BankStats(
+            rows=sizes["num_rows"],
+            documents=table.count_rows(f"chunk_no = 0 AND {visible(self._clock())}"),
+            version=version,
+            bytes=sizes["total_bytes"],
+            fragments=sizes["fragment_stats"]["num_fragments"],
+            latest_ingested_at=self._latest_ingested[1],
+        )
+
+
+def _search(table: Any, queries: npt.NDArray[np.float32], k: int, where: str) -> list[list[Hit]]:
+    found = _nearest(table, queries, k, where)
+    row_ids = sorted({row_id for ids in found for row_id in ids})
+    if not row_ids:
+        return [[] for _ in queries]
+    rows = table.take_row_ids(row_ids).select(_HIT_COLUMNS).with_row_id().to_arrow()
+    by_id = dict(zip(rows["_rowid"].to_pylist(), rows.drop_columns(["_rowid", "key"]).to_pylist(), strict=True))
+    keys = dict(zip(rows["_rowid"].to_pylist(), _unit(_matrix(rows["key"])), strict=True))
+    return [
+        _ranked(Hit(**by_id[row_id], score=float(keys[row_id] @ query)) for row_id in ids)
+        for query, ids in zip(_unit(queries), found, strict=True)
+    ]
+
+
+def _nearest(table: Any, queries: npt.NDArray[np.float32], k: int, where: str) -> list[list[int]]:
+    """Row ids of the k nearest keys of each query."""
+    query = table.search(list(queries)).distance_type("cosine").where(where, prefilter=True).bypass_vector_index()
+    rows = query.select(["_distance"]).with_row_id(True).limit(k).to_arrow()
+    # a single query gives no query_index column
+    numbers = rows["query_index"].to_pylist() if "query_index" in rows.column_names else [0] * rows.num_rows
+    found: list[list[int]] = [[] for _ in queries]
+    for number, row_id in zip(numbers, rows["_rowid"].to_pylist(), strict=True):
+        found[number].append(row_id)
+    return found
+
+
+def _documents(table: Any, where: str, n: int) -> list[DocumentInfo]:
+    newest_first = [ColumnOrdering(column_name="ingested_at", ascending=False), ColumnOrdering(column_name="doc_id")]
+    rows = table.search().where(where).select(_INFO_COLUMNS).order_by(newest_first).limit(n).to_arrow().to_pylist()
+    updated = _updated(table, [(row["namespace"], row["doc_id"]) for row in rows])
+    return [_info(row, (row["namespace"], row["doc_id"]) in updated) for row in rows]
+
+
+def _document(table: Any, where: str) -> DocumentInfo | None:
+    rows = table.search().where(where).select([*_INFO_COLUMNS, "chunk_no", "text"]).to_arrow().to_pylist()
+    if not rows:
+        return None
+    rows.sort(key=lambda row: int(row["chunk_no"]))
+    text = "\n".join(row["text"] for row in rows)
+    first = rows[0]
+    return _info(first, bool(_updated(table, [(first["namespace"], first["doc_id"])])), text)
+
+
+def _updated(table: Any, documents: list[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of the documents that replaced an earlier version; one written anew after a delete did not."""
+    if not documents:
+        return set()
+    where = f"{of_documents(documents)} AND chunk_no = 0 AND superseded_at IS NOT NULL"
+    rows = table.search().where(where).select(["namespace", "doc_id"]).to_arrow().to_pylist()
+    return {(row["namespace"], row["doc_id"]) for row in rows}
+
+
+def _info(row: Mapping[str, Any], updated: bool, text: str | None = None) -> DocumentInfo:
+    about = {name: row[name] for name in _ABOUT_COLUMNS}
+    return DocumentInfo(namespace=row["namespace"], chunks=row["n_chunks"], updated=updated, text=text, **about)
+
+
+def _checked_queries(keys: _Keys) -> npt.NDArray[np.float32]:
+    queries = np.asarray(keys, dtype=np.float32)  # (B, d_key)
+    if queries.ndim != 2:
+        raise ValueError(f"keys must be (B, d_key), not of shape {queries.shape}")
+    if not np.isfinite(queries).all() or not queries.any(axis=1).all():
+        raise ValueError("a query key is zero or not finite")
+    return queries
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, dtype=np.float32).reshape(len(column), -1)
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / norms, dtype=np.float32)
+
+
+def _ranked(hits: Iterable[Hit]) -> list[Hit]:
+    return sorted(hits, key=lambda hit: (-hit.score, hit.doc_id, hit.chunk_no))

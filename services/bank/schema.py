@@ -1,0 +1,221 @@
+"""What a bank holds: its table layout, and the typed records that are written to it and read from it.
+
+One row is one chunk (window) of one version of a document. An update closes the rows of the old version
+(`superseded_at`) and adds new ones; a delete closes them (`deleted_at`) and adds a guard row, chunk -1, that has no
+memory and only remembers the position of the delete, so that a late, older write can't bring the document back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from services.errors import BankUnavailable
+
+__all__ = [
+    "GUARD_CHUNK",
+    "TABLE_NAME",
+    "BankLayout",
+    "BankStats",
+    "Chunk",
+    "CommitReport",
+    "DocumentDelete",
+    "DocumentInfo",
+    "DocumentWrite",
+    "Hit",
+    "Position",
+]
+
+TABLE_NAME = "memories"
+GUARD_CHUNK = -1
+"""`chunk_no` of the row that stands for a delete."""
+_METADATA_KEY = b"cmt.bank"
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class BankLayout:
+    """Who wrote a bank: the checkpoint's fingerprint, the length of a key and the bytes of a memory.
+
+    It travels in the table's schema metadata, because memories of two checkpoints must never be mixed.
+    """
+
+    model_id: str
+    d_key: int
+    memory_bytes: int
+
+    def arrow_schema(self) -> pa.Schema:
+        """The Arrow schema of the table, with this layout in its metadata."""
+        return pa.schema(
+            [
+                pa.field("namespace", pa.string(), nullable=False),
+                pa.field("doc_id", pa.string(), nullable=False),
+                pa.field("chunk_no", pa.int32(), nullable=False),
+                pa.field("n_chunks", pa.int32(), nullable=False),
+                pa.field("topic_epoch", pa.int64(), nullable=False),
+                pa.field("partition", pa.int32(), nullable=False),
+                pa.field("offset", pa.int64(), nullable=False),
+                pa.field("record_time", _TIME, nullable=False),
+                pa.field("title", pa.string()),
+                pa.field("url", pa.string()),
+                pa.field("source", pa.string()),
+                pa.field("text", pa.string()),
+                pa.field("published_at", _TIME),
+                pa.field("ingested_at", _TIME, nullable=False),
+                pa.field("superseded_at", _TIME),
+                pa.field("deleted_at", _TIME),
+                pa.field("expires_at", _TIME),
+                pa.field("model_id", pa.string(), nullable=False),
+                pa.field("n_tokens", pa.int32(), nullable=False),
+                pa.field("key", pa.list_(pa.float16(), self.d_key), nullable=False),
+                pa.field("memory", pa.binary(self.memory_bytes)),
+            ],
+            metadata={_METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode()},
+        )
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema) -> BankLayout:
+        """The layout that a table was created with; BankUnavailable when the table is not a bank of this format."""
+        try:
+            stored = json.loads((schema.metadata or {})[_METADATA_KEY])
+            if stored.pop("format") != 1:
+                raise BankUnavailable("the bank was written in another format: update this program")
+            return cls(**stored)
+        except (KeyError, TypeError, ValueError):
+            raise BankUnavailable(f"a table `{TABLE_NAME}` is there, but it is not a memory bank") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a record stood in Kafka: topic epoch, partition, offset, and Kafka's own timestamp of it (aware).
+
+    The epoch counts re-creations of the topic, after which offsets start again at 0.
+    """
+
+    epoch: int
+    partition: int
+    offset: int
+    record_time: datetime
+
+    def __post_init__(self) -> None:
+        _require_aware(self.record_time, "record_time")
+
+    def newer_than(self, other: Position) -> bool:
+        """Whether this record was written after `other`; a record is never newer than itself.
+
+        Offsets order one partition. The same document comes from two partitions of one epoch only when the number
+        of partitions was raised: then the clock decides, and the partition number breaks ties.
+        """
+        if self.epoch != other.epoch:
+            return self.epoch > other.epoch
+        if self.partition == other.partition:
+            return self.offset > other.offset
+        return (self.record_time, self.partition) > (other.record_time, other.partition)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """One window of a document: its text, retrieval key (d_key,), packed memory and length in LLM tokens."""
+
+    text: str
+    key: npt.NDArray[np.floating[Any]]
+    memory: bytes
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DocumentWrite:
+    """A new version of a document with all its chunks; at least one, or the bank could not remember the position."""
+
+    namespace: str
+    doc_id: str
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    expires_at: datetime | None
+    position: Position
+    chunks: tuple[Chunk, ...]
+
+    def __post_init__(self) -> None:
+        if not self.chunks:
+            raise ValueError(f"document {self.doc_id!r} has no chunks")
+        _require_aware(self.published_at, "published_at")
+        _require_aware(self.expires_at, "expires_at")
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDelete:
+    """A tombstone: the document is gone from this position on, whether the bank knows it or not."""
+
+    namespace: str
+    doc_id: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReport:
+    """What one commit did: table version, rows added and closed, records ignored as stale, seconds it took."""
+
+    version: int
+    inserted_rows: int
+    closed_rows: int
+    stale: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk found by a search; `score` is the cosine similarity of its key, `memory` the packed code."""
+
+    namespace: str
+    doc_id: str
+    chunk_no: int
+    title: str | None
+    url: str | None
+    source: str | None
+    text: str
+    published_at: datetime | None
+    ingested_at: datetime
+    score: float
+    memory: bytes
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentInfo:
+    """A live document; `updated` tells whether it replaced an earlier version, `text` is given by `get` only."""
+
+    namespace: str
+    doc_id: str
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    ingested_at: datetime
+    chunks: int
+    updated: bool
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BankStats:
+    """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments."""
+
+    rows: int = 0
+    documents: int = 0
+    version: int = 0
+    bytes: int = 0
+    fragments: int = 0
+    latest_ingested_at: datetime | None = None
+
+
+def _require_aware(moment: datetime | None, name: str) -> None:
+    if moment is not None and moment.tzinfo is None:
+        raise ValueError(f"{name} must carry a time zone")

@@ -1,0 +1,26 @@
+"""The bank's figures for a person, as `cmt bank stats` prints them."""
+
+from __future__ import annotations
+
+from services.bank.reader import BankReader
+from services.errors import BankUnavailable
+from services.settings import BankSettings
+
+__all__ = ["summarise"]
+
+
+def summarise(settings: BankSettings) -> dict[str, str | int]:
+    """Documents, rows, bytes, fragments, version and latest commit. Raises BankUnavailable when there is no bank."""
+    options = {name: secret.get_secret_value() for name, secret in settings.storage_options.items()}
+    stats = BankReader(settings.uri, None, 0.0, options).stats()
+    if stats.version == 0:
+        raise BankUnavailable(f"there is no bank at {settings.uri}")
+    return {
+        "bank": settings.uri,
+        "documents": stats.documents,
+        "rows": stats.rows,
+        "bytes": stats.bytes,
+        "fragments": stats.fragments,
+        "version": stats.version,
+        "latest_ingested_at": stats.latest_ingested_at.isoformat() if stats.latest_ingested_at else "never",
+    }

@@ -1,0 +1,276 @@
+"""The `cmt` command: every part of the system from a terminal.
+
+Results go to stdout, progress and errors to stderr. An error is one line and an exit code (services/errors.py lists them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from cmt_core.errors import ConfigError, CoreError
+from services.errors import ServiceError, SettingsError
+from services.logs import set_up_logging
+from services.settings import Settings, load_settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="cmt",
+    help="A live memory of the news for a frozen language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+feed_app = typer.Typer(help="Put documents into the Kafka topic.", no_args_is_help=True)
+bank_app = typer.Typer(help="Look at the memory bank.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+eval_app = typer.Typer(help="Score a checkpoint.", no_args_is_help=True)
+app.add_typer(feed_app, name="feed")
+app.add_typer(bank_app, name="bank")
+app.add_typer(config_app, name="config")
+app.add_typer(eval_app, name="eval")
+
+progress = Console(stderr=True)
+
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default ./cmt.yaml where there is one.")]
+Topic = Annotated[str | None, typer.Option(help="Kafka topic with the documents.")]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap-servers", help="Kafka brokers, host:port[,host:port]; none starts one.")
+]
+Bank = Annotated[str | None, typer.Option("--bank", help="Folder or s3:// address of the bank.")]
+Port = Annotated[int | None, typer.Option(help="Port of the query service.")]
+RayAddress = Annotated[str | None, typer.Option("--ray", help="Ray cluster: local, auto, or ray://host:port.")]
+
+
+def main() -> None:
+    """Entry point: runs the command and turns our errors into one line and an exit code."""
+    try:
+        app()
+    except ServiceError as error:
+        _fail(str(error), error.exit_code)
+    except CoreError as error:
+        _fail(str(error), 2 if isinstance(error, ConfigError) else 7)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+@app.command()
+def demo(
+    config: Config = None,
+    port: Port = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Articles a second.")] = 6.0,
+    once: Annotated[bool, typer.Option("--once", envvar="DEMO_ONCE", help="End after the table.")] = False,
+    news: Annotated[Path | None, typer.Option(help="Folder with feeds and questions.jsonl.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
+) -> None:
+    """Ask, play the news through Kafka, ask again: the whole system on this machine."""
+    from services.demo import run_demo
+
+    settings = _settings(config, serve__port=port)
+    sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
+
+
+@feed_app.command("play")
+def feed_play(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders or URLs: RSS, Atom, JSON Feed, JSONL.")],
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Documents a second; default as fast as possible.")
+    ] = None,
+) -> None:
+    """Send every item of the sources into the topic, once."""
+    settings = _settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
+    from services.feed.run import play_once
+
+    report = play_once(settings, sources, rate, progress)
+    typer.echo(
+        f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
+        f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"
+    )
+    if report.unreadable:
+        sys.exit(5)
+
+
+@feed_app.command("poll")
+def feed_poll(
+    urls: Annotated[list[str], typer.Argument(help="Feed URLs.")],
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks at the feeds.")] = 300.0,
+) -> None:
+    """Fetch the feeds again and again; new and edited items go into the topic, until Ctrl-C."""
+    settings = _settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
+    from services.feed.run import poll_forever
+
+    poll_forever(settings, urls, every, progress)
+
+
+@app.command()
+def ingest(
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    bank: Bank = None,
+    ray: RayAddress = None,
+    until_caught_up: Annotated[bool, typer.Option(help="End when every record of the topic is in the bank.")] = False,
+) -> None:
+    """Consume the topic, compress every document, keep it in the bank, until Ctrl-C."""
+    settings = _settings(
+        config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers, bank__uri=bank, ray__address=ray
+    )
+    from services.ingest.run import run_ingest
+
+    run_ingest(settings, until_caught_up=until_caught_up, console=progress)
+
+
+@app.command()
+def serve(config: Config = None, bank: Bank = None, port: Port = None, ray: RayAddress = None) -> None:
+    """Answer questions over HTTP from the latest bank, until Ctrl-C."""
+    settings = _settings(config, bank__uri=bank, serve__port=port, ray__address=ray)
+    from services.query.run import run_serve
+
+    run_serve(settings, progress)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    config: Config = None,
+    url: Annotated[str | None, typer.Option(help="The query service; default from the settings.")] = None,
+    model: Annotated[str, typer.Option(help="cmt, cmt-rag or cmt-closed.")] = "cmt",
+    top_k: Annotated[int | None, typer.Option(min=1, help="Memories to read.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole response.")] = False,
+) -> None:
+    """Ask the running query service one question."""
+    settings = _settings(config)
+    from services.query.client import ask_service
+
+    reply = ask_service(url or f"http://{settings.serve.host}:{settings.serve.port}", settings, question, model, top_k)
+    if as_json:
+        typer.echo(json.dumps(reply, indent=2, ensure_ascii=False))
+        return
+    typer.echo(reply["choices"][0]["message"]["content"])
+    for source in reply.get("sources", []):
+        typer.echo(f"  {source['score']:.2f}  {source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())
+
+
+@bank_app.command("stats")
+def bank_stats(
+    config: Config = None,
+    bank: Bank = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Size, version and age of the bank."""
+    settings = _settings(config, bank__uri=bank)
+    from services.bank.summary import summarise
+
+    figures = summarise(settings.bank)
+    typer.echo(json.dumps(figures) if as_json else "\n".join(f"{key:20} {value}" for key, value in figures.items()))
+
+
+@config_app.command("show")
+def config_show(
+    config: Config = None, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False
+) -> None:
+    """The effective settings, secrets masked."""
+    effective = _settings(config).masked()
+    typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
+    config: Config = None,
+    run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
+    dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
+    prefix_steps: Annotated[int, typer.Option(min=1, help="Steps of the prefix on text.")] = 120,
+    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
+    top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
+) -> None:
+    """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
+    settings = _settings(config)
+    from cmt_core.training.command import train_checkpoint
+    from cmt_core.training.recipe import RecipeConfig
+
+    recipe = RecipeConfig(prefix_steps=prefix_steps, code_steps=code_steps, seed=seed)
+    model = settings.model
+    done = train_checkpoint(
+        recipe,
+        settings.data_dir / dataset,
+        run,
+        output,
+        llm=model.llm,
+        retriever=model.retriever,
+        cache_dir=model.cache_dir,
+        device=model.device,
+        top_k=top_k,
+        report=lambda line: progress.print(line, highlight=False),
+    )
+    if not done:
+        _fail(f"stopped; the same command goes on from {run}", 130)
+
+
+@eval_app.command("stream")
+def eval_stream(
+    dataset: Annotated[str, typer.Option(help="Dataset inside data_dir, or a path.")] = "squad_dev.jsonl.gz",
+    config: Config = None,
+    questions: Annotated[int, typer.Option(min=1)] = 300,
+    documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
+    systems: Annotated[str, typer.Option(help="Of kv_code, rag_prefix, closed.")] = "kv_code,rag_prefix,closed",
+    k: Annotated[int, typer.Option(min=1, help="Memories read per question.")] = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+) -> None:
+    """The stream protocol: compress every document, then ask all questions against the full bank."""
+    from cmt_core.data.qa import read_qa
+    from cmt_core.evaluation.stream import SYSTEMS, evaluate_stream
+    from services.models import load_cmt
+
+    settings = _settings(config)
+    chosen = [name.strip() for name in systems.split(",") if name.strip()]
+    if unknown := sorted(set(chosen) - set(SYSTEMS)):
+        raise SettingsError(f"system {unknown[0]!r} is not known; known are {', '.join(SYSTEMS)}")
+    path = Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset
+    scores = evaluate_stream(
+        load_cmt(settings),
+        read_qa(path),
+        systems=chosen,
+        questions=questions,
+        documents=documents,
+        k=k,
+        seed=seed,
+        report=lambda line: progress.print(line, highlight=False),
+    )
+    rows = [dataclasses.asdict(score) for score in scores]
+    if as_json is not None:
+        as_json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    typer.echo("\n".join(json.dumps(row) for row in rows))
+
+
+def _settings(config: Path | None, **flags: Any) -> Settings:
+    settings = load_settings(config, **flags)
+    set_up_logging(settings.log_level)
+    return settings
+
+
+def _fail(line: str, code: int) -> None:
+    progress.print(f"cmt: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Plays feed items into Kafka at a chosen pace."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.errors import FeedError
+from services.feed.items import Item
+from services.metrics import Metrics
+from services.stream.record import Document, Tombstone
+
+__all__ = ["PlayReport", "Producer", "play"]
+
+log = logging.getLogger(__name__)
+
+_FLUSH_TIMEOUT_S = 60.0
+# The Kafka client queues without limit, so what waits for its acknowledgement is limited here.
+_FLUSH_EVERY_ITEMS = 500
+
+
+class Producer(Protocol):
+    """What `play` needs of a DocumentProducer."""
+
+    def send(self, document: Document) -> None: ...
+
+    def delete(self, id: str, namespace: str = ...) -> None: ...
+
+    def flush(self, timeout_s: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlayReport:
+    """Documents sent, documents deleted, items without text left out, and feeds or lines that could not be read."""
+
+    sent: int
+    deleted: int
+    skipped: int
+    unreadable: int = 0
+
+
+def play(
+    items: Iterator[Item],
+    producer: Producer,
+    rate_per_s: float | None = None,
+    on_sent: Callable[[int], None] | None = None,
+    metrics: Metrics | None = None,
+) -> PlayReport:
+    """Sends all items, `rate_per_s` of them a second (None: as fast as Kafka takes them), and waits for the last.
+
+    A feed or line that can't be read is logged, counted and passed over. `on_sent` gets the number of items sent so
+    far, after each. Raises BrokerError when records were not delivered, ValueError for a rate that is not positive.
+    """
+    if rate_per_s is not None and not rate_per_s > 0:
+        raise ValueError(f"the rate must be positive, not {rate_per_s}")
+    player = _Player(producer, rate_per_s, on_sent, metrics or Metrics())
+    while player.take(items):
+        pass
+    producer.flush(_FLUSH_TIMEOUT_S)
+    return player.report(int(getattr(items, "skipped", 0)))
+
+
+class _Player:
+    def __init__(
+        self, producer: Producer, rate_per_s: float | None, on_sent: Callable[[int], None] | None, metrics: Metrics
+    ) -> None:
+        self._producer = producer
+        self._interval_s = 1 / rate_per_s if rate_per_s else 0.0
+        self._on_sent = on_sent
+        self._metrics = metrics
+        self._sent = self._deleted = self._unreadable = 0
+        self._due = time.monotonic()
+
+    def take(self, items: Iterator[Item]) -> bool:
+        """Sends the next item; False at the end."""
+        try:
+            item = next(items)
+        except StopIteration:
+            return False
+        except FeedError as error:
+            log.warning("%s", error)
+            self._unreadable += 1
+            self._metrics.count("cmt_feed_errors_total")
+            return True
+        self._wait()
+        self._send(item)
+        return True
+
+    def report(self, skipped: int) -> PlayReport:
+        """The counts at the end."""
+        if skipped:
+            self._metrics.count("cmt_feed_items_total", skipped, outcome="skipped")
+        return PlayReport(self._sent, self._deleted, skipped, self._unreadable)
+
+    def _wait(self) -> None:
+        """Until the next item is due; time lost to a slow feed or broker is not made up in a burst."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = max(self._due, time.monotonic() - self._interval_s) + self._interval_s
+
+    def _send(self, item: Item) -> None:
+        if isinstance(item, Tombstone):
+            self._producer.delete(item.id, item.namespace)
+            self._deleted += 1
+        else:
+            self._producer.send(item)
+            self._sent += 1
+        self._metrics.count("cmt_feed_items_total", outcome="deleted" if isinstance(item, Tombstone) else "sent")
+        done = self._sent + self._deleted
+        if done % _FLUSH_EVERY_ITEMS == 0:
+            self._producer.flush(_FLUSH_TIMEOUT_S)
+        if self._on_sent is not None:
+            self._on_sent(done)

@@ -1,0 +1,160 @@
+"""What happens to a batch of polled records between Kafka and the bank: decode, compress, one commit, dead letters.
+
+This file does steps 2 to 5 of the order that `services.ingest.consumer` describes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.bank.schema import Chunk, DocumentDelete, DocumentWrite, Position
+from services.errors import RecordError
+from services.ingest.inbox import Taken
+from services.ingest.ports import BankRecord, Compress, DeadLetterSink, Write
+from services.ingest.retry import Retry
+from services.metrics import Metrics
+from services.settings import KafkaSettings
+from services.stream.record import Document, Tombstone, decode
+
+__all__ = ["BatchWork", "Prepared"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A polled record with what is to be done: a bank record to commit, or the reason why it can't be one."""
+
+    taken: Taken
+    outcome: BankRecord | RecordError
+
+    @property
+    def windows(self) -> int:
+        """Windows that the document gave."""
+        return len(self.outcome.chunks) if isinstance(self.outcome, DocumentWrite) else 0
+
+
+class BatchWork:
+    """Prepares batches (from several threads at once) and stores them (from one thread)."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        compress: Compress,
+        write: Write,
+        dead_letters: DeadLetterSink,
+        metrics: Metrics,
+        retry: Retry,
+    ) -> None:
+        self._kafka = kafka
+        self._compress = compress
+        self._write = write
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._retry = retry
+        self.outcomes: Counter[str] = Counter()
+        self.stale = 0
+
+    def prepare(self, batch: Sequence[Taken]) -> list[Prepared]:
+        """Decodes and compresses. Raises ServiceError when the compressor fails for good, never for a bad record."""
+        decoded = [self._decoded(taken) for taken in batch]
+        documents = [one for one in decoded if isinstance(one, Document)]
+        chunks = iter(self._compressed(documents))
+        return [
+            Prepared(taken, self._bank_record(taken, one, next(chunks) if isinstance(one, Document) else ()))
+            for taken, one in zip(batch, decoded, strict=True)
+        ]
+
+    def store(self, batch: Sequence[Prepared]) -> None:
+        """Commits to the bank, then sends dead letters. After it every record of the batch is safe somewhere.
+
+        Raises BankError, with nothing visible, when the bank can't take it for good, and BrokerError when the
+        dead-letter topic can't.
+        """
+        good = [one for one in batch if not isinstance(one.outcome, RecordError)]
+        bad = [(one.taken, one.outcome) for one in batch if isinstance(one.outcome, RecordError)]
+        bad += self._committed(good)
+        for taken, error in bad:
+            self._dead_letter(taken, error)
+
+    def _decoded(self, taken: Taken) -> Document | Tombstone | RecordError:
+        try:
+            return decode(taken.record, self._kafka.field_map, self._kafka.max_record_bytes)
+        except RecordError as error:
+            return error
+
+    def _compressed(self, documents: Sequence[Document]) -> list[Sequence[Chunk] | RecordError]:
+        """The chunks of each document; when the batch can't be compressed, each by itself to find the culprit."""
+        if not documents:
+            return []
+        pairs = [(document.title, document.text) for document in documents]
+        try:
+            return list(self._retry(lambda: self._compress(pairs)))
+        except ValueError as error:
+            if len(documents) == 1:
+                return [_unstorable(error)]
+            return [one for document in documents for one in self._compressed([document])]
+
+    def _bank_record(
+        self, taken: Taken, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
+    ) -> BankRecord | RecordError:
+        if isinstance(decoded, RecordError):
+            return decoded
+        if isinstance(chunks, RecordError):
+            return chunks
+        if isinstance(decoded, Tombstone):
+            return DocumentDelete(decoded.namespace, decoded.id, _position(taken))
+        if not chunks:
+            return RecordError("unstorable", "the text gives no window to remember")
+        return DocumentWrite(
+            namespace=decoded.namespace,
+            doc_id=decoded.id,
+            title=decoded.title or None,
+            url=decoded.url or None,
+            source=decoded.source or None,
+            published_at=decoded.published_at,
+            expires_at=decoded.expires_at,
+            position=_position(taken),
+            chunks=tuple(chunks),
+        )
+
+    def _committed(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:
+        """One commit; when a record does not fit the bank, each by itself. Gives those that don't fit."""
+        if not batch:
+            return []
+        records = [one.outcome for one in batch if not isinstance(one.outcome, RecordError)]
+        try:
+            report = self._retry(lambda: self._write(records))
+        except ValueError as error:
+            if len(batch) == 1:
+                return [(batch[0].taken, _unstorable(error))]
+            return [misfit for one in batch for misfit in self._committed([one])]
+        self.stale += report.stale
+        now_s = time.time()
+        for one in batch:
+            self._count("deleted" if isinstance(one.outcome, DocumentDelete) else "written")
+            if one.taken.record.timestamp_ms > 0:  # Kafka's -1 means that the record has none
+                age_s = max(0.0, now_s - one.taken.record.timestamp_ms / 1000)
+                self._metrics.observe("cmt_ingest_freshness_seconds", age_s)
+        return []
+
+    def _dead_letter(self, taken: Taken, error: RecordError) -> None:
+        self._retry(lambda: self._dead_letters.send(taken.record, error))
+        self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
+        self._count("dead_lettered")
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self._metrics.count("cmt_ingest_records_total", outcome=outcome)
+
+
+def _position(taken: Taken) -> Position:
+    record = taken.record
+    time_of_record = datetime.fromtimestamp(max(0, record.timestamp_ms) / 1000, UTC)
+    return Position(taken.epoch, record.partition, record.offset, time_of_record)
+
+
+def _unstorable(error: ValueError) -> RecordError:
+    return RecordError("unstorable", " ".join(str(error).split())[:300] or "the document can't be stored")

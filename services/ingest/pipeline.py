@@ -1,0 +1,191 @@
+"""Starts and stops the ingest of a topic on Ray: consumer actors, compressor actors, and one writer actor.
+
+handle = start_ingest(settings, bootstrap)     # Ray must be initialised
+handle.wait_until_caught_up(60.0)
+handle.stop(20.0)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from services.errors import ServiceError
+from services.ingest.compressor import compressor_actor
+from services.ingest.consumer import ConsumerStatus
+from services.ingest.consumer_actor import consumer_actor
+from services.ingest.ports import ModelFactory
+from services.ingest.remote import result
+from services.ingest.writer import writer_actor
+from services.metrics_hub import hub_handle
+from services.models import load_cmt
+from services.settings import Settings
+from services.stream.record import check_field_map
+from services.stream.topics import ensure_topics, topic_partitions
+
+__all__ = ["IngestHandle", "IngestStatus", "start_ingest"]
+
+_log = logging.getLogger(__name__)
+
+_LOAD_S = 600.0  # a large LLM from a slow disk
+_OPEN_S = 120.0
+_ANSWER_S = 60.0  # an actor that Ray starts again takes its time
+_LOOK_EVERY_S = 0.1
+_QUIET_S = 0.5  # a broker's end offset may lag behind what it has acknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class IngestStatus:
+    """Ingest now: records by outcome since the start, lag by partition (records), what is in flight, what went wrong.
+
+    Outcomes are `written`, `deleted` and `dead_lettered`; `stale` of these were in the bank already, as replays are.
+    """
+
+    running: bool
+    records: dict[str, int]
+    stale: int
+    lag: dict[int, int]
+    in_flight_records: int
+    in_flight_bytes: int
+    last_error: ServiceError | None
+
+    def __str__(self) -> str:
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.records.items())) or "no records"
+        shown = f"{outcomes}; lag {sum(self.lag.values())}, in flight {self.in_flight_records}"
+        return f"{shown}; {self.last_error}" if self.last_error else shown
+
+
+class IngestHandle:
+    """A running ingest. Ray must stay initialised while it is used; `stop` is for the end."""
+
+    def __init__(self, settings: Settings, bootstrap: str, hub: Any) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
+        self._hub = hub  # the metrics hub lives as long as its maker's handle
+        self._stopped = False
+        self.compressors: list[Any] = []
+        self.consumers: list[Any] = []
+        self.writer: Any = None
+
+    def status(self) -> IngestStatus:
+        """What all consumers do now. Raises ServiceError when an actor does not answer."""
+        return _merged(self._statuses())
+
+    def raise_if_failed(self) -> None:
+        """Raises the error that ended a consumer (BankFull, BrokerUnreachable, ...), as itself."""
+        error = self.status().last_error
+        if error is not None:
+            raise error
+
+    def wait_until_caught_up(self, timeout_s: float) -> None:
+        """Returns when every partition is read to its end and committed, with nothing in flight.
+
+        Raises what a consumer failed with, and ServiceError when `timeout_s` seconds were not enough.
+        """
+        deadline = time.monotonic() + timeout_s
+        partitions = topic_partitions(self._settings.kafka, self._bootstrap, self._settings.kafka.topic)
+        first = [status.measured for status in self._statuses()]
+        quiet_since: float | None = None
+        while quiet_since is None or time.monotonic() - quiet_since < _QUIET_S:
+            statuses = self._statuses()
+            merged = _merged(statuses)
+            if merged.last_error is not None:
+                raise merged.last_error
+            done = len(merged.lag) >= partitions and not sum(merged.lag.values()) and not merged.in_flight_records
+            # a lag that was measured before the call may be older than the last record; a restart counts from 0 again
+            fresh = all(not 0 <= one.measured - old < 2 for one, old in zip(statuses, first, strict=True))
+            quiet_since = (quiet_since or time.monotonic()) if done and fresh else None
+            if time.monotonic() > deadline:
+                raise ServiceError(f"ingest has not caught up within {timeout_s:g} s: {merged}")
+            time.sleep(_LOOK_EVERY_S)
+
+    def stop(self, timeout_s: float) -> None:
+        """Finishes the batches that were begun, commits, leaves the group and frees the bank; repeated calls are fine.
+
+        What is not finished within `timeout_s` seconds is not committed, and read again by the next start.
+        """
+        if self._stopped or not ray.is_initialized():
+            return
+        self._stopped = True
+        deadline = time.monotonic() + timeout_s
+        stopping = [consumer.stop.remote(max(0.5, timeout_s - 2.0)) for consumer in self.consumers]
+        for reference in stopping:
+            self._end(reference, deadline)
+        closing = [actor.close.remote() for actor in [self.writer, *self.compressors] if actor is not None]
+        for reference in closing:
+            self._end(reference, max(deadline, time.monotonic() + 1.0))
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends all actors at once. Nothing is lost: what was not committed is read again by the next start."""
+        self._stopped = True
+        for actor in [*self.consumers, *self.compressors, self.writer]:
+            if actor is not None:
+                with contextlib.suppress(ValueError):
+                    ray.kill(actor, no_restart=True)
+
+    def _statuses(self) -> list[ConsumerStatus]:
+        asked = [consumer.status.remote() for consumer in self.consumers]
+        return [result(reference, _ANSWER_S) for reference in asked]
+
+    @staticmethod
+    def _end(reference: Any, deadline: float) -> None:
+        try:
+            result(reference, max(0.1, deadline - time.monotonic()))
+        except (ServiceError, ValueError) as error:
+            _log.warning("while ingest was stopped: %s", error)
+
+
+def start_ingest(settings: Settings, bootstrap: str, *, model_factory: ModelFactory = load_cmt) -> IngestHandle:
+    """Starts the actors, and returns when the model is loaded, the bank is open and Kafka is connected.
+
+    `model_factory` makes the compressor in its actor's process. Raises, as themselves and with nothing left running:
+    BrokerUnreachable, TopicMissing, SettingsError, BankUnavailable, BankFull, BankMismatch, and cmt_core's CoreError
+    when the model can't be loaded.
+    """
+    check_field_map(settings.kafka.field_map)
+    ensure_topics(settings.kafka, bootstrap)  # in this process, too: a missing broker is told before a model is loaded
+    handle = IngestHandle(settings, bootstrap, hub_handle())
+    try:
+        _start_actors(handle, settings, bootstrap, model_factory)
+    except BaseException:
+        handle.kill()
+        raise
+    return handle
+
+
+def _start_actors(handle: IngestHandle, settings: Settings, bootstrap: str, model_factory: ModelFactory) -> None:
+    handle.compressors = [compressor_actor(settings, model_factory) for _ in range(settings.ingest.compressors)]
+    layouts = [result(reference, _LOAD_S) for reference in [one.layout.remote() for one in handle.compressors]]
+    handle.writer = writer_actor(settings.bank, layouts[0])
+    result(handle.writer.open.remote(), _OPEN_S)
+    handle.consumers = [
+        consumer_actor(settings, bootstrap, handle.compressors, handle.writer) for _ in range(settings.ingest.consumers)
+    ]
+    connecting = [consumer.wait_until_connected.remote(_OPEN_S) for consumer in handle.consumers]
+    for reference in connecting:
+        result(reference, _OPEN_S + 5.0)
+
+
+def _merged(statuses: Sequence[ConsumerStatus]) -> IngestStatus:
+    records: Counter[str] = Counter()
+    lag: dict[int, int] = {}
+    for status in statuses:
+        records.update(status.outcomes)
+        lag.update(status.lag)
+    return IngestStatus(
+        running=all(status.running for status in statuses),
+        records=dict(records),
+        stale=sum(status.stale for status in statuses),
+        lag=lag,
+        in_flight_records=sum(status.in_flight_records for status in statuses),
+        in_flight_bytes=sum(status.in_flight_bytes for status in statuses),
+        last_error=next((status.failure for status in statuses if status.failure is not None), None),
+    )

@@ -1,0 +1,142 @@
+"""The one committer of a bank: a plain class around BankWriter, and as the last line a Ray actor."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from services.bank.schema import BankLayout, CommitReport
+from services.errors import BankError, BankUnavailable
+from services.ingest.ports import BankRecord
+from services.metrics import Metrics
+from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
+from services.settings import BankSettings
+
+if TYPE_CHECKING:
+    from services.bank.epochs import TopicEpochs
+    from services.bank.reader import BankReader
+    from services.bank.writer import BankWriter
+
+__all__ = ["WriterWorker", "writer_actor"]
+
+_log = logging.getLogger(__name__)
+_NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
+
+
+class WriterWorker:
+    """Commits to the bank, which is opened when it is first needed, so that its error reaches the caller as itself."""
+
+    def __init__(self, settings: BankSettings, layout: BankLayout, metrics: Metrics) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._metrics = metrics
+        self._options = {name: secret.get_secret_value() for name, secret in settings.storage_options.items()}
+        self._writer: BankWriter | None = None
+        self._epochs: TopicEpochs | None = None
+        self._reader: BankReader | None = None
+        self._measured_version = -1
+
+    def open(self) -> None:
+        """Opens or creates the bank. Raises BankUnavailable, BankFull or BankMismatch."""
+        self._opened()
+        self.measure()
+
+    def write(self, records: Sequence[BankRecord]) -> CommitReport:
+        """One atomic commit. Raises BankError with nothing visible, ValueError for a record that does not fit."""
+        report = self._opened().commit(records)
+        self._metrics.observe("cmt_bank_commit_seconds", report.seconds)
+        return report
+
+    def epoch_of(self, topic_id: str) -> int:
+        """The epoch of a topic: larger for every topic that the bank sees later. Raises BankError."""
+        self._opened()  # the lock makes this process the only one that numbers topics
+        assert self._epochs is not None
+        return self._epochs.epoch_of(topic_id)
+
+    def measure(self) -> None:
+        """Sets the gauges of the bank's size; may be called from another thread than the rest."""
+        if self._reader is None:
+            return
+        stats = self._reader.stats()
+        if stats.version != self._measured_version:
+            self._metrics.gauge("cmt_bank_rows", stats.rows)
+            self._metrics.gauge("cmt_bank_documents", stats.documents)
+            self._metrics.gauge("cmt_bank_version", stats.version)
+            self._measured_version = stats.version
+
+    def close(self) -> None:
+        """Lets another writer open the bank."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _opened(self) -> BankWriter:
+        if self._writer is None:
+            from services.bank.epochs import TopicEpochs  # LanceDB is loaded in the writer's process only
+            from services.bank.reader import BankReader
+            from services.bank.writer import BankWriter
+
+            settings = self._settings
+            self._writer = BankWriter(settings.uri, self._layout, settings.min_free_bytes, self._options)
+            self._epochs = TopicEpochs(settings.uri, self._options)
+            self._reader = BankReader(settings.uri, self._layout, 0.0, self._options)
+        return self._writer
+
+
+class _WriterActor(WriterWorker):
+    """The worker in a Ray actor: its gauges follow the bank every second, and its metrics reach the hub."""
+
+    def __init__(self, settings: BankSettings, layout: BankLayout) -> None:
+        # Ray gives the process one thread; Lance needs two at least, and reads this when it is loaded
+        os.environ["LANCE_CPU_THREADS"] = str(max(2, len(os.sched_getaffinity(0))))
+        metrics = Metrics()
+        super().__init__(settings, layout, metrics)
+        self._pusher = MetricsPusher(f"writer-{uuid.uuid4().hex[:12]}", metrics)
+        self._closing = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="bank-gauges", daemon=True)
+        self._follower.start()
+
+    def close(self) -> None:
+        """Gives the bank back and sends the last metrics."""
+        self._closing.set()
+        self._follower.join(5.0)
+        super().close()
+        self._pusher.stop()
+
+    def _follow(self) -> None:
+        while True:
+            closing = self._closing.wait(1.0)
+            try:
+                self.measure()
+            except BankError as error:  # the commits will say so, too
+                _log.debug("the bank's size can't be read: %s", error)
+            if closing:
+                return
+
+
+def writer_actor(settings: BankSettings, layout: BankLayout) -> Any:
+    """The handle of a new writer actor, which Ray starts again when it dies; a call is repeated up to 3 times.
+
+    Its name keeps a second one for the same address away from the Ray cluster: BankUnavailable.
+    """
+    name = f"cmt-bank-writer-{hashlib.sha256(settings.uri.encode()).hexdigest()[:16]}"
+    options = {"name": name, "namespace": HUB_NAMESPACE, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+    actor = ray.remote(_WriterActor).options(**options)
+    deadline = time.monotonic() + _NAME_WAIT_S
+    while True:
+        try:
+            return actor.remote(settings, layout)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise BankUnavailable(
+                    f"bank {settings.uri}: another ingest of this Ray cluster writes to it, and a bank has only one"
+                ) from None
+            time.sleep(0.1)

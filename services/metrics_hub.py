@@ -1,0 +1,105 @@
+"""The one place where all processes of the system leave their metric snapshots, so that /metrics can show all of them.
+
+`MetricsHub` is a plain class; `hub_handle()` makes it a named Ray actor that lives as long as the process that made it,
+and `MetricsPusher` sends a process's snapshot there about every second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from services.metrics import TABLE, Metrics, Snapshot
+
+__all__ = ["HUB_NAME", "HUB_NAMESPACE", "MetricsHub", "MetricsPusher", "hub_handle"]
+
+HUB_NAME = "cmt-metrics"
+HUB_NAMESPACE = "cmt"  # named explicitly: Serve replicas live in a Ray namespace of their own
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    snapshot: Snapshot
+    pushed_at: float
+
+
+class MetricsHub:
+    """The latest snapshot of every process; one silent for `stale_s` keeps its counters and loses its gauges."""
+
+    def __init__(self, stale_s: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stale_s = stale_s
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+
+    def push(self, process: str, snapshot: Snapshot) -> None:
+        """Replaces the snapshot of `process`; the latest pusher comes last, so its gauges win."""
+        self._entries.pop(process, None)
+        self._entries[process] = _Entry(snapshot, self._clock())
+
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshots of all processes, oldest push first."""
+        now = self._clock()
+        return [
+            entry.snapshot if now - entry.pushed_at <= self._stale_s else _without_gauges(entry.snapshot)
+            for entry in self._entries.values()
+        ]
+
+
+def _without_gauges(snapshot: Snapshot) -> Snapshot:
+    numbers = {name: series for name, series in snapshot.numbers.items() if TABLE[name].kind != "gauge"}
+    return Snapshot(numbers, snapshot.histograms)
+
+
+def hub_handle() -> Any:
+    """The hub's Ray actor, made when there is none; keep the handle, since the actor ends with its maker's last one."""
+    actor = ray.remote(MetricsHub)
+    return actor.options(name=HUB_NAME, namespace=HUB_NAMESPACE, get_if_exists=True, num_cpus=0).remote()
+
+
+class MetricsPusher:
+    """A daemon thread that pushes the snapshot of `metrics` as `process` every `interval_s` until `stop()`."""
+
+    def __init__(self, process: str, metrics: Metrics, interval_s: float = 1.0) -> None:
+        self._process = process
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._hub: Any = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics-pusher", daemon=True)
+        self._thread.start()
+
+    def push(self) -> bool:
+        """Sends one snapshot now; False when the hub does not answer (the next push looks for it again)."""
+        try:
+            if self._hub is None:
+                self._hub = hub_handle()
+            ray.get(self._hub.push.remote(self._process, self._metrics.snapshot()), timeout=5.0)
+        except (
+            RayError,
+            GetTimeoutError,
+            ValueError,
+        ) as error:  # ValueError: the named actor died while being looked up
+            _log.debug("metrics of %s were not pushed: %s", self._process, error)
+            self._hub = None
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Pushes a last time and ends the thread."""
+        self._stopped.set()
+        self._thread.join(timeout=10.0)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            self.push()
+        if ray.is_initialized():
+            self.push()

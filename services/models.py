@@ -1,0 +1,32 @@
+"""The models that the settings name: fetched before any actor needs them, loaded inside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cmt_core.model_source import resolve_model
+from services.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from cmt_core.model import CMT
+
+__all__ = ["fetch_models", "load_cmt"]
+
+
+def fetch_models(model: ModelSettings, console: Console) -> None:
+    """Fetches what is not cached yet, in the foreground, where progress and errors can be seen. Raises ModelSourceError."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
+    for source in (model.llm, model.retriever):
+        resolve_model(source, model.cache_dir.expanduser(), say)
+
+
+def load_cmt(settings: Settings) -> CMT:
+    """The frozen LLM with its memory checkpoint. Raises CoreError."""
+    from cmt_core.model import CMT  # torch is loaded in the actor's process only
+
+    return CMT.load(**settings.model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"}))

@@ -1,0 +1,110 @@
+"""A small bank in memory with the reading side of the real one, for tests and for trying the service without a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["InMemoryBank", "StoredDocument", "StoredStats", "StoredWindow"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWindow:
+    """One window with its memory; `score` is filled in by a search."""
+
+    doc_id: str
+    text: str
+    memory: bytes
+    chunk_no: int = 0
+    namespace: str = "default"
+    title: str | None = None
+    url: str | None = None
+    source: str | None = None
+    published_at: datetime | None = None
+    ingested_at: datetime | None = None
+    score: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Words of the window."""
+        return len(self.text.split())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """One document as `latest` lists it."""
+
+    doc_id: str
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    ingested_at: datetime | None
+    chunks: int
+    updated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStats:
+    """Size and version."""
+
+    rows: int
+    documents: int
+    version: int
+    bytes: int
+    fragments: int
+    latest_ingested_at: datetime | None
+
+
+class InMemoryBank:
+    """Windows in a list, searched exactly by inner product."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[npt.NDArray[np.float32], StoredWindow]] = []
+
+    def add(self, key: npt.NDArray[np.float32], window: StoredWindow) -> None:
+        """Adds a window with its key (d_key,)."""
+        ingested_at = window.ingested_at or datetime.now(UTC)
+        self._rows.append((key, replace(window, ingested_at=ingested_at)))
+
+    def search(
+        self, keys: npt.NDArray[np.float32], k: int, namespace: str, as_of: datetime | None
+    ) -> list[list[StoredWindow]]:
+        """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`."""
+        seen = [(key, row) for key, row in self._rows if row.namespace == namespace and _known(row, as_of)]
+        return [_best(key, seen, k) for key in keys]
+
+    def latest(self, n: int, namespace: str) -> list[StoredDocument]:
+        """The n documents that came in last, newest first."""
+        chunks: dict[str, list[StoredWindow]] = {}
+        for _, row in self._rows:
+            if row.namespace == namespace:
+                chunks.setdefault(row.doc_id, []).append(row)
+        documents = [
+            StoredDocument(r.doc_id, r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows))
+            for rows in chunks.values()
+            for r in rows[-1:]
+        ]
+        return sorted(documents, key=lambda d: d.ingested_at or datetime.min.replace(tzinfo=UTC), reverse=True)[:n]
+
+    def stats(self) -> StoredStats:
+        """Size now; every added window is a version."""
+        rows = [row for _, row in self._rows]
+        newest = max((row.ingested_at for row in rows if row.ingested_at), default=None)
+        size = sum(len(row.memory) for row in rows)
+        return StoredStats(len(rows), len({(r.namespace, r.doc_id) for r in rows}), len(rows), size, 1, newest)
+
+
+def _known(row: StoredWindow, as_of: datetime | None) -> bool:
+    return as_of is None or (row.ingested_at is not None and row.ingested_at <= as_of)
+
+
+def _best(
+    key: npt.NDArray[np.float32], rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]], k: int
+) -> list[StoredWindow]:
+    scored = [replace(row, score=float(key @ own)) for own, row in rows]
+    return sorted(scored, key=lambda row: -row.score)[:k]

@@ -1,0 +1,27 @@
+"""What `cmt serve` does: a Ray session, the app, and a wait for Ctrl-C."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from services.models import fetch_models
+from services.query import app
+from services.runtime import interruptible, ray_session
+from services.settings import Settings
+
+__all__ = ["run_serve"]
+
+
+def run_serve(settings: Settings, console: Console) -> None:
+    """Serves until Ctrl-C or SIGTERM. Raises PortInUse, ServiceError or CoreError when it can't start."""
+    app.refuse_taken_port(settings.serve.host, settings.serve.port)  # before anything slow
+    fetch_models(settings.model, console)
+    with interruptible() as wait, ray_session(settings.ray):
+        console.print("loading the LLM", highlight=False)
+        url = app.start(settings)
+        try:
+            console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it", highlight=False)
+            wait(None)
+            console.print("stopping", highlight=False)
+        finally:
+            app.remove()

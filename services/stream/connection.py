@@ -1,0 +1,91 @@
+"""What every Kafka client here shares: security settings, time limits, quiet logs and one-line errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from kafka.errors import (
+    AuthorizationError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+)
+from kafka.net.compat import KafkaNetClient
+
+from services.errors import BrokerError, BrokerUnreachable
+from services.settings import KafkaSettings
+
+__all__ = ["connect", "translated_errors"]
+
+Client = TypeVar("Client")
+
+# kafka-python logs every refused connection as an error with the host behind it; what matters is raised as one line.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+def connect(make: Callable[..., Client], settings: KafkaSettings, bootstrap: str, **options: Any) -> Client:
+    """Builds a kafka-python client that has reached a broker.
+
+    `make` is KafkaConsumer, KafkaProducer or KafkaAdminClient, `options` its further options. Raises
+    BrokerUnreachable when no broker answers within `settings.connect_timeout_s`, BrokerError when it refuses us.
+    """
+    if not bootstrap.strip(", "):
+        raise BrokerError("the address of the Kafka broker is empty; set kafka.bootstrap_servers")
+    sockets: list[Any] = []
+
+    def open_client(**configs: Any) -> Any:
+        sockets.append(KafkaNetClient(**configs))
+        return sockets[-1]
+
+    try:
+        return make(kafka_client=open_client, **_options(settings, bootstrap), **options)
+    except (KafkaTimeoutError, KafkaConnectionError):
+        _close(sockets)
+        raise BrokerUnreachable(
+            f"no Kafka broker answers at {bootstrap} (waited {settings.connect_timeout_s:g} s)"
+        ) from None
+    except (KafkaError, OSError, ValueError) as error:
+        _close(sockets)
+        raise BrokerError(f"Kafka at {bootstrap} can't be used: {_one_line(error)}") from None
+
+
+@contextmanager
+def translated_errors(doing: str) -> Iterator[None]:
+    """Turns kafka-python's errors into a BrokerError (BrokerUnreachable after a timeout) that starts with `doing`."""
+    try:
+        yield
+    except (KafkaTimeoutError, KafkaConnectionError) as error:
+        raise BrokerUnreachable(f"{doing}: no answer from Kafka ({_one_line(error)})") from error
+    except (KafkaError, ValueError, TypeError) as error:
+        raise BrokerError(f"{doing}: {_one_line(error)}") from error
+
+
+def _options(settings: KafkaSettings, bootstrap: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "bootstrap_servers": [address.strip() for address in bootstrap.split(",") if address.strip()],
+        "bootstrap_timeout_ms": int(settings.connect_timeout_s * 1000),
+        "reconnect_backoff_max_ms": 1000,
+        "security_protocol": settings.security_protocol,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+        "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _close(sockets: list[Any]) -> None:
+    """A client whose constructor failed leaves its IO thread behind."""
+    for client in sockets:
+        client.close()
+        client._net.stop()
+
+
+def _one_line(error: BaseException) -> str:
+    refused = isinstance(error, SaslAuthenticationFailedError | AuthorizationError)
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"access refused: {text}" if refused else text

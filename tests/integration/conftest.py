@@ -1,0 +1,45 @@
+"""Fixtures with a real broker: one embedded broker for the whole run, and a fresh topic and group for every test."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from services.settings import KafkaSettings
+from services.stream.broker import EmbeddedBroker
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """Bootstrap string of an embedded broker on a free port."""
+    with EmbeddedBroker(find_free_port()) as running:
+        assert running.owned
+        yield running.bootstrap
+
+
+@pytest.fixture
+def kafka_settings(broker: str) -> KafkaSettings:
+    """Settings whose embedded broker is `broker`, with a topic and a group that no other test uses."""
+    name = uuid.uuid4().hex[:12]
+    return KafkaSettings(
+        embedded_port=int(broker.rpartition(":")[2]),
+        topic=f"documents-{name}",
+        group_id=f"group-{name}",
+        partitions=2,
+        connect_timeout_s=3,
+    )

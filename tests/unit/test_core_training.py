@@ -1,0 +1,240 @@
+"""Training: it learns, it repeats, it goes on exactly where it was stopped, and it leaves the LLM alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmt_core.backbone import Backbone
+from cmt_core.checkpoint import Checkpoint
+from cmt_core.compressor import KVCode
+from cmt_core.config import MemoryConfig
+from cmt_core.data.training_mix import OPEN_SOURCES
+from cmt_core.model import CMT
+from cmt_core.retriever import Retriever
+from cmt_core.training.batches import Batch, TrainingWindow, collate
+from cmt_core.training.loop import LoopConfig, run_stage
+from cmt_core.training.recipe import Recipe, RecipeConfig
+from cmt_core.training.stages import CodeStage, PrefixStage
+
+LANDS = ("Norland", "Sudland", "the island", "Varde", "Holm", "the coast", "the river", "the club")
+CITIES = ("Varde", "Holm", "storm", "bridge", "goals", "bread", "milk", "trade")
+Stage = PrefixStage | CodeStage
+
+
+@pytest.fixture(scope="module")
+def windows(tiny_backbone: Backbone) -> list[TrainingWindow]:
+    """Eight short documents with one question each."""
+    tokenizer = tiny_backbone.tokenizer
+
+    def window(land: str, city: str) -> TrainingWindow:
+        reading = f"The capital of {land} is {city}."
+        question, answer = tokenizer(f"\n\nQuestion: {land}?\nAnswer:")["input_ids"], tokenizer(f" {city}")["input_ids"]
+        asked = (tuple(question), (*answer, tokenizer.eos_token_id))
+        return TrainingWindow(reading, tuple(tokenizer(reading)["input_ids"]), (asked,))
+
+    return [window(land, city) for land, city in zip(LANDS, CITIES, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def batch_of(windows: list[TrainingWindow]) -> Callable[[int, random.Random], Batch]:
+    """All windows at every step, with contexts of 1 and 2 documents by turns."""
+    return lambda step, rng: collate([windows[:4], windows[4:]], 1 + step % 2, 0, rng)
+
+
+@pytest.fixture
+def new_stage(
+    tiny_backbone: Backbone, tiny_checkpoint: Checkpoint
+) -> Callable[[str], tuple[Stage, list[dict[str, Any]]]]:
+    """A stage at its start, with its parameter groups; both stages of one name start alike."""
+
+    def make(name: str) -> tuple[Stage, list[dict[str, Any]]]:
+        start = tiny_checkpoint.encoding_prefix
+        if name == "prefix":
+            prefix = PrefixStage(tiny_backbone, start, 64)
+            return prefix, prefix.parameter_groups(0.05)
+        code = CodeStage(tiny_backbone, copy.deepcopy(tiny_checkpoint.code), tiny_checkpoint.quantiser, start, 64)
+        return code, code.parameter_groups(0.02, 1e-3)
+
+    return make
+
+
+def train(
+    stage: Stage, groups: list[dict[str, Any]], batch_of: Any, folder: Path, steps: int, stop_at: int | None = None
+) -> tuple[bool, list[float]]:
+    """Whether it got to the end, and every step's loss."""
+    losses: list[float] = []
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        losses.append(figures["loss"])
+        if step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = LoopConfig(steps, warmup_steps=3, save_every_steps=1000)
+    return run_stage(stage, groups, batch_of, config, folder, report), losses
+
+
+@pytest.mark.parametrize(("name", "at_most"), [("prefix", 0.75), ("code", 0.9)])
+def test_training_lowers_the_loss_and_leaves_the_llm_alone(
+    name: str, at_most: float, tiny_backbone: Backbone, new_stage: Any, batch_of: Any, tmp_path: Path
+) -> None:
+    before = tiny_backbone.fingerprint()
+    stage, groups = new_stage(name)
+    done, losses = train(stage, groups, batch_of, tmp_path, steps=30)
+    assert done
+    assert sum(losses[-4:]) < at_most * sum(losses[:4])
+    assert tiny_backbone.fingerprint() == before
+    assert all(p.grad is None and not p.requires_grad for p in tiny_backbone.model.parameters())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == list(range(30))
+
+
+def test_code_stage_trains_the_code_and_the_reading_prefix_only(
+    new_stage: Any, batch_of: Any, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    stage, groups = new_stage("code")
+    before = copy.deepcopy(stage.state_dict())
+    train(stage, groups, batch_of, tmp_path, steps=2)
+    changed = {name for name, tensor in stage.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"reading_prefix", "code.encoder", "code.decoder", "code.bias"}
+
+
+@pytest.mark.parametrize("name", ["prefix", "code"])
+def test_stopped_run_goes_on_to_the_very_parameters_of_an_unbroken_one(
+    name: str, new_stage: Any, batch_of: Any, tmp_path: Path
+) -> None:
+    whole, groups = new_stage(name)
+    done, losses = train(whole, groups, batch_of, tmp_path / "whole", steps=8)
+    assert done
+    first, groups = new_stage(name)
+    done, before = train(first, groups, batch_of, tmp_path / "broken", steps=8, stop_at=2)
+    assert not done
+    second, groups = new_stage(name)
+    done, after = train(second, groups, batch_of, tmp_path / "broken", steps=8)
+    assert done
+    assert before + after == losses
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], tensor), key
+
+
+def test_finished_run_is_not_trained_again(new_stage: Any, batch_of: Any, tmp_path: Path) -> None:
+    stage, groups = new_stage("prefix")
+    train(stage, groups, batch_of, tmp_path, steps=3)
+    again, groups = new_stage("prefix")
+    assert train(again, groups, batch_of, tmp_path, steps=3) == (True, [])
+    assert torch.equal(again.prefix, stage.prefix)
+
+
+def test_signal_handlers_are_given_back(new_stage: Any, batch_of: Any, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stage, groups = new_stage("prefix")
+    train(stage, groups, batch_of, tmp_path, steps=3, stop_at=0)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+ENDLESS = """
+import sys, time, pathlib, torch
+from cmt_core.training.loop import LoopConfig, run_stage
+
+class Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, batch):
+        time.sleep(0.05)
+        return (self.weight**2).sum(), {}
+
+stage = Slow()
+groups = [{"params": [stage.weight], "lr": 0.1}]
+config = LoopConfig(10_000, save_every_steps=10_000)
+done = run_stage(stage, groups, lambda *_: None, config, pathlib.Path(sys.argv[1]), lambda step, _: print(step, flush=True))
+print("finished" if done else "stopped")
+"""
+
+
+def test_sigterm_ends_a_process_with_its_state_saved(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    *steps, last = rest.split()
+    assert (process.returncode, last) == (0, "stopped")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == len(steps) + 1
+    assert (state["stage"]["weight"] < 1).all()
+
+
+def write_questions(path: Path) -> Path:
+    """A question file of an open source, in the shape that `read_qa` reads."""
+    source = next(iter(OPEN_SOURCES))
+    with path.open("w", encoding="utf-8") as file:
+        for n, (land, city) in enumerate(zip(LANDS, CITIES, strict=True)):
+            row = {
+                "doc_id": str(n),
+                "title": "News",
+                "text": f"It rained. The capital of {land} is {city}.",
+                "source": source,
+            }
+            file.write(json.dumps(row | {"question": f"What is the capital of {land}?", "answers": [city]}) + "\n")
+    return path
+
+
+def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tmp_path: Path
+) -> None:
+    """A second call on the finished folder gives the same parts without training."""
+    retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
+    config = RecipeConfig(
+        prefix_steps=2, code_steps=3, prefix_windows=2, groups_per_step=1, k_cycle=(1, 2), pca_windows=8
+    )
+    steps: list[str] = []
+
+    def run() -> Checkpoint:
+        recipe = Recipe(
+            tiny_backbone, retriever, tiny_memory, config, tmp_path / "run", lambda stage, *_: steps.append(stage)
+        )
+        parts = recipe.run(write_questions(tmp_path / "qa.jsonl"))
+        assert parts is not None
+        fingerprint = tiny_backbone.fingerprint(torch.bfloat16)
+        return Checkpoint(
+            tiny_memory, tiny_backbone.shape, fingerprint, parts.encoding_prefix, parts.reading_prefix, parts.code,
+            parts.quantiser, {},
+        )  # fmt: skip
+
+    run().save(tmp_path / "one")
+    assert steps == ["prefix"] * 2 + ["code"] * 3
+    run().save(tmp_path / "two")
+    assert len(steps) == 5
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    cmt = CMT.load(
+        str(tiny_folders.llm), str(tmp_path / "one"), str(tiny_folders.retriever), tiny_folders.cache, device="cpu"
+    )
+    (memory,) = cmt.compress(cmt.windows("News", "The capital of Norland is Varde."))
+    (answer,) = cmt.answer(["What is the capital of Norland?"], [[memory.code]], max_new_tokens=3)
+    assert answer.weights == [1.0]
+
+
+def test_code_stage_restores_rows_as_a_stored_memory_does(
+    new_stage: Any, tiny_checkpoint: Checkpoint, tiny_backbone: Backbone
+) -> None:
+    """What training sees of a document is what the bank's bytes give back."""
+    stage, _ = new_stage("code")
+    x = torch.randn(1, 5, tiny_backbone.shape.width, generator=torch.Generator().manual_seed(0))
+    code: KVCode = tiny_checkpoint.code
+    quantiser = tiny_checkpoint.quantiser
+    packed = quantiser.pack(quantiser.levels(code.encode(x))[0].to(torch.int64).numpy())
+    stored = code.decode(quantiser.values(torch.from_numpy(quantiser.unpack(packed)).float()), torch.float32)
+    torch.testing.assert_close(stage.restore(x)[0], stored, atol=1e-4, rtol=1e-4)
