@@ -196,13 +196,19 @@ def train(
     config: Config = None,
     run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
     dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
-    prefix_steps: Annotated[int, typer.Option(min=1, help="Steps of the prefix on text.")] = 120,
+    start: Annotated[
+        str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
+    ] = None,
+    prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
     code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
     top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
     settings = _settings(config)
+    if not prefix_steps and start is None:
+        _fail("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory", 2)
+    from cmt_core.checkpoint import checkpoint_folder
     from cmt_core.training.command import train_checkpoint
     from cmt_core.training.recipe import RecipeConfig
 
@@ -218,6 +224,7 @@ def train(
         cache_dir=model.cache_dir,
         device=model.device,
         top_k=top_k,
+        start=checkpoint_folder(start) if start else None,
         report=lambda line: progress.print(line, highlight=False),
     )
     if not done:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +34,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         cpus = settings.num_cpus or max(_MIN_LOGICAL_CPUS, _cores())
         options |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
-        ray.init(address=settings.address, **options)
+        with _no_stderr():  # Ray's C++ core announces the log level it was given, past every log level
+            ray.init(address=settings.address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ServiceError(f"Ray at {settings.address!r} can't be reached: {reason}") from None
@@ -40,6 +43,21 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drops what native code of this process writes to file descriptor 2 while it is open."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -62,6 +80,4 @@ def interruptible() -> Iterator[Callable[[float | None], bool]]:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))

@@ -27,13 +27,13 @@ class Source:
 OPEN_SOURCES: dict[str, Source] = {
     "squad1.1-train-sample": Source("CC BY-SA 4.0"),
     "squadshifts-new_wiki": Source("CC BY 4.0"),
-    "squadshifts-reddit": Source("CC BY 4.0", max_documents=1200, titled=False),
-    "squadshifts-amazon_reviews": Source("CC BY 4.0", max_documents=800, titled=False),
+    "squadshifts-reddit": Source("CC BY 4.0", max_documents=600, titled=False),
+    "squadshifts-amazon_reviews": Source("CC BY 4.0", max_documents=400, titled=False),
     "timeqa-human-easy": Source("BSD-3-Clause", max_questions=3),
-    "tweetqa-train": Source("CC BY-SA 4.0", max_documents=600),
-    "qamr-dev": Source("MIT", max_documents=300, max_questions=3),
-    "qamr-test": Source("MIT", max_documents=300, max_questions=3),
-    "fairytaleqa-train": Source("Apache-2.0", max_documents=500),
+    "tweetqa-train": Source("CC BY-SA 4.0", max_documents=300),
+    "qamr-dev": Source("MIT", max_documents=200, max_questions=3),
+    "qamr-test": Source("MIT", max_documents=200, max_questions=3),
+    "fairytaleqa-train": Source("Apache-2.0", max_documents=300),
 }
 _MAX_ANSWER_WORDS = 8  # longer answers are free text, which exact match can't judge and this task does not need
 

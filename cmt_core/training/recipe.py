@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.backbone import Backbone
+from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.qa import by_document, read_qa
@@ -45,7 +46,7 @@ class RecipeConfig:
     code_lr: float = 2e-5
     group_windows: int = 4
     groups_per_step: int = 3
-    k_cycle: tuple[int, ...] = (1, 2, 1, 4)
+    k_cycle: tuple[int, ...] = (1, 4, 2, 4)
     pca_windows: int = 128
     seed: int = 0
 
@@ -61,7 +62,11 @@ class TrainedParts:
 
 
 class Recipe:
-    """One training run in `folder`; `run` does all stages or goes on with them."""
+    """One training run in `folder`; `run` does all stages or goes on with them.
+
+    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows and, when no prefix steps are asked
+    for, its code and reading prefix instead of the PCA (a code only fits keys and values written behind its own prefix).
+    """
 
     def __init__(
         self,
@@ -71,8 +76,10 @@ class Recipe:
         config: RecipeConfig,
         folder: Path,
         report: Report,
+        start: Checkpoint | None = None,
     ) -> None:
         self.backbone, self.retriever = backbone, retriever
+        self.start = start
         self.memory, self.config = memory, config
         self.folder, self.report = folder, report
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,8 @@ class Recipe:
 
     def _prefix_stage(self, windows: list[TrainingWindow]) -> Tensor | None:
         config = self.config
-        stage = PrefixStage(self.backbone, self._instruction_rows(), self.memory.window_tokens)
+        first = self.start.encoding_prefix if self.start else self._instruction_rows()
+        stage = PrefixStage(self.backbone, first.to(self.backbone.device), self.memory.window_tokens)
         size = config.prefix_windows
         order = _shuffled(len(windows), config.seed)
 
@@ -111,8 +119,8 @@ class Recipe:
 
     def _code_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
         config = self.config
-        code, quantiser = self._start_code(windows, prefix)
-        stage = CodeStage(self.backbone, code, quantiser, prefix, self.memory.window_tokens)
+        code, quantiser, reading = self._start_code(windows, prefix)
+        stage = CodeStage(self.backbone, code, quantiser, prefix, self.memory.window_tokens, reading)
         clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
         size = config.groups_per_step
 
@@ -135,8 +143,16 @@ class Recipe:
         nothing = torch.zeros(0, self.backbone.shape.width, dtype=self.backbone.dtype, device=self.backbone.device)
         return self.backbone.read(tokens, torch.ones_like(tokens), nothing)[0].float()
 
+    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
+        """Code, quantiser and reading prefix to train on."""
+        device = self.backbone.device
+        if self.start and not self.config.prefix_steps:
+            code = self.start.code.to(device).requires_grad_(True)
+            return code, self.start.quantiser.to(device), self.start.reading_prefix.to(device)
+        return *self._pca(windows, prefix), prefix
+
     @torch.no_grad()
-    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser]:
+    def _pca(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser]:
         """PCA of the keys and values of sample windows, and bits by the variance of its components."""
         path, device = self.folder / "pca.pt", self.backbone.device
         code = KVCode(self.backbone.shape, self.memory.code_width).to(device)

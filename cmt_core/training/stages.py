@@ -62,14 +62,22 @@ class CodeStage(nn.Module):
     """Stage 2: the code and the reading prefix, taught by the same LLM on the exact keys and values."""
 
     def __init__(
-        self, backbone: Backbone, code: KVCode, quantiser: Quantiser, encoding_prefix: Tensor, window_tokens: int
+        self,
+        backbone: Backbone,
+        code: KVCode,
+        quantiser: Quantiser,
+        encoding_prefix: Tensor,
+        window_tokens: int,
+        reading_prefix: Tensor | None = None,
     ) -> None:
+        """`reading_prefix` (p, X) is where the trained one starts; the encoding prefix when None."""
         super().__init__()
         self._frozen = (backbone, quantiser)
         self.window_tokens = window_tokens
         self.code = code
         self.encoding_prefix = nn.Parameter(encoding_prefix.clone().float(), requires_grad=False)  # (p, X)
-        self.reading_prefix = nn.Parameter(encoding_prefix.clone().float())
+        start = encoding_prefix if reading_prefix is None else reading_prefix
+        self.reading_prefix = nn.Parameter(start.clone().float())
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Answer loss + KL to the teacher (+ distance of hidden states when a context is one document)."""

@@ -135,7 +135,7 @@ def test_withdrawn_article_is_gone_and_updated_one_is_new(demo: RunningDemo) -> 
     ).json()
     assert deleted not in json.dumps(found)
     hits = httpx.post(f"{demo.url}/v1/search", json={"query": updated["question"], "top_k": 3}, timeout=30).json()
-    texts = [hit["text"] for hit in hits["results"] if hit["doc_id"] == updated["article_id"]]
+    texts = [hit["text"] for hit in hits["data"] if hit["doc_id"] == updated["article_id"]]
     assert any(updated["answers"][0].lower() in text.lower() for text in texts)
 
 
