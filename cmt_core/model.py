@@ -19,13 +19,15 @@ from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.errors import CheckpointError, MemoryFormatError
 from cmt_core.generation import Generated, generate
 from cmt_core.model_source import file_sha256, resolve_model
-from cmt_core.prompt import bare_prompt, question_text
+from cmt_core.prompt import answer_text, bare_prompt, question_text
+from cmt_core.reading import DecodedMemories, Reading
 from cmt_core.retriever import Retriever
 from cmt_core.windows import Window, split_document
 
 __all__ = ["CMT", "Answer", "Memory"]
 
 _BUCKET_TOKENS = 32
+_DECODED_BYTES = 256 * 2**20  # of memories read lately, ready as keys and values
 _TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}  # tokens read at once: enough to fill the device, small enough to fit
 
 
@@ -62,6 +64,7 @@ class CMT:
         self.d_key = retriever.d_key
         self.memory_bytes = self.config.memory_bytes
         self.default_top_k = self.config.top_k
+        self.decoded = DecodedMemories(_DECODED_BYTES)
 
     @classmethod
     def load(
@@ -104,7 +107,7 @@ class CMT:
     @torch.inference_mode()
     def compress(self, windows: Sequence[Window]) -> list[Memory]:
         """Memories of windows, in their order; read in batches of like length within the device's token budget."""
-        ids = [self._ids(window.reading)[: self.config.window_tokens] for window in windows]
+        ids = [self.token_ids(window.reading)[: self.config.window_tokens] for window in windows]
         memories: dict[int, Memory] = {}
         for rows in self._batches([len(row) for row in ids]):
             batch, mask = self._padded([ids[row] for row in rows])
@@ -122,73 +125,115 @@ class CMT:
 
         Raises MemoryFormatError for bytes of another layout.
         """
-        levels = [[self._unpack(memory) for memory in row] for row in memories]
-        if not all(levels):
-            raise MemoryFormatError("a question without memories has nothing to read; ask it with answer_closed")
-        T = _bucket(max(len(part) for row in levels for part in row))
-        B, k, C = len(levels), max(map(len, levels)), self.config.code_width
-        table = np.zeros((B, k, T, C), dtype=np.float32)
-        mask = torch.zeros(B, k, T, dtype=torch.long)
-        for b, row in enumerate(levels):
-            for i, part in enumerate(row):
-                table[b, i, : len(part)] = part
-                mask[b, i, : len(part)] = 1
-        codes = self.quantiser.values(torch.from_numpy(table).to(self.backbone.device))
-        documents = self.code.decode(codes, self.backbone.dtype)  # (B, k, T, X)
-        rooms = [len(row) * self.config.window_tokens for row in levels]
-        answers = self._ask(questions, self.reading_prefix, documents, mask, rooms, max_new_tokens)
-        return [replace(a, weights=a.weights[: len(row)]) for a, row in zip(answers, levels, strict=True)]
+        return self._ask(self.context(questions, memories), questions, max_new_tokens)
 
     @torch.inference_mode()
     def answer_rag(
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
     ) -> list[Answer]:
         """The rival: the same LLM with the passages' text in the prompt, behind the prefix that was tuned on text."""
-        ids = [self._ids("\n\n".join(row)) for row in passages]
+        return self._ask(self.context_of_text(passages), questions, max_new_tokens)
+
+    @torch.inference_mode()
+    def answer_closed(self, questions: Sequence[str], *, max_new_tokens: int) -> list[Answer]:
+        """The LLM by itself, through its own chat template."""
+        prompts = [self.closed_prompt(question) for question in questions]
+        return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
+
+    @torch.inference_mode()
+    def context(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]]) -> Reading:
+        """What the LLM reads of B questions' packed memories (at least one each): the one place where they become a cache.
+
+        Raises MemoryFormatError for bytes of another layout.
+        """
+        if not all(memories):
+            raise MemoryFormatError("a question without memories has nothing to read; ask it with answer_closed")
+        decoded = iter(self._decoded([memory for row in memories for memory in row]))  # of (t, X)
+        rows = [[next(decoded) for _ in row] for row in memories]
+        T = _bucket(max(len(part) for row in rows for part in row))
+        B, k, X = len(rows), max(map(len, rows)), self.backbone.shape.width
+        documents = torch.zeros(B, k, T, X, dtype=self.backbone.dtype, device=self.backbone.device)
+        mask = torch.zeros(B, k, T, dtype=torch.long, device=self.backbone.device)
+        for b, row in enumerate(rows):
+            for i, part in enumerate(row):
+                documents[b, i, : len(part)] = part
+                mask[b, i, : len(part)] = 1
+        rooms = [len(row) * self.config.window_tokens for row in rows]
+        return self._placed(self.reading_prefix, documents, mask, rooms, self._stop_ids)
+
+    @torch.inference_mode()
+    def context_of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
+        """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
+        ids = [self.token_ids("\n\n".join(row)) for row in passages]
         if not all(ids):
             raise MemoryFormatError("a question without passages has nothing to read; ask it with answer_closed")
         batch, mask = self._padded(ids)
         exact = self.backbone.read(batch, mask, self.encoding_prefix)
         rooms = [max(self.config.window_tokens, _bucket(len(row))) for row in ids]
-        answers = self._ask(questions, self.encoding_prefix, exact[:, None], mask[:, None], rooms, max_new_tokens)
-        return [
-            replace(a, prompt_tokens=a.prompt_tokens + len(row), weights=[1 / len(texts)] * len(texts))
-            for a, row, texts in zip(answers, ids, passages, strict=True)
-        ]
+        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], rooms, self._stop_ids)
+        return replace(reading, text_tokens=[len(row) for row in ids], passages=[len(row) for row in passages])
 
     @torch.inference_mode()
-    def answer_closed(self, questions: Sequence[str], *, max_new_tokens: int) -> list[Answer]:
-        """The LLM by itself, through its own chat template."""
-        template = self.backbone.tokenizer.apply_chat_template
-        prompts = [
-            self._ids(template(bare_prompt(question), tokenize=False, add_generation_prompt=True))
-            for question in questions
-        ]
-        nothing = torch.zeros(len(prompts), 0, 0, self.backbone.shape.width, dtype=self.backbone.dtype)
-        documents = nothing.to(self.backbone.device)
-        mask = torch.zeros(len(prompts), 0, 0, dtype=torch.long, device=self.backbone.device)
-        context = place(self.backbone, self.encoding_prefix[:0], documents, mask, 0)
-        made = generate(self.backbone, context, prompts, max_new_tokens, {self._eos_id})
-        return [self._to_answer(one, len(prompt), []) for one, prompt in zip(made, prompts, strict=True)]
+    def context_of_nothing(self, rows: int, *, prefixed: bool = False) -> Reading:
+        """No document at all: for the LLM by itself, or (`prefixed`) behind the reading prefix, as a memory would be read."""
+        prefix = self.reading_prefix if prefixed else self.reading_prefix[:0]
+        nothing = torch.zeros(rows, 0, 0, self.backbone.shape.width, dtype=self.backbone.dtype)
+        mask = torch.zeros(rows, 0, 0, dtype=torch.long, device=self.backbone.device)
+        stop_ids = self._stop_ids if prefixed else {self._eos_id}
+        return self._placed(prefix, nothing.to(self.backbone.device), mask, [0] * rows, stop_ids)
 
-    def _ask(
-        self,
-        questions: Sequence[str],
-        prefix: Tensor,
-        documents: Tensor,
-        mask: Tensor,
-        rooms: Sequence[int],
-        max_new_tokens: int,
-    ) -> list[Answer]:
-        """Each question stands behind its own row's `rooms` positions, however much room its neighbours take."""
-        context = place(self.backbone, prefix, documents, mask.to(self.backbone.device), self.config.window_tokens)
-        context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
-        prompts = [self._ids(question_text(question)) for question in questions]
-        made = generate(self.backbone, context, prompts, max_new_tokens, self._stop_ids)
-        shares = [_shares(one.attention[len(prefix) :].view(mask.shape[1:]).sum(dim=-1)) for one in made]
-        return [
-            self._to_answer(one, len(prompt), share) for one, prompt, share in zip(made, prompts, shares, strict=True)
+    def prompt(self, question: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids of what follows a context: earlier questions with their answers, and the question."""
+        turns = "".join(question_text(asked) + answer_text(answered) for asked, answered in earlier)
+        return self.token_ids(turns + question_text(question))
+
+    def closed_prompt(
+        self, question: str, earlier: Sequence[tuple[str, str]] = (), instructions: str = ""
+    ) -> list[int]:
+        """Token ids of the LLM's own chat template around a question; `instructions` replace ours."""
+        system, user = bare_prompt(question)
+        turns = [
+            {"role": role, "content": content}
+            for pair in earlier
+            for role, content in zip(("user", "assistant"), pair, strict=True)
         ]
+        head = {"role": "system", "content": instructions} if instructions else system
+        template = self.backbone.tokenizer.apply_chat_template
+        return self.token_ids(template([head, *turns, user], tokenize=False, add_generation_prompt=True))
+
+    def _placed(
+        self, prefix: Tensor, documents: Tensor, mask: Tensor, rooms: Sequence[int], stop_ids: set[int]
+    ) -> Reading:
+        """Each question stands behind its own row's `rooms` positions, however much room its neighbours take."""
+        B, k, T = mask.shape
+        context = place(self.backbone, prefix, documents, mask, self.config.window_tokens)
+        context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
+        owners = torch.arange(k, device=mask.device)[:, None].expand(k, T).reshape(-1)
+        owner = torch.cat([owners.new_full((len(prefix),), -1), owners]).expand(B, -1)  # (B, S)
+        sizes = mask.sum(dim=-1).gt(0).sum(dim=-1).tolist() if k else [0] * B
+        return Reading(context, owner, sizes, stop_ids)
+
+    def _ask(self, reading: Reading, questions: Sequence[str], max_new_tokens: int) -> list[Answer]:
+        return self._generate(reading, [self.prompt(question) for question in questions], max_new_tokens)
+
+    def _generate(self, reading: Reading, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        made = generate(self.backbone, reading.context, prompts, max_new_tokens, reading.stop_ids)
+        return [
+            self._to_answer(one, reading.prompt_tokens(row, prompts[row]), reading.weights(row, one.attention))
+            for row, one in enumerate(made)
+        ]
+
+    def _decoded(self, memories: Sequence[bytes]) -> list[Tensor]:
+        """Keys and values (t, X) of packed memories, before they are placed; those read lately are not decoded again."""
+        fresh = [memory for memory in dict.fromkeys(memories) if memory not in self.decoded]
+        levels = [self._unpack(memory) for memory in fresh]
+        found = {memory: self.decoded[memory] for memory in memories if memory in self.decoded}
+        if fresh:
+            codes = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self.backbone.device)
+            rows = self.code.decode(self.quantiser.values(codes), self.backbone.dtype)
+            found.update(zip(fresh, torch.split(rows, [len(part) for part in levels]), strict=True))
+        self.decoded.update(found)
+        return [found[memory] for memory in memories]
 
     def _to_answer(self, made: Generated, prompt_tokens: int, weights: list[float]) -> Answer:
         text = self.backbone.tokenizer.decode(made.ids, skip_special_tokens=True).strip()
@@ -224,12 +269,13 @@ class CMT:
             mask[number, : len(row)] = 1
         return ids.to(self.backbone.device), mask.to(self.backbone.device)
 
-    def _ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
+        """The LLM's tokens of a text, without special tokens."""
         ids: list[int] = self.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _count(self, text: str) -> int:
-        return len(self._ids(text))
+        return len(self.token_ids(text))
 
     @property
     def _eos_id(self) -> int:
@@ -238,12 +284,7 @@ class CMT:
     @functools.cached_property
     def _stop_ids(self) -> set[int]:
         """Answers are one line: the end of text, and every newline token."""
-        return {self._eos_id, *(ids[0] for text in ("\n", "\n\n") if len(ids := self._ids(text)) == 1)}
-
-
-def _shares(attention: Tensor) -> list[float]:
-    total = float(attention.sum())
-    return [float(part) / total for part in attention] if total > 0 else [1 / len(attention)] * len(attention)
+        return {self._eos_id, *(ids[0] for text in ("\n", "\n\n") if len(ids := self.token_ids(text)) == 1)}
 
 
 def _bucket(length: int) -> int:
