@@ -57,6 +57,7 @@ class Backbone:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
         self.width: int = config.hidden_size
+        self.query_heads: int = config.num_attention_heads
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Backbone:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmt_core.aggregation import Select
 from cmt_core.backbone import KVShape
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
@@ -49,6 +50,7 @@ class Checkpoint:
     code: KVCode
     quantiser: Quantiser
     training: dict[str, Any]
+    select: Select | None = None
 
     def save(self, folder: Path) -> None:
         """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""
@@ -67,6 +69,8 @@ class Checkpoint:
         }
         tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
         tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
+        if self.select is not None:
+            tensors["select.mix"] = self.select.mix.detach().float().contiguous()
         tensors["bits"] = torch.from_numpy(self.quantiser.bits).to(torch.int8)
         save_file(tensors, folder / "weights.safetensors")
         described = {
@@ -105,6 +109,7 @@ class Checkpoint:
                 code.requires_grad_(False),
                 quantiser,
                 described.get("training", {}),
+                _select(config, shape, tensors),
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None
@@ -117,6 +122,15 @@ class Checkpoint:
             digest.update((folder / name).read_bytes())
         digest.update(llm_fingerprint.encode() + retriever_fingerprint.encode())
         return digest.hexdigest()[:16]
+
+
+def _select(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> Select | None:
+    if config.aggregation != "select":
+        return None
+    mix = tensors["select.mix"]
+    select = Select(shape, mix.shape[1], config.context_vectors)
+    select.load_state_dict({"mix": mix})
+    return select.requires_grad_(False)
 
 
 def _check_shapes(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> None:

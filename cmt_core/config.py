@@ -20,8 +20,8 @@ __all__ = ["MemoryConfig"]
 class MemoryConfig:
     """What a checkpoint's memories are; travels as config.json beside the weights.
 
-    `bits_per_token` numbers of bits a token are shared out over `code_width` components by variance. Raises ConfigError
-    on unknown keys and on values that can't work.
+    `bits_per_token` numbers of bits a token are shared out over `code_width` components by variance. `context_vectors` is how
+    many of the k * T vectors `select` gives the LLM. Raises ConfigError on unknown keys and on values that can't work.
     """
 
     method: str = "kv_code"
@@ -30,11 +30,17 @@ class MemoryConfig:
     code_width: int = 320
     bits_per_token: int = 1152
     top_k: int = 1
+    aggregation: str = "stack"
+    context_vectors: int = 256
     format_version: int = 1
 
     def __post_init__(self) -> None:
         if self.method != "kv_code":
             raise ConfigError(f"method {self.method!r} is not known (kv_code is)")
+        if self.aggregation not in ("stack", "select"):
+            raise ConfigError(f"aggregation {self.aggregation!r} is not known (stack and select are)")
+        if self.aggregation == "select" and self.context_vectors < 32:
+            raise ConfigError(f"context_vectors {self.context_vectors} is less than one block of 32")
         if self.window_tokens < 32 or self.prefix_tokens < 1 or self.code_width < 1 or self.top_k < 1:
             raise ConfigError("window_tokens must be at least 32; prefix_tokens, code_width and top_k at least 1")
         if self.bits_per_token % 8:

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_core.alignment import place
+from cmt_core.aggregation import Select, question_queries, rank_prior
+from cmt_core.alignment import place, place_chosen
 from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.errors import CheckpointError, MemoryFormatError
@@ -59,6 +60,7 @@ class CMT:
         self.config = checkpoint.config
         self.code = checkpoint.code.to(device)
         self.quantiser = checkpoint.quantiser.to(device)
+        self.select = checkpoint.select.to(device) if checkpoint.select else None
         self.encoding_prefix = checkpoint.encoding_prefix.to(device, dtype)
         self.reading_prefix = checkpoint.reading_prefix.to(device, dtype)
         self.d_key = retriever.d_key
@@ -158,8 +160,23 @@ class CMT:
             for i, part in enumerate(row):
                 documents[b, i, : len(part)] = part
                 mask[b, i, : len(part)] = 1
+        if self.select is not None:
+            return self._selected(self.select, questions, documents, mask)
         rooms = [len(row) * self.config.window_tokens for row in rows]
         return self._placed(self.reading_prefix, documents, mask, rooms, self._stop_ids)
+
+    def _selected(self, select: Select, questions: Sequence[str], documents: Tensor, mask: Tensor) -> Reading:
+        """The vectors that ψ keeps of documents (B, k, T, X), best document first."""
+        B, k, T, X = documents.shape
+        prompts = [self.prompt(question) for question in questions]
+        queries = question_queries(self.backbone, self.reading_prefix, prompts)
+        attention = select.attention(queries, select.keys(documents), mask)
+        chosen = select.choose(attention, rank_prior(mask), mask)
+        rows = documents.reshape(B, k * T, X).gather(1, chosen.index[..., None].expand(-1, -1, X))
+        context = place_chosen(self.backbone, self.reading_prefix, rows, chosen)
+        prefix = chosen.index.new_full((B, len(self.reading_prefix)), -1)
+        owner = torch.cat([prefix, chosen.index // T], dim=1)
+        return Reading(context, owner, mask.bool().any(dim=-1).sum(dim=-1).tolist(), self._stop_ids)
 
     @torch.inference_mode()
     def context_of_text(self, passages: Sequence[Sequence[str]]) -> Reading:

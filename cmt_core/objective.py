@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["answer_loss", "distance_of_hidden", "divergence"]
+__all__ = ["answer_loss", "distance_of_hidden", "divergence", "evidence_loss"]
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,3 +28,8 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def distance_of_hidden(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of hidden states (N, D), relative to the teacher's squared length."""
     return torch.mean((student.float() - teacher.float()) ** 2) / torch.mean(teacher.float() ** 2)
+
+
+def evidence_loss(attention: Tensor, spans: Tensor) -> Tensor:
+    """Mean log-loss in nats of finding the answer: attention (N, T) sums to 1, spans (N, T) is true where it stands."""
+    return -((attention * spans).sum(dim=-1) + 1e-6).log().mean()

@@ -202,6 +202,9 @@ def train(
     prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
     code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
     top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    aggregation: Annotated[
+        str, typer.Option(help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all.")
+    ] = "select",
     seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
@@ -224,6 +227,7 @@ def train(
         cache_dir=model.cache_dir,
         device=model.device,
         top_k=top_k,
+        aggregation=aggregation,
         start=checkpoint_folder(start) if start else None,
         report=lambda line: progress.print(line, highlight=False),
     )
