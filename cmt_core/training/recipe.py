@@ -67,8 +67,9 @@ class TrainedParts:
 class Recipe:
     """One training run in `folder`; `run` does all stages or goes on with them.
 
-    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows and, when no prefix steps are asked
-    for, its code and reading prefix instead of the PCA (a code only fits keys and values written behind its own prefix).
+    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
+    behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
+    encoding prefix stays as it was.
     """
 
     def __init__(
@@ -159,9 +160,9 @@ class Recipe:
     def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
         """Code, quantiser and reading prefix to train on."""
         device = self.backbone.device
-        if self.start and not self.config.prefix_steps:
-            code = self.start.code.to(device).requires_grad_(True)
-            return code, self.start.quantiser.to(device), self.start.reading_prefix.to(device)
+        if self.start:
+            reading = prefix if self.config.prefix_steps else self.start.reading_prefix.to(device)
+            return self.start.code.to(device).requires_grad_(True), self.start.quantiser.to(device), reading
         return *self._pca(windows, prefix), prefix
 
     @torch.no_grad()
