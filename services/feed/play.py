@@ -27,7 +27,7 @@ class Producer(Protocol):
 
     def send(self, document: Document) -> None: ...
 
-    def delete(self, id: str, namespace: str = ...) -> None: ...
+    def delete(self, id: str, namespace: str = ..., seq: int = ...) -> None: ...
 
     def flush(self, timeout_s: float) -> None: ...
 
@@ -102,7 +102,7 @@ class _Player:
 
     def _send(self, item: Item) -> None:
         if isinstance(item, Tombstone):
-            self._producer.delete(item.id, item.namespace)
+            self._producer.delete(item.id, item.namespace, item.seq)
             self._deleted += 1
         else:
             self._producer.send(item)

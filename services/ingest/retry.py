@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from services.errors import BankError, BankMismatch, BrokerError, ServiceError, TopicMissing
+from services.errors import BankError, BankFenced, BankMismatch, BrokerError, ServiceError, TopicMissing
 
 __all__ = ["Retry", "may_heal"]
 
@@ -41,6 +41,6 @@ class Retry:
 
 def may_heal(error: ServiceError) -> bool:
     """Whether waiting can help: a disk may get space, a broker or object store may come back."""
-    if isinstance(error, BankMismatch | TopicMissing):
+    if isinstance(error, BankFenced | BankMismatch | TopicMissing):
         return False
     return error.retriable or isinstance(error, BankError | BrokerError)

@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 from services.errors import BrokerError
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
-from services.stream.record import NAMESPACE_HEADER, Document
+from services.stream.record import NAMESPACE_HEADER, SEQ_HEADER, Document
 from services.stream.topics import ensure_topics
 
 __all__ = ["DocumentProducer", "open_producer"]
@@ -65,9 +65,10 @@ class DocumentProducer:
             key, value = document.id.encode(), document.to_json()
         self.send_raw(key, value)
 
-    def delete(self, id: str, namespace: str = "default") -> None:
-        """Queues the deletion of a document: a null value under its id."""
-        self.send_raw(id.encode(), None, [(NAMESPACE_HEADER, namespace.encode())])
+    def delete(self, id: str, namespace: str = "default", seq: int = 0) -> None:
+        """Queues the deletion of a document: a null value under its id; `seq` for a producer that numbers versions."""
+        headers = [(NAMESPACE_HEADER, namespace.encode())]
+        self.send_raw(id.encode(), None, [*headers, (SEQ_HEADER, str(seq).encode())] if seq else headers)
 
     def send_raw(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         """Queues bytes as they are, whether or not they can be read as a document."""
