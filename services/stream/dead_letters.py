@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
-from services.errors import RecordError
+from services.errors import BrokerError, RecordError
 from services.settings import KafkaSettings
 from services.stream.connection import translated_errors
 from services.stream.producer import open_producer
@@ -36,6 +38,12 @@ class DeadLetters:
         The added headers are reason, error, topic, partition, offset and time (RFC 3339); those of an earlier stay in
         the dead-letter topic are replaced. Raises BrokerError when the broker does not acknowledge the record.
         """
+        problem = self._acknowledged(self._queued(record, error))
+        if problem is not None:
+            raise problem
+
+    def _queued(self, record: RawRecord, error: RecordError) -> Any:
+        """The producer's future, or the BrokerError that keeps the record out of its queue."""
         added = _headers(record, error)
         names = {name for name, _ in added}
         headers = [header for header in record.headers if header[0] not in names] + added
@@ -43,10 +51,29 @@ class DeadLetters:
         if record.key is None and value is None:
             headers.append((NULL_VALUE_HEADER, b"1"))
             value = b""
-        with translated_errors(f"dead-letter topic {self._topic}"):
-            sent = self._producer.send(self._topic, key=record.key, value=value, headers=headers)
-            # the producer itself gives up after three times this time; the fourth is for its thread to say so
-            sent.get(timeout=4 * self._timeout_s)
+        try:
+            with translated_errors(f"dead-letter topic {self._topic}"):
+                return self._producer.send(
+                    self._topic, key=record.key, value=value, headers=headers, timestamp_ms=_timestamp(record)
+                )
+        except BrokerError as problem:
+            return problem
+
+    def _acknowledged(self, queued: Any) -> BrokerError | None:
+        if isinstance(queued, BrokerError):
+            return queued
+        try:
+            with translated_errors(f"dead-letter topic {self._topic}"):
+                # the producer itself gives up after three times this time; the fourth is for its thread to say so
+                queued.get(timeout=4 * self._timeout_s)
+        except BrokerError as problem:
+            return problem
+        return None
+
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError]]) -> list[BrokerError | None]:
+        """Keeps records as `send` does, all under way at once; for each None when it is safe, or why it is not."""
+        queued = [self._queued(record, error) for record, error in letters]
+        return [self._acknowledged(one) for one in queued]
 
     def close(self) -> None:
         """Disconnects; nothing is pending, since `send` waits."""
@@ -60,6 +87,11 @@ class DeadLetters:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _timestamp(record: RawRecord) -> int | None:
+    """The letter keeps the record's own time, so that a replay keeps it too."""
+    return record.timestamp_ms if record.timestamp_ms > 0 else None
 
 
 def _headers(record: RawRecord, error: RecordError) -> list[tuple[str, bytes]]:

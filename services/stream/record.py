@@ -28,23 +28,28 @@ from services.errors import RecordError, SettingsError
 __all__ = [
     "DEFAULT_NAMESPACE",
     "NAMESPACE_HEADER",
+    "PLACE_HEADER",
     "SEQ_HEADER",
     "Document",
     "RawRecord",
     "Tombstone",
     "check_field_map",
     "decode",
+    "original_place",
 ]
 
 DEFAULT_NAMESPACE = "default"
 NAMESPACE_HEADER = "namespace"
 SEQ_HEADER = "seq"
+PLACE_HEADER = "cmt-place"
+"""epoch/partition/offset at which a dead letter first stood: a replay keeps its place in the order of versions."""
 
 _SCHEMA: dict[str, Any] = json.loads(files("services.stream").joinpath("document.v1.schema.json").read_bytes())
 _FIELDS = tuple(_SCHEMA["properties"])
 _VALIDATOR = Draft202012Validator(_SCHEMA)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _LANG, _NAMESPACE = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLACE = re.compile(rb"(\d{1,18})/(\d{1,9})/(\d{1,18})")
 _DETAIL_CHARS = 200
 _SEQ_DIGITS = 19
 _PLAIN_CHARS = {
@@ -131,6 +136,13 @@ def decode(record: RawRecord, field_map: Mapping[str, str], max_bytes: int) -> D
     if record.key is not None and record.key != document.id.encode():
         raise RecordError("key_mismatch", f"the key {_shown(record.key)} is not the id {_shown(document.id)}")
     return document
+
+
+def original_place(record: RawRecord) -> tuple[int, int, int] | None:
+    """(epoch, partition, offset) of a dead letter that was sent again, None for other records."""
+    place = next((value for name, value in record.headers if name == PLACE_HEADER), b"")
+    found = _PLACE.fullmatch(place)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def check_field_map(field_map: Mapping[str, str]) -> None:

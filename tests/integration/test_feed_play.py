@@ -17,8 +17,8 @@ from services.feed.play import PlayReport, play
 from services.metrics import Metrics
 from services.settings import FeedSettings, KafkaSettings
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document, Tombstone, decode
-from services.stream.source import read_topic
 
 SETTINGS = FeedSettings(timeout_s=2, max_bytes=50_000, user_agent="test-agent/1")
 RSS = b"""<?xml version="1.0"?><rss version="2.0"><channel><title>Gazette</title>

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from services.metrics import TABLE
 from services.settings import BankSettings, Settings, load_settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document
-from services.stream.source import read_topic
 from tests.integration.conftest import find_free_port
 
 WAIT_S = 60.0
@@ -97,7 +98,8 @@ class World:
 
 
 def article(number: int, text: str = "") -> Document:
-    return Document(id=f"d{number:03}", title=f"Bridge {number}", text=text or f"Bridge {number} opened on Monday.")
+    text = text or f"Bridge {number} opened on Monday."
+    return Document(id=f"d{number:03}", title=f"Bridge {number}", text=text, published_at=datetime.now(UTC))
 
 
 def until(claim: Callable[[], bool], wait_s: float = WAIT_S) -> bool:
