@@ -86,7 +86,7 @@ class LetterBox:
 
     def _send(self, batch: list[Letter]) -> list[Letter]:
         """Those that were not acknowledged, and the partitions of which are stopped now."""
-        errors = self._sink.send_all([(taken.record, error) for taken, error in batch])
+        errors = self._sink.send_all([(taken.record, error, taken.epoch) for taken, error in batch])
         failed: list[Letter] = []
         stopped: dict[int, str] = {}
         for letter, problem in zip(batch, errors, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ _OPEN_S = 120.0
 _ANSWER_S = 60.0  # an actor that Ray starts again takes its time
 _NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 _LOOK_EVERY_S = 0.1
+_never = threading.Event()
 _QUIET_S = 0.5  # a broker's end offset may lag behind what it has acknowledged
 
 
@@ -124,8 +126,8 @@ class IngestHandle:
         if error is not None:
             raise error
 
-    def wait_until_caught_up(self, timeout_s: float) -> None:
-        """Returns when every partition is read to its end and committed, with nothing in flight.
+    def wait_until_caught_up(self, timeout_s: float, pause: Callable[[float], bool] | None = None) -> bool:
+        """True when every partition is read to its end and committed, with nothing in flight; False when `pause` said stop.
 
         Raises what a consumer failed with, and ServiceError when `timeout_s` seconds were not enough.
         """
@@ -144,7 +146,9 @@ class IngestHandle:
             quiet_since = (quiet_since or time.monotonic()) if done and fresh else None
             if time.monotonic() > deadline:
                 raise ServiceError(f"ingest has not caught up within {timeout_s:g} s: {merged}")
-            time.sleep(_LOOK_EVERY_S)
+            if (pause or _never.wait)(_LOOK_EVERY_S):
+                return False
+        return True
 
     def stop(self, timeout_s: float) -> None:
         """Finishes the batches that were begun, commits, leaves the group and frees the bank; repeated calls are fine.

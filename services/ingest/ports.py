@@ -101,8 +101,8 @@ class RecordSource(Protocol):
 class DeadLetterSink(Protocol):
     """Where unreadable records go (`services.stream.dead_letters.DeadLetters`)."""
 
-    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError]]) -> list[BrokerError | None]:
-        """Keeps records with their reasons; for each None when it is safe, or why it is not."""
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError, int]]) -> list[BrokerError | None]:
+        """Keeps records with their reasons and epochs; for each None when it is safe, or why it is not."""
         ...
 
     def close(self) -> None:

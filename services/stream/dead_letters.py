@@ -35,16 +35,17 @@ class DeadLetters:
     def send(self, record: RawRecord, error: RecordError) -> None:
         """Keeps a record: key, value and headers untouched, and headers `cmt-*` that say why, from where and when.
 
-        The added headers are reason, error, topic, partition, offset and time (RFC 3339); those of an earlier stay in
-        the dead-letter topic are replaced. Raises BrokerError when the broker does not acknowledge the record.
+        The added headers are reason, error, topic, partition, offset, time (RFC 3339) and, from ingest, epoch; those of an
+        earlier stay in the dead-letter topic are replaced. Raises BrokerError when the broker does not acknowledge the
+        record.
         """
         problem = self._acknowledged(self._queued(record, error))
         if problem is not None:
             raise problem
 
-    def _queued(self, record: RawRecord, error: RecordError) -> Any:
+    def _queued(self, record: RawRecord, error: RecordError, epoch: int | None = None) -> Any:
         """The producer's future, or the BrokerError that keeps the record out of its queue."""
-        added = _headers(record, error)
+        added = _headers(record, error, epoch)
         names = {name for name, _ in added}
         headers = [header for header in record.headers if header[0] not in names] + added
         value = record.value
@@ -70,9 +71,12 @@ class DeadLetters:
             return problem
         return None
 
-    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError]]) -> list[BrokerError | None]:
-        """Keeps records as `send` does, all under way at once; for each None when it is safe, or why it is not."""
-        queued = [self._queued(record, error) for record, error in letters]
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError, int]]) -> list[BrokerError | None]:
+        """Keeps records as `send` does, all under way at once; for each None when it is safe, or why it is not.
+
+        The number of each is the topic's epoch, which a replay needs to keep the record's place.
+        """
+        queued = [self._queued(record, error, epoch) for record, error, epoch in letters]
         return [self._acknowledged(one) for one in queued]
 
     def close(self) -> None:
@@ -94,13 +98,14 @@ def _timestamp(record: RawRecord) -> int | None:
     return record.timestamp_ms if record.timestamp_ms > 0 else None
 
 
-def _headers(record: RawRecord, error: RecordError) -> list[tuple[str, bytes]]:
+def _headers(record: RawRecord, error: RecordError, epoch: int | None) -> list[tuple[str, bytes]]:
     facts = {
         "reason": error.reason,
         "error": str(error)[:_ERROR_CHARS],
         "topic": record.topic,
         "partition": str(record.partition),
         "offset": str(record.offset),
+        **({} if epoch is None else {"epoch": str(epoch)}),
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     return [(HEADER_PREFIX + name, fact.encode(errors="replace")) for name, fact in facts.items()]

@@ -70,10 +70,18 @@ class DocumentProducer:
         headers = [(NAMESPACE_HEADER, namespace.encode())]
         self.send_raw(id.encode(), None, [*headers, (SEQ_HEADER, str(seq).encode())] if seq else headers)
 
-    def send_raw(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        """Queues bytes as they are, whether or not they can be read as a document."""
+    def send_raw(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Queues bytes as they are, whether or not they can be read as a document; `timestamp_ms` None means now."""
         with translated_errors(f"Kafka topic {self._topic}"):
-            future = self._producer.send(self._topic, key=key, value=value, headers=list(headers))
+            future = self._producer.send(
+                self._topic, key=key, value=value, headers=list(headers), timestamp_ms=timestamp_ms
+            )
         future.add_errback(self._note)
 
     def flush(self, timeout_s: float) -> None:

@@ -93,8 +93,8 @@ class Letters:
         self.kept: list[tuple[int, str]] = []
         self.failures = 0
 
-    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError]]) -> list[BrokerError | None]:
-        return [self._send(record, error) for record, error in letters]
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError, int]]) -> list[BrokerError | None]:
+        return [self._send(record, error) for record, error, _ in letters]
 
     def _send(self, record: RawRecord, error: RecordError) -> BrokerError | None:
         if self.failures:
