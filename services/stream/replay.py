@@ -14,6 +14,7 @@ from services.stream.connection import connect, translated_errors
 from services.stream.dead_letter_reader import DeadLetter, read_letters
 from services.stream.producer import DocumentProducer
 from services.stream.reading import reading_options
+from services.stream.topics import topic_partitions
 
 __all__ = ["ReplayReport", "replay"]
 
@@ -67,13 +68,14 @@ class _Marks:
     def __init__(self, settings: KafkaSettings, bootstrap: str) -> None:
         self._topic = settings.dlq_topic
         self._timeout_ms = int(settings.connect_timeout_s * 1000)
+        self._partitions = topic_partitions(settings, bootstrap, settings.dlq_topic)
         group = f"{settings.group_id}.dlq-replay"
         self._consumer: Any = connect(KafkaConsumer, settings, bootstrap, group_id=group, **reading_options(settings))
         self._next: dict[int, int] = {}
 
     def read(self) -> dict[int, int]:
         with translated_errors(f"Kafka topic {self._topic}"):
-            parts = [TopicPartition(self._topic, one) for one in self._consumer.partitions_for_topic(self._topic) or ()]
+            parts = [TopicPartition(self._topic, one) for one in range(self._partitions)]
             return {tp.partition: self._consumer.committed(tp) or 0 for tp in parts}
 
     def seen(self, letter: DeadLetter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +37,7 @@ def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict
             consumer.assign(partitions)
             found = consumer.beginning_offsets(partitions) if to is None else _offsets_at(consumer, partitions, to)
             wanted = {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in found.items()}
+            consumer.assign(partitions)
             consumer.commit(wanted, timeout_ms=int(settings.connect_timeout_s * 1000))
             return {tp.partition: offset for tp, offset in found.items()}
     finally:
@@ -43,26 +45,28 @@ def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict
 
 
 def _offsets_at(consumer: Any, partitions: list[Any], to: datetime) -> dict[Any, int]:
-    """By the broker's time index; a broker without one (the embedded one) answers nonsense, and is read instead."""
+    """By the broker's time index, read on from there until the time fits: the embedded broker's index says too little."""
     wanted_ms = int(to.timestamp() * 1000)
     answers = consumer.offsets_for_times(dict.fromkeys(partitions, wanted_ms))
-    if any(answer is not None and answer.timestamp < wanted_ms for answer in answers.values()):
-        return _read_up_to(consumer, partitions, wanted_ms)
-    ends = consumer.end_offsets(partitions)
-    return {tp: answers[tp].offset if answers.get(tp) is not None else ends[tp] for tp in partitions}
+    found = {tp: end for tp, end in consumer.end_offsets(partitions).items() if answers.get(tp) is None}
+    start = {tp: answers[tp].offset for tp in partitions if tp not in found}
+    return found | _read_up_to(consumer, start, wanted_ms)
 
 
-def _read_up_to(consumer: Any, partitions: list[Any], wanted_ms: int) -> dict[Any, int]:
-    consumer.seek_to_beginning(*partitions)
+def _read_up_to(consumer: Any, start: Mapping[Any, int], wanted_ms: int) -> dict[Any, int]:
+    """The offset of the first record of each partition that is not older, else the one behind its last."""
+    consumer.assign(list(start))
+    for tp, offset in start.items():
+        consumer.seek(tp, offset)
     found: dict[Any, int] = {}
-    after_last = consumer.beginning_offsets(partitions)
+    behind = dict(start)
     quiet_since = time.monotonic()
-    while len(found) < len(partitions) and time.monotonic() - quiet_since < _IDLE_S:
+    while len(found) < len(start) and time.monotonic() - quiet_since < _IDLE_S:
         for tp, records in consumer.poll(timeout_ms=200, max_records=500).items():
             quiet_since = time.monotonic()
-            after_last[tp] = records[-1].offset + 1
+            behind[tp] = records[-1].offset + 1
             first = next((record.offset for record in records if record.timestamp >= wanted_ms), None)
             if first is not None and tp not in found:
                 found[tp] = first
                 consumer.pause(tp)
-    return {tp: found.get(tp, after_last[tp]) for tp in partitions}
+    return behind | found

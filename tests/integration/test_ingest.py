@@ -28,6 +28,7 @@ from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
 from services.stream.record import Document
+from services.stream.rewind import rewind
 from tests.integration.conftest import find_free_port
 
 WAIT_S = 60.0
@@ -258,6 +259,26 @@ def test_a_replay_leaves_one_row_and_another_checkpoint_is_refused(world: World)
 
     with pytest.raises(BankMismatch, match="another-checkpoint"):
         world.start(other_checkpoint)
+
+
+def test_a_backfill_reads_everything_again_and_duplicates_nothing(world: World) -> None:
+    first = world.start()
+    world.send(*(article(number) for number in range(12)))
+    world.send(article(3, "Bridge 3 closed."), delete=("d001",))
+    first.wait_until_caught_up(WAIT_S)
+    before = sorted(world.rows(), key=str)
+    first.stop(10.0)
+    again = start_ingest(
+        world.settings,
+        world.bootstrap,
+        model_factory=load_lexical,
+        rewind=lambda: rewind(world.settings.kafka, world.bootstrap, None) and None,
+    )
+    world.handles.append(again)
+    assert again.wait_until_caught_up(WAIT_S)
+    assert again.status().stale == 14
+    assert sorted(world.rows(), key=str) == before
+    assert world.committed() == 14
 
 
 def test_killed_consumers_lose_nothing_and_duplicate_nothing(broker: str, tmp_path: Path) -> None:
