@@ -15,8 +15,8 @@ import typer
 import yaml
 
 from cmt_core.errors import ConfigError, CoreError
-from services.commands import dlq, ingest
-from services.commands.options import Bank, Bootstrap, Config, RayAddress, Topic, progress, read_settings
+from services.commands import dlq, feed, ingest
+from services.commands.options import Bank, Config, RayAddress, progress, read_settings
 from services.errors import ServiceError, SettingsError
 
 __all__ = ["app", "main"]
@@ -28,11 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-feed_app = typer.Typer(help="Put documents into the Kafka topic.", no_args_is_help=True)
 bank_app = typer.Typer(help="Look at the memory bank.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 eval_app = typer.Typer(help="Score a checkpoint.", no_args_is_help=True)
-app.add_typer(feed_app, name="feed")
+app.add_typer(feed.app, name="feed")
 app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(bank_app, name="bank")
@@ -70,44 +69,6 @@ def demo(
 
     settings = read_settings(config, serve__port=port)
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
-
-
-@feed_app.command("play")
-def feed_play(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders or URLs: RSS, Atom, JSON Feed, JSONL.")],
-    config: Config = None,
-    topic: Topic = None,
-    bootstrap_servers: Bootstrap = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Documents a second; default as fast as possible.")
-    ] = None,
-) -> None:
-    """Send every item of the sources into the topic, once."""
-    settings = read_settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
-    from services.feed.run import play_once
-
-    report = play_once(settings, sources, rate, progress)
-    typer.echo(
-        f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
-        f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"
-    )
-    if report.unreadable:
-        sys.exit(5)
-
-
-@feed_app.command("poll")
-def feed_poll(
-    urls: Annotated[list[str], typer.Argument(help="Feed URLs.")],
-    config: Config = None,
-    topic: Topic = None,
-    bootstrap_servers: Bootstrap = None,
-    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks at the feeds.")] = 300.0,
-) -> None:
-    """Fetch the feeds again and again; new and edited items go into the topic, until Ctrl-C."""
-    settings = read_settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
-    from services.feed.run import poll_forever
-
-    poll_forever(settings, urls, every, progress)
 
 
 @app.command()

@@ -92,9 +92,13 @@ class RecordError(ServiceError):
 
 
 class FeedError(ServiceError):
-    """A feed or file can't be fetched or read; it is skipped and counted."""
+    """A feed or file can't be fetched or read; it is skipped and counted.
+
+    `retry_after_s` is what its server asked for, None when it did not.
+    """
 
     exit_code = 5
+    retry_after_s: float | None = None
 
 
 class BankError(ServiceError):

@@ -148,6 +148,16 @@ class FeedSettings(_Group):
     timeout_s: float = Field(20.0, gt=0)
     max_bytes: int = Field(16 * 2**20, gt=0, description="larger feeds are skipped")
     user_agent: str = "cmt-feed/0.1"
+    interval_s: float = Field(300.0, ge=1, description="seconds between two looks at a feed, give or take a tenth")
+    longest_backoff_s: float = Field(
+        21_600.0, ge=1, description="a feed that fails is looked at less and less, to this"
+    )
+    allow_private_redirects: bool = Field(
+        False, description="follow redirects to addresses that are not on the public internet"
+    )
+    state_file: Path = Field(
+        Path("./data/feeds.json"), description="what `cmt feed poll` has seen, so that a restart sends nothing again"
+    )
 
 
 class Settings(BaseSettings):

@@ -129,7 +129,7 @@ def test_feed_is_fetched(site: str, path: str) -> None:
     [
         ("missing", "404"),
         ("loop", "more than 5 redirects"),
-        ("elsewhere", "can't be fetched"),
+        ("elsewhere", "only http and https"),
         ("big", "more than 50000 bytes"),
         ("bomb", "more than 50000 bytes"),
         ("garbled", "can't be fetched"),
