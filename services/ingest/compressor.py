@@ -14,7 +14,7 @@ from services.errors import RecordError
 from services.ingest.ports import Compressor, ModelFactory
 from services.ingest.stages import StagedCompressor
 from services.metrics import Metrics
-from services.metrics_hub import MetricsPusher
+from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
 from services.threads import use_all_cores
 
@@ -77,11 +77,12 @@ class _CompressorActor(CompressorWorker):
         self._pusher.stop()
 
 
-def compressor_actor(settings: Settings, model_factory: ModelFactory) -> Any:
+def compressor_actor(settings: Settings, model_factory: ModelFactory, name: str) -> Any:
     """The handle of a new compressor actor, which Ray starts again when it dies; its callers decide on repeats.
 
     Several calls at once share the model's batches.
     """
     gpus = settings.ingest.compressor_gpus
     options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus, "max_restarts": -1, "max_concurrency": _CALLS}
-    return ray.remote(_CompressorActor).options(**options).remote(settings, model_factory)
+    actor = ray.remote(_CompressorActor).options(name=name, namespace=HUB_NAMESPACE, **options)
+    return actor.remote(settings, model_factory)

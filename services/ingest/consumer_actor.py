@@ -9,7 +9,9 @@ from typing import Any
 
 import ray
 
+from services.errors import WorkerLost
 from services.ingest.consumer import Consumer
+from services.ingest.names import actor_or_none, writer_name
 from services.ingest.ports import RecordSource
 from services.ingest.remote import RemoteCompress, RemoteEpoch, RemoteWrite
 from services.metrics import Metrics
@@ -24,7 +26,10 @@ __all__ = ["consumer_actor"]
 class _ConsumerActor(Consumer):
     """The consumer on the real Kafka, with the actors of this ingest as its compressor and bank."""
 
-    def __init__(self, settings: Settings, bootstrap: str, compressors: Sequence[Any], writer: Any, name: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, compressors: Sequence[str], name: str) -> None:
+        writer = actor_or_none(writer_name(settings))
+        if writer is None:
+            raise WorkerLost(f"bank {settings.bank.uri} has no writer any more")
         metrics, kafka, ingest = Metrics(), settings.kafka, settings.ingest
 
         def open_source(on_revoked: Callable[[set[int]], None]) -> RecordSource:
@@ -32,7 +37,7 @@ class _ConsumerActor(Consumer):
                 return AssignedSource(kafka, bootstrap)
             return KafkaSource(kafka, bootstrap, on_revoked, member=name)
 
-        self._compressors = RemoteCompress(compressors)
+        self._compressors = RemoteCompress([actor for one in compressors if (actor := actor_or_none(one)) is not None])
         most = max(ingest.compressors, ingest.max_compressors or 0)
         super().__init__(
             settings,
@@ -59,11 +64,12 @@ class _ConsumerActor(Consumer):
         return stopped
 
 
-def consumer_actor(settings: Settings, bootstrap: str, compressors: Sequence[Any], writer: Any, name: str) -> Any:
+def consumer_actor(settings: Settings, bootstrap: str, compressors: Sequence[str], name: str) -> Any:
     """The handle of a new consumer actor, which Ray starts again when it dies; its methods answer at any time.
 
-    `name` is how the coordinator finds it, and its name in a consumer group.
+    `compressors` are names of actors, and the writer is found by its own; `name` is how the coordinator finds the
+    consumer, and its name in a consumer group.
     """
     options: dict[str, Any] = {"name": name, "namespace": HUB_NAMESPACE, "num_cpus": 0, "max_concurrency": 8}
     actor = ray.remote(_ConsumerActor).options(**options, max_restarts=-1, max_task_retries=-1)
-    return actor.remote(settings, bootstrap, list(compressors), writer, name)
+    return actor.remote(settings, bootstrap, list(compressors), name)

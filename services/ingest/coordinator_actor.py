@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import threading
 import uuid
@@ -16,6 +15,7 @@ from services.errors import ServiceError
 from services.ingest.compressor import compressor_actor
 from services.ingest.consumer import ConsumerStatus
 from services.ingest.coordinator import Coordinator, CoordinatorStatus, TopicState
+from services.ingest.names import actor_or_none, compressor_name, consumer_name, coordinator_name
 from services.ingest.pool_policy import PoolPolicy
 from services.ingest.ports import ModelFactory
 from services.ingest.remote import result
@@ -25,20 +25,10 @@ from services.settings import Settings
 from services.stream.topic_identity import topic_identity
 from services.stream.topics import topic_partitions
 
-__all__ = ["consumer_name", "coordinator_actor", "coordinator_name"]
+__all__ = ["coordinator_actor"]
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
-
-
-def coordinator_name(settings: Settings) -> str:
-    """The actor's name: one per topic, group and bank."""
-    return f"cmt-coordinator-{_ingest_id(settings)}"
-
-
-def consumer_name(settings: Settings, number: int) -> str:
-    """The name under which the coordinator finds a consumer."""
-    return f"cmt-consumer-{_ingest_id(settings)}-{number}"
 
 
 class _RemoteMember:
@@ -68,13 +58,11 @@ class _RemoteMember:
 class _RemotePool:
     """The compressors that ingest was started with, which stay, and those that were added since."""
 
-    def __init__(
-        self, settings: Settings, model_factory: ModelFactory, base: Sequence[Any], member: Callable[[str], Any]
-    ) -> None:
-        self._settings, self._model_factory, self._member = settings, model_factory, member
+    def __init__(self, settings: Settings, model_factory: ModelFactory, base: Sequence[str]) -> None:
+        self._settings, self._model_factory = settings, model_factory
         self._base = list(base)
-        self._ready: list[Any] = []
-        self._loading: list[tuple[Any, Any]] = []
+        self._ready: dict[str, Any] = {}
+        self._loading: list[tuple[str, Any, Any]] = []
         self._leaving: list[Any] = []
         self._told: list[Any] = []
         self._touched = False
@@ -84,11 +72,12 @@ class _RemotePool:
 
     def resize(self, size: int) -> None:
         while self.size() < size:
-            actor = compressor_actor(self._settings, self._model_factory)
-            self._loading.append((actor, actor.layout.remote()))
+            name = compressor_name(self._settings)
+            actor = compressor_actor(self._settings, self._model_factory, name)
+            self._loading.append((name, actor, actor.layout.remote()))
             _log.info("the pool grows to %d compressors", self.size())
         while self.size() > max(size, len(self._base)):
-            actor = self._loading.pop()[0] if self._loading else self._ready.pop()
+            actor = self._loading.pop()[1] if self._loading else self._ready.popitem()[1]
             self._leaving.append(actor)
             _log.info("the pool shrinks to %d compressors", self.size())
 
@@ -97,7 +86,7 @@ class _RemotePool:
         pool = [*self._base, *self._ready]
         self._touched = self._touched or len(pool) > len(self._base)
         for name in members if self._touched else ():  # again and again: a consumer that was restarted knows the base
-            if (actor := self._member(name)) is not None:
+            if (actor := actor_or_none(name)) is not None:
                 actor.use_compressors.options(max_task_retries=0).remote(pool)
         for told in self._told:  # at the last look; the calls that it still had are repeated on others
             ray.kill(told, no_restart=True)
@@ -105,22 +94,23 @@ class _RemotePool:
         return len(pool)
 
     def _take_ready(self) -> None:
-        ready, _ = ray.wait([layout for _, layout in self._loading], timeout=0) if self._loading else ([], [])
-        for actor, layout in [pair for pair in self._loading if pair[1] in ready]:
-            self._loading.remove((actor, layout))
+        layouts = [layout for *_, layout in self._loading]
+        ready, _ = ray.wait(layouts, num_returns=len(layouts), timeout=0) if layouts else ([], [])
+        for name, actor, layout in [one for one in self._loading if one[2] in ready]:
+            self._loading.remove((name, actor, layout))
             try:
                 result(layout)
             except ServiceError as error:
                 _log.warning("a compressor could not be added: %s", error)
             else:
-                self._ready.append(actor)
+                self._ready[name] = actor
 
 
 class _CoordinatorActor:
     """The coordinator with its thread, in an actor that Ray starts again when it dies."""
 
     def __init__(
-        self, settings: Settings, bootstrap: str, compressors: Sequence[Any], model_factory: ModelFactory
+        self, settings: Settings, bootstrap: str, compressors: Sequence[str], model_factory: ModelFactory
     ) -> None:
         self._settings, self._bootstrap = settings, bootstrap
         self._metrics = Metrics()
@@ -128,7 +118,7 @@ class _CoordinatorActor:
         self._coordinator = Coordinator(
             self._topic_state,
             self._members,
-            _RemotePool(settings, model_factory, compressors, _actor_or_none),
+            _RemotePool(settings, model_factory, compressors),
             PoolPolicy(len(compressors), ingest.max_compressors or len(compressors), ingest.grow_at_lag_records),
             self._metrics,
             assigns=ingest.assignment == "coordinator",
@@ -169,26 +159,14 @@ class _CoordinatorActor:
         names = sorted(
             one["name"] for one in named if one["namespace"] == HUB_NAMESPACE and one["name"].startswith(prefix)
         )
-        found = {name: _actor_or_none(name) for name in names}
+        found = {name: actor_or_none(name) for name in names}
         return {name: _RemoteMember(actor) for name, actor in found.items() if actor is not None}
 
 
 def coordinator_actor(
-    settings: Settings, bootstrap: str, compressors: Sequence[Any], model_factory: ModelFactory
+    settings: Settings, bootstrap: str, compressors: Sequence[str], model_factory: ModelFactory
 ) -> Any:
-    """The handle of a new coordinator actor, which Ray starts again when it dies."""
+    """The handle of a new coordinator actor, which Ray starts again when it dies; `compressors` are names."""
     options = {"name": coordinator_name(settings), "namespace": HUB_NAMESPACE, "num_cpus": 0}
     actor = ray.remote(_CoordinatorActor).options(**options, max_restarts=-1, max_task_retries=-1, max_concurrency=4)
     return actor.remote(settings, bootstrap, list(compressors), model_factory)
-
-
-def _actor_or_none(name: str) -> Any:
-    try:
-        return ray.get_actor(name, namespace=HUB_NAMESPACE)
-    except ValueError:
-        return None
-
-
-def _ingest_id(settings: Settings) -> str:
-    identity = f"{settings.kafka.topic}\n{settings.kafka.group_id}\n{settings.bank.uri}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -22,7 +22,8 @@ from services.errors import ServiceError
 from services.ingest.compressor import compressor_actor
 from services.ingest.consumer import ConsumerStatus
 from services.ingest.consumer_actor import consumer_actor
-from services.ingest.coordinator_actor import consumer_name, coordinator_actor
+from services.ingest.coordinator_actor import coordinator_actor
+from services.ingest.names import compressor_name, consumer_name
 from services.ingest.ports import ModelFactory
 from services.ingest.remote import result
 from services.ingest.writer import writer_actor
@@ -78,6 +79,7 @@ class IngestHandle:
         self._hub = hub  # the metrics hub lives as long as its maker's handle
         self._stopped = False
         self.compressors: list[Any] = []
+        self.compressor_names: list[str] = []
         self.consumers: list[Any] = []
         self.writer: Any = None
         self.coordinator: Any = None
@@ -102,7 +104,7 @@ class IngestHandle:
         self._consumers_made += 1
         while True:
             try:
-                return consumer_actor(self._settings, self._bootstrap, self.compressors, self.writer, name)
+                return consumer_actor(self._settings, self._bootstrap, self.compressor_names, name)
             except ValueError:
                 if time.monotonic() > deadline:
                     raise ServiceError(
@@ -221,14 +223,15 @@ def _start_actors(
     model_factory: ModelFactory,
     rewind: Callable[[], None] | None,
 ) -> None:
-    handle.compressors = [compressor_actor(settings, model_factory) for _ in range(settings.ingest.compressors)]
+    handle.compressor_names = [compressor_name(settings) for _ in range(settings.ingest.compressors)]
+    handle.compressors = [compressor_actor(settings, model_factory, name) for name in handle.compressor_names]
     layouts = [result(reference, _LOAD_S) for reference in [one.layout.remote() for one in handle.compressors]]
     handle.writer = writer_actor(settings, layouts[0])
     result(handle.writer.open.remote(), _OPEN_S)
     if rewind is not None:
         rewind()  # the bank's lock keeps a second ingest of the same bank from having its offsets moved
     handle.start_consumers()
-    handle.coordinator = coordinator_actor(settings, bootstrap, handle.compressors, model_factory)
+    handle.coordinator = coordinator_actor(settings, bootstrap, handle.compressor_names, model_factory)
 
 
 def _merged(statuses: Sequence[ConsumerStatus]) -> IngestStatus:

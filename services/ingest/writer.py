@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -16,6 +15,7 @@ import ray
 from services.bank.schema import BankLayout, CommitReport
 from services.errors import BankError, BankUnavailable
 from services.ingest.group_commit import GroupCommit
+from services.ingest.names import writer_name
 from services.ingest.ports import BankRecord
 from services.metrics import Metrics
 from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
@@ -30,6 +30,7 @@ __all__ = ["WriterWorker", "writer_actor"]
 
 _log = logging.getLogger(__name__)
 _CALLS = 64
+_MEASURE_SHARE = 30
 _NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 
 
@@ -140,12 +141,16 @@ class _WriterActor(WriterWorker):
         self._pusher.stop()
 
     def _follow(self) -> None:
+        pause_s = 1.0
         while True:
-            closing = self._closing.wait(1.0)
+            closing = self._closing.wait(pause_s)
+            started = time.monotonic()
             try:
                 self.measure()
             except BankError as error:  # the commits will say so, too
                 _log.debug("the bank's size can't be read: %s", error)
+            # a large bank takes longer to measure, and the commits share its cores
+            pause_s = max(1.0, _MEASURE_SHARE * (time.monotonic() - started))
             if closing:
                 return
 
@@ -155,9 +160,8 @@ def writer_actor(settings: Settings, layout: BankLayout) -> Any:
 
     Its name keeps a second one for the same address away from the Ray cluster: BankUnavailable.
     """
-    uri = settings.bank.uri
     options: dict[str, Any] = {
-        "name": f"cmt-bank-writer-{hashlib.sha256(uri.encode()).hexdigest()[:16]}",
+        "name": writer_name(settings),
         "namespace": HUB_NAMESPACE,
         "num_cpus": 0,
         "max_restarts": -1,
@@ -171,6 +175,6 @@ def writer_actor(settings: Settings, layout: BankLayout) -> Any:
         except ValueError:
             if time.monotonic() > deadline:
                 raise BankUnavailable(
-                    f"bank {uri}: another ingest of this Ray cluster writes to it, and a bank has only one"
+                    f"bank {settings.bank.uri}: another ingest of this Ray cluster writes to it, and a bank has only one"
                 ) from None
             time.sleep(0.1)
