@@ -57,7 +57,15 @@ class KafkaSettings(_Group):
     sasl_mechanism: str | None = None
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
+    ssl_cafile: Path | None = Field(
+        None, description="PEM file with the authorities that may sign the broker's certificate"
+    )
+    ssl_certfile: Path | None = Field(
+        None, description="PEM file with our own certificate, where the broker asks for one"
+    )
+    ssl_keyfile: Path | None = Field(None, description="PEM file with the key of our certificate")
+    ssl_password: SecretStr | None = Field(None, description="password of that key")
+    ssl_check_hostname: bool = Field(True, description="the broker's certificate must name its host")
 
     @property
     def dlq_topic(self) -> str:

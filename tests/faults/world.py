@@ -19,6 +19,7 @@ from kafka.errors import KafkaError
 
 from services.errors import BrokerError
 from services.ingest.pipeline import IngestHandle, start_ingest
+from services.ingest.ports import ModelFactory
 from services.lexical import LexicalModel, load_lexical
 from services.settings import Settings, load_settings
 from services.stream.broker import EmbeddedBroker
@@ -55,10 +56,12 @@ class World:
     settings: Settings
     model: StreamModel
     rate_per_s: float = 1500.0
+    compressor: Any = field(default_factory=LexicalModel)  # the same that the actors load, to know the windows
+    model_factory: ModelFactory = load_lexical
     handle: IngestHandle = field(init=False)
 
     def start(self) -> IngestHandle:
-        self.handle = start_ingest(self.settings, self.broker.bootstrap, model_factory=load_lexical)
+        self.handle = start_ingest(self.settings, self.broker.bootstrap, model_factory=self.model_factory)
         return self.handle
 
     def during(self, records: int, fault: Callable[[], None]) -> None:
@@ -110,10 +113,9 @@ class World:
             time.sleep(0.2)
 
     def expected_texts(self) -> dict[tuple[str, str], list[str]]:
-        model = LexicalModel()
         return {
-            document: [window.text for window in model.windows("News", text)]
-            for document, text in self.model.live.items()
+            document: [window.text for window in self.compressor.windows(title, text)]
+            for document, (title, text) in self.model.live.items()
         }
 
     def live_texts(self) -> dict[tuple[str, str], list[str]]:
