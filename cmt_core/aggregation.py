@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cmt_core.backbone import Backbone, KVShape
 
-__all__ = ["Chosen", "Select", "question_queries", "rank_prior", "stack"]
+__all__ = ["Chosen", "Select", "question_queries", "question_states", "rank_prior", "stack"]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
 _FIRST_LAYER, _END_LAYER = (
@@ -59,6 +59,19 @@ def rank_prior(mask: Tensor) -> Tensor:
 
 def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Every layer's queries (B, heads * d), before rotary, of each prompt's last token, read behind `prefix` alone."""
+    with backbone.capture_queries() as queries:
+        _, last = _read_prompts(backbone, prefix, prompts)
+    return [layer[torch.arange(len(prompts), device=last.device), last] for layer in queries]
+
+
+def question_states(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Last hidden states (B, D) of each prompt's last token, read behind `prefix` alone."""
+    hidden, last = _read_prompts(backbone, prefix, prompts)
+    return hidden[torch.arange(len(prompts), device=last.device), last]
+
+
+def _read_prompts(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, Q, D) of padded prompts, and the place of each one's last token (B,)."""
     device = backbone.device
     B, Q, p = len(prompts), -(-max(map(len, prompts)) // 8) * 8, len(prefix)
     ids = torch.zeros(B, Q, dtype=torch.long, device=device)
@@ -68,9 +81,7 @@ def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Seque
     attend = torch.ones(Q, p + Q, dtype=torch.bool, device=device).tril(diagonal=p).expand(B, 1, -1, -1)
     last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     cache = backbone.cache(prefix.expand(B, -1, -1), torch.arange(p, device=device).expand(B, -1))
-    with backbone.capture_queries() as queries:
-        backbone.forward(ids, (p + steps).expand(B, -1), attend, cache)
-    return [layer[torch.arange(B, device=device), last] for layer in queries]
+    return backbone.forward(ids, (p + steps).expand(B, -1), attend, cache), last
 
 
 class Select(nn.Module):

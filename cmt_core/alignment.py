@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from cmt_core.aggregation import Chosen, stack
-from cmt_core.backbone import Backbone
+from cmt_core.backbone import Backbone, PlacedCache
 
 __all__ = ["Context", "place", "place_chosen"]
 
@@ -22,7 +21,7 @@ __all__ = ["Context", "place", "place_chosen"]
 class Context:
     """A cache of S columns for B rows, which of them exist (B, S), and the position of each row's next token (B,)."""
 
-    cache: DynamicCache
+    cache: PlacedCache
     seen: Tensor
     next_position: Tensor
 

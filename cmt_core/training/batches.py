@@ -19,7 +19,16 @@ from cmt_core.data.qa import QuestionedDocument
 from cmt_core.prompt import answer_text, question_text
 from cmt_core.windows import split_document
 
-__all__ = ["Batch", "QuestionRows", "TrainingWindow", "attend", "cluster_order", "collate", "training_windows"]
+__all__ = [
+    "Batch",
+    "QuestionRows",
+    "TrainingWindow",
+    "attend",
+    "cluster_order",
+    "collate",
+    "one_question",
+    "training_windows",
+]
 
 BUCKET_TOKENS = 32  # shapes are rounded up to this: every new shape costs the CPU kernels seconds of re-tuning
 IGNORED = -100
@@ -59,6 +68,11 @@ class Batch:
     questions: QuestionRows
     context: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of documents and questions, without padding."""
+        return int(self.mask.sum()) + int((self.questions.segment >= 0).sum())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         moved = QuestionRows(*(getattr(self.questions, field.name).to(device) for field in fields(QuestionRows)))
@@ -89,6 +103,11 @@ def training_windows(
             if asked
         )
     return windows
+
+
+def one_question(window: TrainingWindow, rng: random.Random) -> TrainingWindow:
+    """The window with one of its questions, for parts that a question conditions."""
+    return TrainingWindow(window.reading, window.ids, (rng.choice(window.questions),))
 
 
 def _first_with(texts: list[str], answers: Sequence[str]) -> tuple[int, str] | None:

@@ -23,6 +23,7 @@ from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.qa import by_document, read_qa
 from cmt_core.data.training_mix import OPEN_SOURCES, choose_documents
+from cmt_core.errors import ConfigError
 from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
 from cmt_core.retriever import Retriever
@@ -161,6 +162,8 @@ class Recipe:
         """Code, quantiser and reading prefix to train on."""
         device = self.backbone.device
         if self.start:
+            if self.start.code is None or self.start.quantiser is None:
+                raise ConfigError("kv_code can't be trained further from a checkpoint of soft_tokens")
             reading = prefix if self.config.prefix_steps else self.start.reading_prefix.to(device)
             return self.start.code.to(device).requires_grad_(True), self.start.quantiser.to(device), reading
         return *self._pca(windows, prefix), prefix
