@@ -142,6 +142,15 @@ class CMT:
         return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
 
     @torch.inference_mode()
+    def answer_bare(
+        self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
+    ) -> list[Answer]:
+        """The plain rival: the LLM by itself with the passages' text in its own chat template, and no learned prefix."""
+        asked = ["\n\n".join([*texts, question]) for question, texts in zip(questions, passages, strict=True)]
+        prompts = [self.closed_prompt(text) for text in asked]
+        return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
+
+    @torch.inference_mode()
     def context(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]]) -> Reading:
         """What the LLM reads of B questions' packed memories (at least one each): the one place where they become a cache.
 
