@@ -70,7 +70,9 @@ def train_checkpoint(
         "before": first.training if first else None,
         "llm": llm,
         "retriever": retriever,
-        "sources": {name: source.licence for name, source in OPEN_SOURCES.items()},
+        "sources": {name: source.licence for name, source in OPEN_SOURCES.items()}
+        if config.sources == "open"
+        else {qa_file.name: "as its file says"},
     }
     if rank() == 0:
         _checkpoint(chosen, backbone, parts, training).save(output)

@@ -23,8 +23,9 @@ from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.plain_text import read_texts
-from cmt_core.data.qa import by_document, read_qa
-from cmt_core.data.training_mix import OPEN_SOURCES, choose_documents
+from cmt_core.data.qa import QuestionedDocument, by_document
+from cmt_core.data.readers import read_examples
+from cmt_core.data.training_mix import OPEN_SOURCES, Source, choose_documents
 from cmt_core.errors import ConfigError, DataError
 from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
@@ -50,6 +51,7 @@ class RecipeConfig:
 
     `code_steps` are the memory's, whichever method it has. `text_steps` on plain text come before its questions. A step's
     gradient is the mean over `accumulate` batches. With `evaluate_every_steps`, `held_out_documents` are kept out of training.
+    `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
     """
 
     prefix_steps: int = 160
@@ -69,6 +71,7 @@ class RecipeConfig:
     accumulate: int = 1
     evaluate_every_steps: int = 0
     held_out_documents: int = 48
+    sources: str = "open"
 
 
 @dataclass(slots=True)
@@ -126,7 +129,7 @@ class Recipe:
     def _windows(self, qa_file: Path, texts: Path | None) -> list[TrainingWindow]:
         if self.config.text_steps and texts is None:
             raise ConfigError("text_steps need plain texts to train on")
-        documents = choose_documents(by_document(read_qa(qa_file)), OPEN_SOURCES, self.config.seed)
+        documents = self._documents(qa_file)
         tokenizer, size = self.backbone.tokenizer, self.memory.window_tokens
 
         def encode(text: str) -> list[int]:
@@ -140,6 +143,16 @@ class Recipe:
             if not self.texts:
                 raise DataError(f"{texts} holds no text")
         return training_windows(documents[kept:], encode, self._pad_id, size)
+
+    def _documents(self, qa_file: Path) -> list[QuestionedDocument]:
+        found = by_document(read_examples(qa_file))
+        sources = OPEN_SOURCES
+        if self.config.sources == "all":
+            sources = {document.source: Source("as its file says") for document in found}
+        chosen = choose_documents(found, sources, self.config.seed)
+        if not chosen:
+            raise DataError(f"{qa_file} has no documents of the sources known here; --set sources=all takes any")
+        return chosen
 
     def _prefix_stage(self, windows: list[TrainingWindow]) -> Tensor | None:
         config, device = self.config, self.backbone.device

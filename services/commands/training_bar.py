@@ -29,7 +29,10 @@ class TrainingBar:
     def on_step(self, stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
         """Moves the stage's line on; the recipe calls this after each step."""
         held = f" (held out {figures['held_out']:.3f})" if "held_out" in figures else ""
-        shown: dict[str, Any] = {"loss": f"{figures['loss']:.3f}{held}", "tokens": f"{figures.get('tokens_per_s', 0):,.0f}"}
+        shown: dict[str, Any] = {
+            "loss": f"{figures['loss']:.3f}{held}",
+            "tokens": f"{figures.get('tokens_per_s', 0):,.0f}",
+        }
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=steps, completed=step, **shown)
         self._progress.update(self._tasks[stage], completed=step + 1, **shown)
