@@ -91,7 +91,7 @@ class Recipe:
 
     `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
     behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
-    encoding prefix stays as it was.
+    encoding prefix stays as it was. A start of another method gives its encoding prefix alone.
     """
 
     def __init__(
@@ -104,9 +104,6 @@ class Recipe:
         report: Report,
         start: Checkpoint | None = None,
     ) -> None:
-        """Raises ConfigError when the memory is of another method than the start's."""
-        if start and start.config.method != memory.method:
-            raise ConfigError(f"{memory.method} can't be trained further from a checkpoint of {start.config.method}")
         self.backbone, self.retriever = backbone, retriever
         self.start = start
         self.memory, self.config = memory, config
@@ -176,7 +173,8 @@ class Recipe:
     def _soft_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
         config = self.config
         soft = self._start_soft(windows, prefix)
-        reading = self.start.reading_prefix if self.start and not config.prefix_steps else prefix
+        kept = self.start if self.start and self.start.soft and not config.prefix_steps else None
+        reading = kept.reading_prefix if kept else prefix
         stage = SoftStage(self.backbone, soft, prefix, reading.to(self.backbone.device))
         done = self._train_memory(
             "soft", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.soft_lr), windows

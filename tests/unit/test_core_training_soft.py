@@ -17,7 +17,7 @@ from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.plain_text import read_texts
-from cmt_core.errors import ConfigError, DataError
+from cmt_core.errors import DataError
 from cmt_core.model import CMT
 from cmt_core.soft_memory import SoftMemory
 from cmt_core.training.batches import Batch, TrainingWindow, collate
@@ -207,11 +207,21 @@ def test_documents_of_unknown_sources_are_trained_on_when_asked_for(
         windows("open")
 
 
-def test_memory_of_another_method_is_no_start(
-    tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, tmp_path: Path
+def test_start_of_another_method_gives_its_prefix(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="soft_tokens can't be trained further from a checkpoint of kv_code"):
-        Recipe(tiny_backbone, None, MemoryConfig(**SOFT), RECIPE, tmp_path, lambda *_: None, tiny_checkpoint)  # type: ignore[arg-type]
+    from cmt_core.retriever import Retriever
+
+    config = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, group_windows=2, k_cycle=(1,))
+    retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
+    recipe = Recipe(tiny_backbone, retriever, MemoryConfig(**SOFT), config, tmp_path, lambda *_: None, tiny_checkpoint)
+    parts = recipe.run(write_questions(tmp_path / "qa.jsonl"))
+    assert parts is not None
+    assert torch.equal(parts.encoding_prefix, tiny_checkpoint.encoding_prefix)
+    assert parts.soft is not None
+    assert parts.code is None
+    near = (parts.reading_prefix - tiny_checkpoint.encoding_prefix).abs().max()
+    assert 0 < float(near) < 0.01
 
 
 def test_code_stage_with_the_memory_aware_objective_trains_on_the_mix(
