@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from cmt_core.errors import ConfigError, CoreError
-from services.commands import dlq, evaluation, feed, ingest
+from services.commands import dlq, evaluation, feed, ingest, train
 from services.commands.options import Bank, Config, RayAddress, progress, read_settings
 from services.errors import ServiceError
 
@@ -32,6 +32,7 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(feed.app, name="feed")
 app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
+app.command("train")(train.train)
 app.add_typer(bank_app, name="bank")
 app.add_typer(config_app, name="config")
 app.add_typer(evaluation.app, name="eval")
@@ -121,51 +122,6 @@ def config_show(
     """The effective settings, secrets masked."""
     effective = read_settings(config).masked()
     typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
-
-
-@app.command()
-def train(
-    output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
-    config: Config = None,
-    run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
-    dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
-    start: Annotated[
-        str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
-    ] = None,
-    prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
-    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
-    top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
-    aggregation: Annotated[
-        str, typer.Option(help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all.")
-    ] = "select",
-    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
-) -> None:
-    """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
-    settings = read_settings(config)
-    if not prefix_steps and start is None:
-        _fail("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory", 2)
-    from cmt_core.checkpoint import checkpoint_folder
-    from cmt_core.training.command import train_checkpoint
-    from cmt_core.training.recipe import RecipeConfig
-
-    recipe = RecipeConfig(prefix_steps=prefix_steps, code_steps=code_steps, seed=seed)
-    model = settings.model
-    done = train_checkpoint(
-        recipe,
-        settings.data_dir / dataset,
-        run,
-        output,
-        llm=model.llm,
-        retriever=model.retriever,
-        cache_dir=model.cache_dir,
-        device=model.device,
-        top_k=top_k,
-        aggregation=aggregation,
-        start=checkpoint_folder(start) if start else None,
-        report=lambda line: progress.print(line, highlight=False),
-    )
-    if not done:
-        _fail(f"stopped; the same command goes on from {run}", 130)
 
 
 def _fail(line: str, code: int) -> None:
