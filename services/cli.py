@@ -18,6 +18,8 @@ from rich.console import Console
 from cmt_core.errors import ConfigError, CoreError
 from services.errors import ServiceError, SettingsError
 from services.logs import set_up_logging
+from services.query.commands import register
+from services.query.serve_commands import serve_app
 from services.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
@@ -136,37 +138,6 @@ def ingest(
     run_ingest(settings, until_caught_up=until_caught_up, console=progress)
 
 
-@app.command()
-def serve(config: Config = None, bank: Bank = None, port: Port = None, ray: RayAddress = None) -> None:
-    """Answer questions over HTTP from the latest bank, until Ctrl-C."""
-    settings = _settings(config, bank__uri=bank, serve__port=port, ray__address=ray)
-    from services.query.run import run_serve
-
-    run_serve(settings, progress)
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    config: Config = None,
-    url: Annotated[str | None, typer.Option(help="The query service; default from the settings.")] = None,
-    model: Annotated[str, typer.Option(help="cmt, cmt-rag or cmt-closed.")] = "cmt",
-    top_k: Annotated[int | None, typer.Option(min=1, help="Memories to read.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole response.")] = False,
-) -> None:
-    """Ask the running query service one question."""
-    settings = _settings(config)
-    from services.query.client import ask_service
-
-    reply = ask_service(url or f"http://{settings.serve.host}:{settings.serve.port}", settings, question, model, top_k)
-    if as_json:
-        typer.echo(json.dumps(reply, indent=2, ensure_ascii=False))
-        return
-    typer.echo(reply["choices"][0]["message"]["content"])
-    for source in reply.get("sources", []):
-        typer.echo(f"  {source['score']:.2f}  {source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())
-
-
 @bank_app.command("stats")
 def bank_stats(
     config: Config = None,
@@ -272,6 +243,10 @@ def _settings(config: Path | None, **flags: Any) -> Settings:
     settings = load_settings(config, **flags)
     set_up_logging(settings.log_level)
     return settings
+
+
+register(app, _settings)
+app.add_typer(serve_app(_settings, progress), name="serve")
 
 
 def _fail(line: str, code: int) -> None:

@@ -1,0 +1,99 @@
+"""What `cmt serve reload` does: a new Serve `user_config` for the running application, and a wait until all replicas have it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from rich.console import Console
+
+from services.errors import ServiceError
+from services.models import fetch_models, load_cmt
+from services.query import app
+from services.query.asks import Loaded
+from services.query.hot_swap import revision_of, target_of
+from services.query.ports import BankFactory, ModelFactory
+from services.runtime import ray_session
+from services.settings import Settings
+
+__all__ = ["forget_session", "reload_service", "remember_session", "run_reload"]
+
+_WITHIN_S = 300.0
+_LOOK_S = 0.2
+
+
+def run_reload(settings: Settings, console: Console) -> None:
+    """Joins the Ray of the running service and switches it. Raises ServiceError when there is none, or it can't switch."""
+    fetch_models(settings.model, console)
+    address = settings.ray.address
+    if address == "local":
+        address = _session(settings)
+    with ray_session(settings.ray.model_copy(update={"address": address})):
+        loaded = reload_service(settings)
+    console.print(f"serving checkpoint {loaded.model_id} from bank {settings.bank.uri}", highlight=False)
+
+
+def reload_service(
+    settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = app.open_bank
+) -> Loaded:
+    """Deploys the same application with another user_config, which Serve hands to the running replicas.
+
+    Waits until each of them answers from the new checkpoint and bank; Ray must be initialised. Raises ServiceError when
+    no service runs there, or when the new target can't be loaded: then the old one goes on.
+    """
+    if app.APP_NAME not in serve.status().applications:
+        raise ServiceError("no query service runs there: start one with `cmt serve`")
+    wanted = revision_of(target_of(settings))
+    serve.run(
+        app.build_app(settings, model_factory, bank_factory), name=app.APP_NAME, route_prefix="/", _blocking=False
+    )
+    handle = serve.get_deployment_handle("Engine", app.APP_NAME)
+    done: dict[str, Loaded] = {}
+    end = time.monotonic() + _WITHIN_S
+    while len(done) < settings.serve.replicas:
+        if time.monotonic() > end:
+            raise ServiceError(f"only {len(done)} of {settings.serve.replicas} replicas switched in {_WITHIN_S:g} s")
+        one = _loaded(handle)
+        if one.revision == wanted:
+            done[one.replica] = one
+        elif one.error is not None:
+            raise ServiceError(f"the service goes on as it was: {one.error}")
+        else:
+            time.sleep(_LOOK_S)
+    return next(iter(done.values()))
+
+
+def _loaded(handle: Any) -> Loaded:
+    one: Loaded = handle.loaded.remote().result(timeout_s=30.0)
+    return one
+
+
+def remember_session(settings: Settings) -> None:
+    """Writes down the address of this process's Ray, so that `cmt serve reload` finds the service on this port."""
+    import ray
+
+    path = _session_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address}), encoding="utf-8")
+
+
+def forget_session(settings: Settings) -> None:
+    """Takes the note away."""
+    _session_file(settings).unlink(missing_ok=True)
+
+
+def _session(settings: Settings) -> str:
+    try:
+        address: str = json.loads(_session_file(settings).read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, KeyError):
+        raise ServiceError(
+            f"no query service of this machine listens on port {settings.serve.port}: start one with `cmt serve`"
+        ) from None
+    return address
+
+
+def _session_file(settings: Settings) -> Path:
+    return settings.model.cache_dir.expanduser() / "serve" / f"{settings.serve.port}.json"
