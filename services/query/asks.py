@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -136,9 +137,11 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What one replica of the engine has loaded, and why it could not load what it was told to."""
+    """What one replica of the engine answers from (llm, checkpoint, retriever, bank), and why it could not load another."""
 
     replica: str
+    pid: int
     revision: str
+    target: Mapping[str, str]
     model_id: str
     error: str | None = field(default=None)

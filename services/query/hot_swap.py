@@ -55,10 +55,15 @@ class HotSwap:
     def __init__(self, load: Callable[[Target], Scheduler], target: Target) -> None:
         self._load = load
         self._lock = threading.Lock()  # one exchange at a time
-        self._wanted = revision_of(target)
         self.current = load(target)
-        self.revision = self._wanted
+        self.target = dict(target)
+        self._wanted = self.revision
         self.error: str | None = None
+
+    @property
+    def revision(self) -> str:
+        """A short name of what answers now."""
+        return revision_of(self.target)
 
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> tuple[Scheduler, Ticket]:
         """Hands a question to whichever scheduler takes it."""
@@ -79,6 +84,8 @@ class HotSwap:
         if revision == self._wanted and self.error is None:
             return None
         self._wanted, self.error = revision, None
+        if revision == self.revision:
+            return None  # back to what is loaded
         thread = threading.Thread(target=self._exchange, args=(target, revision), name="reload", daemon=True)
         thread.start()
         return thread
@@ -95,5 +102,5 @@ class HotSwap:
                 _log.exception("the new model or bank can't be loaded")
                 self.error = f"{type(error).__name__}: {error}"
             else:
-                old, self.current, self.revision = self.current, fresh, revision
+                old, self.current, self.target = self.current, fresh, dict(target)
                 old.stop()

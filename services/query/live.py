@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,8 @@ class LiveEngine:
 
     def loaded(self) -> Loaded:
         """What answers here now."""
-        return Loaded(self._replica, self._swap.revision, self._swap.current.model_id, self._swap.error)
+        swap = self._swap
+        return Loaded(self._replica, os.getpid(), swap.revision, swap.target, swap.current.model_id, swap.error)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

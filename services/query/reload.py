@@ -14,7 +14,7 @@ from services.errors import ServiceError
 from services.models import fetch_models, load_cmt
 from services.query import app
 from services.query.asks import Loaded
-from services.query.hot_swap import revision_of, target_of
+from services.query.hot_swap import Target, revision_of, target_of, with_target
 from services.query.ports import BankFactory, ModelFactory
 from services.runtime import ray_session
 from services.settings import Settings
@@ -46,16 +46,28 @@ def reload_service(
     """
     if app.APP_NAME not in serve.status().applications:
         raise ServiceError("no query service runs there: start one with `cmt serve`")
-    wanted = revision_of(target_of(settings))
-    serve.run(
-        app.build_app(settings, model_factory, bank_factory), name=app.APP_NAME, route_prefix="/", _blocking=False
-    )
     handle = serve.get_deployment_handle("Engine", app.APP_NAME)
+    before = _loaded(handle)
+
+    def deploy(target: Target) -> None:
+        application = app.build_app(with_target(settings, target), model_factory, bank_factory)
+        serve.run(application, name=app.APP_NAME, route_prefix="/")
+
+    deploy(target_of(settings))
+    try:
+        return _wait(handle, revision_of(target_of(settings)), settings.serve.replicas)
+    except ServiceError:
+        deploy(before.target)  # a replica that is started tomorrow must not try the broken one
+        raise
+
+
+def _wait(handle: Any, wanted: str, replicas: int) -> Loaded:
+    """Asks replicas, whichever Serve picks, until all of them have said that they answer from the wanted target."""
     done: dict[str, Loaded] = {}
     end = time.monotonic() + _WITHIN_S
-    while len(done) < settings.serve.replicas:
+    while len(done) < replicas:
         if time.monotonic() > end:
-            raise ServiceError(f"only {len(done)} of {settings.serve.replicas} replicas switched in {_WITHIN_S:g} s")
+            raise ServiceError(f"only {len(done)} of {replicas} replicas switched in {_WITHIN_S:g} s")
         one = _loaded(handle)
         if one.revision == wanted:
             done[one.replica] = one
