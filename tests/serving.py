@@ -91,7 +91,7 @@ class Served:
     """An application on a real port, in a thread."""
 
     def __init__(self, api: FastAPI) -> None:
-        self._server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
+        self._server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="critical"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         until(lambda: self._server.started)

@@ -70,6 +70,11 @@ class LiveEngine:
         """Every version of a document."""
         return await self._in_thread(lambda: self._swap.current.history(doc_id, namespace))
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being written."""
+        return self._swap.current.running > 0
+
     def loaded(self) -> Loaded:
         """What answers here now."""
         swap = self._swap

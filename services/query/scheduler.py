@@ -102,6 +102,11 @@ class Scheduler:
         """The checkpoint that answers."""
         return self._model.model_id
 
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return len(self._rows)
+
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
         """Queues a question; `deliver` gets its answer piece by piece, from another thread. Raises Retired."""
         ticket = Ticket(ask, deliver)

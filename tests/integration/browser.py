@@ -87,6 +87,11 @@ class Browser:
         self.js("document.getElementById('send').click()")
         until(lambda: self.js("document.querySelector('.answer:not(.waiting)') !== null"))
 
+    def press(self, key: str) -> None:
+        """A key, as it comes from a keyboard."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key)
+
     def screenshot(self, path: Path) -> int:
         image = base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
         path.write_bytes(image)
