@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format train eval bench-query screenshot clean browser
+.PHONY: help demo test faults bench-ingest bench-query check format train eval screenshot clean browser
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,12 @@ demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends a
 
 test: $(VENV)/.dev browser check  ## all checks and tests
 	@$(BIN)/python -m pytest
+
+faults: $(VENV)/.dev  ## the fault tests on 100,000 records
+	@FAULT_RECORDS=100000 $(BIN)/python -m pytest --durations=0 tests/faults
+
+bench-ingest: $(VENV)/.bench  ## ingest's speed, every figure beside its bar; wants an idle machine
+	@$(BIN)/python -m benchmarks.ingest
 
 check: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -58,4 +64,8 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	@echo "installing test dependencies"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@$(INSTALL) --editable '.[dev,bench]'
 	@touch $@

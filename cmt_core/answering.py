@@ -31,7 +31,7 @@ class AnswerBatch:
 
     def join(self, queries: Sequence[Query]) -> list[Started]:
         """Reads the prompts of `queries` and gives their first tokens. Raises MemoryFormatError for a foreign memory."""
-        kinds = [(query.mode in ("rag", "closed") and query.mode, _mixes(query)) for query in queries]
+        kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
         started: dict[int, Started] = {}
         for kind in dict.fromkeys(kinds):
             members = [i for i, other in enumerate(kinds) if other == kind]
@@ -56,8 +56,8 @@ class AnswerBatch:
     def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
         reading = self._read(queries)
         prompts = [self._prompt(query) for query in queries]
-        weights = [query.memory_weight for query in queries]
-        plain = self._cmt.context_of_nothing(len(queries), prefixed=True).context if _mixes(queries[0]) else None
+        weights = [self._weight(query) for query in queries]
+        plain = self._cmt.context_of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
         return [
@@ -85,14 +85,17 @@ class AnswerBatch:
         before = self._cmt.token_ids(_text(query)) if query.mode == "hybrid" else []
         return before + self._cmt.prompt(query.question, query.earlier)
 
+    def _weight(self, query: Query) -> float:
+        """The share of the memory's scores; the rest are those of the same prompt without a memory."""
+        if query.mode == "closed":
+            return 1.0
+        if query.memory_weight is not None:
+            return query.memory_weight
+        return self._cmt.config.decoding_weight if query.mode == "memory" else 1.0
+
     def _unless_stop(self, row: int, token: int) -> int | None:
         return None if token in self._stop_ids[row] else token
 
 
 def _text(query: Query) -> str:
     return "\n\n".join(query.passages)
-
-
-def _mixes(query: Query) -> bool:
-    """Whether the scores of the same prompt without a memory are mixed in."""
-    return query.mode != "closed" and query.memory_weight != 1.0

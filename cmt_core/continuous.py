@@ -16,6 +16,7 @@ from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
 from cmt_core.generation import Prefilled, prefill
 from cmt_core.kv_slots import KVSlots
+from cmt_core.objective import memory_aware
 from cmt_core.query import Sampling
 
 __all__ = ["ContinuousBatch", "Joined", "TokenEngine"]
@@ -158,8 +159,7 @@ def _generator(sampling: Sampling) -> torch.Generator | None:
 def _mixed(logits: Sequence[Tensor], weight: float) -> Tensor:
     if len(logits) == 1:
         return logits[0]
-    with_memory, without = (part.float() for part in logits)
-    return weight * with_memory + (1 - weight) * without
+    return memory_aware(logits[0], logits[1], weight)
 
 
 def _choose(logits: Tensor, sequence: _Sequence) -> int:

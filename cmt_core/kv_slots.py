@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from cmt_core.backbone import KVShape
+from cmt_core.backbone import KVShape, PlacedCache
 
 __all__ = ["KVSlots"]
 
@@ -25,17 +24,19 @@ class KVSlots:
         self._positions: list[int] = []
         self._keys = self._room(0, 0)
         self._values = self._room(0, 0)
+        self._columns = torch.zeros(0, 0, dtype=torch.long, device=device)  # (N, C) each column's position
         self._at = torch.zeros(0, dtype=torch.long)
         self._width = 0
 
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def take(self, cache: DynamicCache, row: int, seen: Tensor, position: int) -> int:
+    def take(self, cache: PlacedCache, row: int, seen: Tensor, position: int) -> int:
         """Copies the columns of `cache` that a row sees (S,) into a new slot; its next token stands at `position`."""
         columns = seen.nonzero().squeeze(1)
         slot, length = len(self._lengths), len(columns)
         self._reserve(slot + 1, length)
+        self._columns[slot, :length] = cache.positions[row][columns]
         for layer, kept in enumerate(cache.layers):
             self._keys[layer][slot, :, :length] = kept.keys[row][:, columns]
             self._values[layer][slot, :, :length] = kept.values[row][:, columns]
@@ -48,6 +49,7 @@ class KVSlots:
         last = len(self._lengths) - 1
         if slot != last:
             length = self._lengths[last]
+            self._columns[slot, :length] = self._columns[last, :length]
             for layer in range(self._shape.layers):
                 self._keys[layer][slot, :, :length] = self._keys[layer][last, :, :length]
                 self._values[layer][slot, :, :length] = self._values[layer][last, :, :length]
@@ -68,6 +70,12 @@ class KVSlots:
         self._positions = [position + 1 for position in self._positions]
         return positions, attend[:, None, None]
 
+    def open_columns(self, positions: Tensor) -> Tensor:
+        """Notes the open column's positions (n, 1), and gives those of all columns (n, C)."""
+        n = len(positions)
+        self._columns[torch.arange(n, device=self._device), self._at] = positions[:, 0]
+        return self._columns[:n, : self._width]
+
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Writes one token's keys and values (n, H, 1, d) into the open column and gives all columns (n, H, C, d)."""
         n = len(keys)
@@ -82,6 +90,8 @@ class KVSlots:
         if slots <= n and columns <= c:
             return
         wanted = max(n, 1 << (slots - 1).bit_length()), max(c, _bucket(columns) + _BUCKET_COLUMNS)
+        columns_before, self._columns = self._columns, self._columns.new_zeros(wanted)
+        self._columns[:n, :c] = columns_before
         for kept in (self._keys, self._values):
             for layer, (old, new) in enumerate(zip(kept, self._room(*wanted), strict=True)):
                 new[:n, :, :c] = old

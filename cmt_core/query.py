@@ -28,7 +28,8 @@ class Query:
     """One question with what it reads: packed memories (memory, hybrid), texts (rag, hybrid), or nothing (closed).
 
     `earlier` are the conversation's questions with their answers. `memory_weight` w mixes next-token scores with those of the
-    same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts.
+    same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
+    checkpoint was trained (memory) or 1 (rag, hybrid).
     `instructions` replace the system message where there is one (closed).
     """
 
@@ -39,7 +40,7 @@ class Query:
     earlier: tuple[tuple[str, str], ...] = ()
     instructions: str = ""
     sampling: Sampling = GREEDY
-    memory_weight: float = 1.0
+    memory_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

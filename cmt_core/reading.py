@@ -16,7 +16,8 @@ __all__ = ["DecodedMemories", "Reading"]
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What B questions read: their context, which memory each column (B, S) is of (-1 for the prefix), how many memories each
-    row has, and the tokens that end an answer. `text_tokens` were read as text; `passages` counts texts that share a column.
+    row has, and the tokens that end an answer. `text_tokens` were read as text; `passages` counts texts that share a column;
+    `shares` are the memories' weights where their vectors were aggregated before the LLM reads them.
     """
 
     context: Context
@@ -25,6 +26,7 @@ class Reading:
     stop_ids: set[int]
     text_tokens: list[int] | None = None
     passages: list[int] | None = None
+    shares: list[list[float]] | None = None
 
     def prompt_tokens(self, row: int, prompt: Sequence[int]) -> int:
         """Tokens that a row's answer was asked with: its prompt, and the text before it."""
@@ -32,6 +34,8 @@ class Reading:
 
     def weights(self, row: int, attention: Tensor) -> list[float]:
         """Each memory's share of a prompt's attention over columns (S,); texts in one prompt share it evenly."""
+        if self.shares:
+            return self.shares[row]
         if self.passages:
             return [1 / self.passages[row]] * self.passages[row]
         totals = attention.new_zeros(self.sizes[row] + 1)  # the first is the prefix's

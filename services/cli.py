@@ -9,18 +9,17 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
 
 from cmt_core.errors import ConfigError, CoreError
-from services.errors import ServiceError, SettingsError
-from services.logs import set_up_logging
+from services.commands import dlq, feed, ingest
+from services.commands.options import Bank, Config, progress, read_settings
+from services.errors import ServiceError
 from services.query.commands import register
 from services.query.serve_commands import serve_app
-from services.settings import Settings, load_settings
 
 __all__ = ["app", "main"]
 
@@ -31,25 +30,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-feed_app = typer.Typer(help="Put documents into the Kafka topic.", no_args_is_help=True)
 bank_app = typer.Typer(help="Look at the memory bank.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 eval_app = typer.Typer(help="Score a checkpoint.", no_args_is_help=True)
-app.add_typer(feed_app, name="feed")
+app.add_typer(feed.app, name="feed")
+app.add_typer(ingest.app, name="ingest")
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(bank_app, name="bank")
 app.add_typer(config_app, name="config")
 app.add_typer(eval_app, name="eval")
 
-progress = Console(stderr=True)
-
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default ./cmt.yaml where there is one.")]
-Topic = Annotated[str | None, typer.Option(help="Kafka topic with the documents.")]
-Bootstrap = Annotated[
-    str | None, typer.Option("--bootstrap-servers", help="Kafka brokers, host:port[,host:port]; none starts one.")
-]
-Bank = Annotated[str | None, typer.Option("--bank", help="Folder or s3:// address of the bank.")]
 Port = Annotated[int | None, typer.Option(help="Port of the query service.")]
-RayAddress = Annotated[str | None, typer.Option("--ray", help="Ray cluster: local, auto, or ray://host:port.")]
 
 
 def main() -> None:
@@ -78,64 +69,8 @@ def demo(
     """Ask, play the news through Kafka, ask again: the whole system on this machine."""
     from services.demo import run_demo
 
-    settings = _settings(config, serve__port=port)
+    settings = read_settings(config, serve__port=port)
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
-
-
-@feed_app.command("play")
-def feed_play(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders or URLs: RSS, Atom, JSON Feed, JSONL.")],
-    config: Config = None,
-    topic: Topic = None,
-    bootstrap_servers: Bootstrap = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Documents a second; default as fast as possible.")
-    ] = None,
-) -> None:
-    """Send every item of the sources into the topic, once."""
-    settings = _settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
-    from services.feed.run import play_once
-
-    report = play_once(settings, sources, rate, progress)
-    typer.echo(
-        f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
-        f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"
-    )
-    if report.unreadable:
-        sys.exit(5)
-
-
-@feed_app.command("poll")
-def feed_poll(
-    urls: Annotated[list[str], typer.Argument(help="Feed URLs.")],
-    config: Config = None,
-    topic: Topic = None,
-    bootstrap_servers: Bootstrap = None,
-    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks at the feeds.")] = 300.0,
-) -> None:
-    """Fetch the feeds again and again; new and edited items go into the topic, until Ctrl-C."""
-    settings = _settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
-    from services.feed.run import poll_forever
-
-    poll_forever(settings, urls, every, progress)
-
-
-@app.command()
-def ingest(
-    config: Config = None,
-    topic: Topic = None,
-    bootstrap_servers: Bootstrap = None,
-    bank: Bank = None,
-    ray: RayAddress = None,
-    until_caught_up: Annotated[bool, typer.Option(help="End when every record of the topic is in the bank.")] = False,
-) -> None:
-    """Consume the topic, compress every document, keep it in the bank, until Ctrl-C."""
-    settings = _settings(
-        config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers, bank__uri=bank, ray__address=ray
-    )
-    from services.ingest.run import run_ingest
-
-    run_ingest(settings, until_caught_up=until_caught_up, console=progress)
 
 
 @bank_app.command("stats")
@@ -145,7 +80,7 @@ def bank_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Size, version and age of the bank."""
-    settings = _settings(config, bank__uri=bank)
+    settings = read_settings(config, bank__uri=bank)
     from services.bank.summary import summarise
 
     figures = summarise(settings.bank)
@@ -157,7 +92,7 @@ def config_show(
     config: Config = None, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False
 ) -> None:
     """The effective settings, secrets masked."""
-    effective = _settings(config).masked()
+    effective = read_settings(config).masked()
     typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
 
 
@@ -173,10 +108,13 @@ def train(
     prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
     code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
     top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    aggregation: Annotated[
+        str, typer.Option(help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all.")
+    ] = "select",
     seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
-    settings = _settings(config)
+    settings = read_settings(config)
     if not prefix_steps and start is None:
         _fail("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory", 2)
     from cmt_core.checkpoint import checkpoint_folder
@@ -195,6 +133,7 @@ def train(
         cache_dir=model.cache_dir,
         device=model.device,
         top_k=top_k,
+        aggregation=aggregation,
         start=checkpoint_folder(start) if start else None,
         report=lambda line: progress.print(line, highlight=False),
     )
@@ -208,29 +147,32 @@ def eval_stream(
     config: Config = None,
     questions: Annotated[int, typer.Option(min=1)] = 300,
     documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
-    systems: Annotated[str, typer.Option(help="Of kv_code, rag_prefix, closed.")] = "kv_code,rag_prefix,closed",
-    k: Annotated[int, typer.Option(min=1, help="Memories read per question.")] = 1,
+    systems: Annotated[str, typer.Option(help="Of select, stack, rag_prefix, rag_bare, closed.")] = (
+        "select,rag_prefix,rag_bare,closed"
+    ),
+    k: Annotated[int, typer.Option(min=1, help="Documents read per question.")] = 2,
     seed: Annotated[int, typer.Option()] = 0,
+    lexical_weight: Annotated[
+        float | None, typer.Option(min=0, help="Share of BM25 beside the cosine of the keys; 0 is the keys alone.")
+    ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """The stream protocol: compress every document, then ask all questions against the full bank."""
     from cmt_core.data.qa import read_qa
-    from cmt_core.evaluation.stream import SYSTEMS, evaluate_stream
+    from cmt_core.evaluation.stream import evaluate_stream
+    from cmt_core.hybrid import LEXICAL_WEIGHT
     from services.models import load_cmt
 
-    settings = _settings(config)
-    chosen = [name.strip() for name in systems.split(",") if name.strip()]
-    if unknown := sorted(set(chosen) - set(SYSTEMS)):
-        raise SettingsError(f"system {unknown[0]!r} is not known; known are {', '.join(SYSTEMS)}")
-    path = Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset
+    settings = read_settings(config)
     scores = evaluate_stream(
         load_cmt(settings),
-        read_qa(path),
-        systems=chosen,
+        read_qa(Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset),
+        systems=[name.strip() for name in systems.split(",") if name.strip()],
         questions=questions,
         documents=documents,
         k=k,
         seed=seed,
+        lexical_weight=LEXICAL_WEIGHT if lexical_weight is None else lexical_weight,
         report=lambda line: progress.print(line, highlight=False),
     )
     rows = [dataclasses.asdict(score) for score in scores]
@@ -239,14 +181,8 @@ def eval_stream(
     typer.echo("\n".join(json.dumps(row) for row in rows))
 
 
-def _settings(config: Path | None, **flags: Any) -> Settings:
-    settings = load_settings(config, **flags)
-    set_up_logging(settings.log_level)
-    return settings
-
-
-register(app, _settings)
-app.add_typer(serve_app(_settings, progress), name="serve")
+register(app, read_settings)
+app.add_typer(serve_app(read_settings, progress), name="serve")
 
 
 def _fail(line: str, code: int) -> None:

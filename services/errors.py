@@ -11,7 +11,9 @@ ServiceError
 ├── BankError
 │   ├── BankUnavailable     the bank's location can't be opened or written          exit 6
 │   ├── BankFull            no disk space is left for a commit                      exit 6
+│   ├── BankFenced          a newer writer has taken the bank over                  exit 6
 │   └── BankMismatch        the bank was written by another checkpoint              exit 6
+├── WorkerLost           a Ray actor died or is being started again                 retriable
 └── Overloaded           the query service's queue is full (HTTP 429)               retriable
 
 The command line prints an error as one line and exits with the class's `exit_code`.
@@ -23,6 +25,7 @@ from typing import ClassVar
 
 __all__ = [
     "BankError",
+    "BankFenced",
     "BankFull",
     "BankMismatch",
     "BankUnavailable",
@@ -35,6 +38,7 @@ __all__ = [
     "ServiceError",
     "SettingsError",
     "TopicMissing",
+    "WorkerLost",
 ]
 
 
@@ -88,9 +92,13 @@ class RecordError(ServiceError):
 
 
 class FeedError(ServiceError):
-    """A feed or file can't be fetched or read; it is skipped and counted."""
+    """A feed or file can't be fetched or read; it is skipped and counted.
+
+    `retry_after_s` is what its server asked for, None when it did not.
+    """
 
     exit_code = 5
+    retry_after_s: float | None = None
 
 
 class BankError(ServiceError):
@@ -109,6 +117,16 @@ class BankFull(BankError):
 
 class BankMismatch(BankError):
     """The bank holds memories of another checkpoint, which must never be mixed."""
+
+
+class BankFenced(BankError):
+    """A newer writer has taken the bank over: this one must end."""
+
+
+class WorkerLost(ServiceError):
+    """A Ray actor died, or is being started again; the same call may succeed on another, or a little later."""
+
+    retriable = True
 
 
 class Overloaded(ServiceError):

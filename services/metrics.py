@@ -35,6 +35,27 @@ TABLE: Mapping[str, MetricSpec] = {
     "cmt_ingest_dead_letters_total": MetricSpec("counter", "Records sent to the dead-letter topic.", ("reason",)),
     "cmt_ingest_windows_total": MetricSpec("counter", "Document windows compressed into memories."),
     "cmt_ingest_tokens_total": MetricSpec("counter", "LLM tokens read by the compressor."),
+    "cmt_ingest_retries_total": MetricSpec("counter", "Calls to Kafka, a compressor or the bank that were repeated."),
+    "cmt_ingest_oldest_uncommitted_seconds": MetricSpec(
+        "gauge", "Age of the oldest record that was polled and is not finished.", ("partition",)
+    ),
+    "cmt_ingest_stopped_partitions": MetricSpec("gauge", "Partitions that wait for the dead-letter topic."),
+    "cmt_ingest_stage_seconds": MetricSpec("histogram", "Seconds of a stage beside the model itself.", ("stage",)),
+    "cmt_ingest_batch_tokens": MetricSpec(
+        "histogram", "Tokens in a batch.", (), (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    ),
+    "cmt_ingest_batch_fill_ratio": MetricSpec(
+        "histogram", "Share of a batch that is not padding.", (), (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+    ),
+    "cmt_ingest_published_freshness_seconds": MetricSpec(
+        "histogram",
+        "Seconds from a document's publication to the bank commit that makes it answerable.",
+        (),
+        (1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21600, 86400),
+    ),
+    "cmt_pool_compressors": MetricSpec("gauge", "Compressor actors that take work."),
+    "cmt_pool_consumers": MetricSpec("gauge", "Consumer actors that answer."),
+    "cmt_pool_reassignments_total": MetricSpec("counter", "Times that a consumer was given other partitions."),
     "cmt_ingest_lag_records": MetricSpec("gauge", "Records between committed and end offset.", ("partition",)),
     "cmt_ingest_in_flight_bytes": MetricSpec("gauge", "Bytes of records polled and not yet committed."),
     "cmt_ingest_batch_windows": MetricSpec("histogram", "Windows in a batch.", (), (1, 2, 4, 8, 16, 32, 64, 128)),
@@ -45,6 +66,7 @@ TABLE: Mapping[str, MetricSpec] = {
     "cmt_bank_commit_seconds": MetricSpec("histogram", "Seconds of a bank commit."),
     "cmt_bank_rows": MetricSpec("gauge", "Rows of the bank, closed ones included."),
     "cmt_bank_documents": MetricSpec("gauge", "Documents that are live in the bank."),
+    "cmt_bank_fragments": MetricSpec("gauge", "Fragments of the bank's table."),
     "cmt_bank_version": MetricSpec("gauge", "Latest version of the bank."),
     "cmt_feed_items_total": MetricSpec("counter", "Feed items read, by outcome.", ("outcome",)),
     "cmt_feed_errors_total": MetricSpec("counter", "Feeds that could not be read and were skipped."),

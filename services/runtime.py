@@ -34,7 +34,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         cpus = settings.num_cpus or max(_MIN_LOGICAL_CPUS, _cores())
         options |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
-        with _no_stderr():  # Ray's C++ core announces the log level it was given, past every log level
+        # Ray's C++ core announces the log level it was given, past every log level
+        with _no_stderr(), _own_signals():
             ray.init(address=settings.address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -43,6 +44,19 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray ends the driver on SIGTERM at once, with nothing flushed: what to do then is for `interruptible` to say."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 @contextmanager

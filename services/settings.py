@@ -59,7 +59,15 @@ class KafkaSettings(_Group):
     sasl_mechanism: str | None = None
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
+    ssl_cafile: Path | None = Field(
+        None, description="PEM file with the authorities that may sign the broker's certificate"
+    )
+    ssl_certfile: Path | None = Field(
+        None, description="PEM file with our own certificate, where the broker asks for one"
+    )
+    ssl_keyfile: Path | None = Field(None, description="PEM file with the key of our certificate")
+    ssl_password: SecretStr | None = Field(None, description="password of that key")
+    ssl_check_hostname: bool = Field(True, description="the broker's certificate must name its host")
 
     @property
     def dlq_topic(self) -> str:
@@ -96,12 +104,35 @@ class ModelSettings(_Group):
 class IngestSettings(_Group):
     """The path from Kafka to the bank."""
 
+    assignment: Literal["coordinator", "group"] = Field(
+        "coordinator", description="who gives partitions to consumers: our coordinator, or Kafka's consumer group"
+    )
     compressors: int = Field(1, ge=1, description="compressor actors")
+    max_compressors: int | None = Field(
+        None, ge=1, description="the pool grows up to this many while the lag is high; empty keeps `compressors`"
+    )
+    grow_at_lag_records: int = Field(2000, ge=1, description="lag at which the pool grows; it shrinks below a tenth")
     compressor_gpus: float = Field(0.0, ge=0, description="GPUs that each compressor actor reserves; may be a fraction")
     consumers: int = Field(1, ge=1, description="consumer actors")
-    batch_windows: int = Field(32, ge=1, description="windows compressed and committed together at most")
+    batch_windows: int = Field(32, ge=1, description="windows that a consumer sends to the compressor together at most")
     batch_wait_s: float = Field(0.25, ge=0, description="how long a batch may wait to fill")
+    batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="tokens, padding included, that the model reads at once; empty means 2048, on a GPU 32768",
+    )
+    token_wait_s: float = Field(0.05, ge=0, description="how long a window may wait for others of its length")
     in_flight_bytes: int = Field(32 * 2**20, gt=0, description="partitions pause above this many undone record bytes")
+    commit_rows: int = Field(2048, ge=1, description="rows of a bank commit at most")
+    commit_bytes: int = Field(64 * 2**20, ge=1, description="bytes of memories in a bank commit at most")
+    commit_wait_s: float = Field(0.05, ge=0, description="how long a batch may wait for others to be committed with")
+    retry_for_s: float = Field(
+        120.0, gt=0, description="how long a broker, bank or actor may fail before ingest ends with its error"
+    )
+    consumer_timeout_s: float = Field(
+        20.0, gt=0, description="a consumer that does not answer for so long is killed and started again"
+    )
+    stop_within_s: float = Field(30.0, gt=0, description="how long a graceful stop may take")
 
 
 class ServeSettings(_Group):
@@ -150,6 +181,16 @@ class FeedSettings(_Group):
     timeout_s: float = Field(20.0, gt=0)
     max_bytes: int = Field(16 * 2**20, gt=0, description="larger feeds are skipped")
     user_agent: str = "cmt-feed/0.1"
+    interval_s: float = Field(300.0, ge=1, description="seconds between two looks at a feed, give or take a tenth")
+    longest_backoff_s: float = Field(
+        21_600.0, ge=1, description="a feed that fails is looked at less and less, to this"
+    )
+    allow_private_redirects: bool = Field(
+        False, description="follow redirects to addresses that are not on the public internet"
+    )
+    state_file: Path = Field(
+        Path("./data/feeds.json"), description="what `cmt feed poll` has seen, so that a restart sends nothing again"
+    )
 
 
 class Settings(BaseSettings):

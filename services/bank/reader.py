@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from lancedb.query import ColumnOrdering
 
 from services.bank.document_filter import DocumentFilter
-from services.bank.filters import matching, of_documents, quoted, visible
+from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
 from services.bank.schema import BankLayout, BankStats, DocumentInfo, DocumentVersion, Hit
 from services.bank.store import BankStore, bank_errors
 from services.errors import BankUnavailable
@@ -95,6 +95,11 @@ class BankReader:
         """The n live documents of a namespace that came last into the bank, newest first; without their text."""
         where = f"namespace = {quoted(namespace)} AND chunk_no = 0 AND {visible(self._clock())}"
         return self._read(lambda table: _documents(table, where, n), [])
+
+    def versions_since(self, moment: datetime) -> int:
+        """Versions of documents, deletions included, that came into the bank after `moment` (aware)."""
+        where = f"chunk_no <= 0 AND {ingested_after(moment)}"
+        return self._read(lambda table: int(table.count_rows(where)), 0)
 
     def get(self, doc_id: str, namespace: str = "default") -> DocumentInfo | None:
         """A live document with the text of its chunks joined by newlines, or None."""

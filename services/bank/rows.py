@@ -72,6 +72,7 @@ def _identity(record: DocumentWrite | DocumentDelete, chunk_no: int) -> dict[str
         "topic_epoch": record.position.epoch,
         "partition": record.position.partition,
         "offset": record.position.offset,
+        "seq": record.position.seq,
         "record_time": record.position.record_time,
     }
 

@@ -62,6 +62,7 @@ class BankLayout:
                 pa.field("topic_epoch", pa.int64(), nullable=False),
                 pa.field("partition", pa.int32(), nullable=False),
                 pa.field("offset", pa.int64(), nullable=False),
+                pa.field("seq", pa.int64(), nullable=False),
                 pa.field("record_time", _TIME, nullable=False),
                 pa.field("title", pa.string()),
                 pa.field("url", pa.string()),
@@ -96,13 +97,15 @@ class BankLayout:
 class Position:
     """Where a record stood in Kafka: topic epoch, partition, offset, and Kafka's own timestamp of it (aware).
 
-    The epoch counts re-creations of the topic, after which offsets start again at 0.
+    The epoch counts re-creations of the topic, after which offsets start again at 0. `seq` is the producer's own number
+    of the document's version, 0 where it has none.
     """
 
     epoch: int
     partition: int
     offset: int
     record_time: datetime
+    seq: int = 0
 
     def __post_init__(self) -> None:
         _require_aware(self.record_time, "record_time")
@@ -110,9 +113,12 @@ class Position:
     def newer_than(self, other: Position) -> bool:
         """Whether this record was written after `other`; a record is never newer than itself.
 
-        Offsets order one partition. The same document comes from two partitions of one epoch only when the number
-        of partitions was raised: then the clock decides, and the partition number breaks ties.
+        The producer's own number decides first, in whatever order its records arrive. Offsets order one partition. The
+        same document comes from two partitions of one epoch only when the number of partitions was raised: then the
+        clock decides, and the partition number breaks ties.
         """
+        if self.seq != other.seq:
+            return self.seq > other.seq
         if self.epoch != other.epoch:
             return self.epoch > other.epoch
         if self.partition == other.partition:
@@ -128,6 +134,15 @@ class Chunk:
     key: npt.NDArray[np.floating[Any]]
     memory: bytes
     n_tokens: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels between processes as plain bytes: thousands of small arrays would each be a buffer of their own."""
+        key = np.ascontiguousarray(self.key)
+        return _chunk, (self.text, key.tobytes(), key.dtype.str, self.memory, self.n_tokens)
+
+
+def _chunk(text: str, key: bytes, dtype: str, memory: bytes, n_tokens: int) -> Chunk:
+    return Chunk(text, np.frombuffer(key, dtype), memory, n_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

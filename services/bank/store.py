@@ -54,9 +54,11 @@ class BankStore:
     def open_or_create(self, layout: BankLayout) -> Any:
         """A handle at the latest version of the bank, which is created when it is missing."""
         table = self.open(layout)
-        if table is None:
-            with bank_errors(self.uri):
-                table = self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
+        with bank_errors(self.uri):
+            if table is None:
+                return self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
+            if "seq" not in table.schema.names:  # a bank from before producers could number their versions
+                table.add_columns({"seq": "CAST(0 AS BIGINT)"})
         return table
 
     def require_free(self, min_free_bytes: int) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from urllib.parse import urlsplit
-
-import httpx
 
 from services.errors import FeedError
+from services.feed.download import download, without_secrets
 from services.feed.items import FeedQueue, Item
 from services.feed.jsonl import parse_jsonl
 from services.feed.parse import parse_feed
@@ -20,30 +15,13 @@ from services.settings import FeedSettings
 
 __all__ = ["fetch", "read_all", "read_any"]
 
-_MAX_REDIRECTS = 5
 _JSONL = (".jsonl", ".jsonl.gz")
 _SUFFIXES = (".xml", ".rss", ".atom", ".rdf", ".json", *_JSONL)
 
 
 def fetch(url: str, settings: FeedSettings) -> bytes:
-    """The body of an http or https address, at most `max_bytes` after decompression, within `timeout_s` seconds in all.
-
-    Every failure is a FeedError of one line without the password that the address may hold.
-    """
-    shown = _without_secrets(url)
-    if url.partition("://")[0].lower() not in ("http", "https"):
-        raise FeedError(f"{shown}: only http and https addresses are fetched")
-    # httpx limits every single read, so a server that drips header lines could hold us for hours: the deadline for the
-    # whole is kept here, and the thread of such a server is left to its fate.
-    answer: SimpleQueue[bytes | FeedError] = SimpleQueue()
-    Thread(target=lambda: answer.put(_attempt(url, shown, settings)), daemon=True, name="cmt-feed-fetch").start()
-    try:
-        result = answer.get(timeout=settings.timeout_s)
-    except Empty:
-        raise FeedError(_too_slow(shown, settings)) from None
-    if isinstance(result, FeedError):
-        raise result
-    return result
+    """The body of an http or https address; see `services.feed.download` for limits. Raises FeedError."""
+    return download(url, settings).body or b""
 
 
 def read_any(location: str, settings: FeedSettings) -> FeedQueue:
@@ -91,7 +69,7 @@ def _fail(message: str) -> Iterator[Item]:
 
 
 def _open_url(url: str, settings: FeedSettings) -> Iterator[Item]:
-    return parse_feed(fetch(url, settings), _without_secrets(url))
+    return parse_feed(fetch(url, settings), without_secrets(url))
 
 
 def _open_file(path: Path, settings: FeedSettings) -> Iterator[Item]:
@@ -105,47 +83,3 @@ def _open_file(path: Path, settings: FeedSettings) -> Iterator[Item]:
     if len(data) > settings.max_bytes:
         raise FeedError(f"{path}: more than {settings.max_bytes} bytes")
     return parse_feed(data, str(path))
-
-
-def _attempt(url: str, shown: str, settings: FeedSettings) -> bytes | FeedError:
-    try:
-        return _download(url, shown, settings)
-    except FeedError as error:
-        return error
-    except httpx.TooManyRedirects:
-        return FeedError(f"{shown}: more than {_MAX_REDIRECTS} redirects")
-    except httpx.TimeoutException:
-        return FeedError(_too_slow(shown, settings))
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        return FeedError(f"{shown}: can't be fetched: {text}")
-
-
-def _download(url: str, shown: str, settings: FeedSettings) -> bytes:
-    deadline = time.monotonic() + settings.timeout_s
-    body = bytearray()
-    with (
-        httpx.Client(follow_redirects=True, max_redirects=_MAX_REDIRECTS, timeout=settings.timeout_s) as client,
-        client.stream("GET", url, headers={"User-Agent": settings.user_agent}) as response,
-    ):
-        if response.status_code != httpx.codes.OK:
-            raise FeedError(f"{shown}: the server answers {response.status_code} {response.reason_phrase}".rstrip())
-        for part in response.iter_bytes():  # a chunk size would gather parts past the deadline
-            body += part
-            if len(body) > settings.max_bytes:
-                raise FeedError(f"{shown}: more than {settings.max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("")
-    return bytes(body)
-
-
-def _too_slow(shown: str, settings: FeedSettings) -> str:
-    return f"{shown}: no complete answer within {settings.timeout_s:g} s"
-
-
-def _without_secrets(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    except ValueError:
-        return "the given address"

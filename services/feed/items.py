@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import TypeAlias
 
+from services.errors import FeedError
 from services.stream.record import Document, Tombstone
 
-__all__ = ["FeedItems", "FeedQueue", "Item"]
+__all__ = ["FeedItems", "FeedQueue", "InOrderOfTime", "Item"]
 
 Item: TypeAlias = Document | Tombstone
 
@@ -53,3 +55,39 @@ class FeedQueue(Iterator[Item]):
                 self._skipped = self.skipped
                 self._current = iter(())
             self._current = next(self._openers)()
+
+
+class InOrderOfTime(Iterator[Item]):
+    """All items of another iterator, sorted by `published_at`; its errors come first. One without a time stays with the
+    item before it. The first `next` reads everything."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._errors: list[FeedError] = []
+        self._sorted: Iterator[Item] | None = None
+
+    @property
+    def skipped(self) -> int:
+        """Items left out because they hold no text."""
+        return int(getattr(self._items, "skipped", 0))
+
+    def __next__(self) -> Item:
+        if self._sorted is None:
+            self._sorted = self._read()
+        if self._errors:
+            raise self._errors.pop(0)
+        return next(self._sorted)
+
+    def _read(self) -> Iterator[Item]:
+        timed: list[tuple[datetime, Item]] = []
+        latest = datetime.min.replace(tzinfo=UTC)
+        while True:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return iter([item for _, item in sorted(timed, key=lambda pair: pair[0])])
+            except FeedError as error:
+                self._errors.append(error)
+                continue
+            latest = (item.published_at if isinstance(item, Document) else None) or latest
+            timed.append((latest, item))

@@ -87,6 +87,6 @@ def _deletion(line: bytes) -> Tombstone | None:
         return None  # `decode` says what is wrong
     if not isinstance(value, dict) or value.get("deleted") is not True:
         return None
-    known = {name: value[name] for name in ("id", "namespace") if name in value}
+    known = {name: value[name] for name in ("id", "namespace", "seq") if name in value}
     document = decode(RawRecord("", 0, 0, 0, None, json.dumps({**known, "text": "-"}).encode()), {}, len(line) + 99)
-    return Tombstone(document.id, document.namespace)
+    return Tombstone(document.id, document.namespace, document.seq)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.errors import FeedError
-from services.feed.items import Item
+from services.feed.items import InOrderOfTime, Item
 from services.metrics import Metrics
 from services.stream.record import Document, Tombstone
 
@@ -27,7 +27,7 @@ class Producer(Protocol):
 
     def send(self, document: Document) -> None: ...
 
-    def delete(self, id: str, namespace: str = ...) -> None: ...
+    def delete(self, id: str, namespace: str = ..., seq: int = ...) -> None: ...
 
     def flush(self, timeout_s: float) -> None: ...
 
@@ -48,15 +48,24 @@ def play(
     rate_per_s: float | None = None,
     on_sent: Callable[[int], None] | None = None,
     metrics: Metrics | None = None,
+    *,
+    speed: float | None = None,
 ) -> PlayReport:
     """Sends all items, `rate_per_s` of them a second (None: as fast as Kafka takes them), and waits for the last.
+
+    With `speed` they come in the order of `published_at` and with the pauses between, divided by it; all are read first.
+    An item without a time comes with the one before it.
 
     A feed or line that can't be read is logged, counted and passed over. `on_sent` gets the number of items sent so
     far, after each. Raises BrokerError when records were not delivered, ValueError for a rate that is not positive.
     """
     if rate_per_s is not None and not rate_per_s > 0:
         raise ValueError(f"the rate must be positive, not {rate_per_s}")
-    player = _Player(producer, rate_per_s, on_sent, metrics or Metrics())
+    if speed is not None and not speed > 0:
+        raise ValueError(f"the speed must be positive, not {speed}")
+    player = _Player(producer, rate_per_s, on_sent, metrics or Metrics(), speed)
+    if speed is not None:
+        items = InOrderOfTime(items)
     while player.take(items):
         pass
     producer.flush(_FLUSH_TIMEOUT_S)
@@ -65,8 +74,16 @@ def play(
 
 class _Player:
     def __init__(
-        self, producer: Producer, rate_per_s: float | None, on_sent: Callable[[int], None] | None, metrics: Metrics
+        self,
+        producer: Producer,
+        rate_per_s: float | None,
+        on_sent: Callable[[int], None] | None,
+        metrics: Metrics,
+        speed: float | None,
     ) -> None:
+        self._speed = speed
+        self._first_s: float | None = None
+        self._started = time.monotonic()
         self._producer = producer
         self._interval_s = 1 / rate_per_s if rate_per_s else 0.0
         self._on_sent = on_sent
@@ -86,6 +103,7 @@ class _Player:
             self._metrics.count("cmt_feed_errors_total")
             return True
         self._wait()
+        self._wait_for_its_time(item)
         self._send(item)
         return True
 
@@ -100,9 +118,17 @@ class _Player:
         time.sleep(max(0.0, self._due - time.monotonic()))
         self._due = max(self._due, time.monotonic() - self._interval_s) + self._interval_s
 
+    def _wait_for_its_time(self, item: Item) -> None:
+        if self._speed is None or not isinstance(item, Document) or item.published_at is None:
+            return
+        time_s = item.published_at.timestamp()
+        if self._first_s is None:
+            self._first_s, self._started = time_s, time.monotonic()
+        time.sleep(max(0.0, self._started + (time_s - self._first_s) / self._speed - time.monotonic()))
+
     def _send(self, item: Item) -> None:
         if isinstance(item, Tombstone):
-            self._producer.delete(item.id, item.namespace)
+            self._producer.delete(item.id, item.namespace, item.seq)
             self._deleted += 1
         else:
             self._producer.send(item)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from services.feed.download import without_secrets
 from services.feed.fetch import read_all
-from services.feed.items import FeedQueue, Item
 from services.feed.play import PlayReport, play
+from services.feed.poller import Found, Poller
+from services.feed.state import FeedState
+from services.metrics import Metrics
 from services.runtime import interruptible
 from services.settings import Settings
 from services.stream.broker import open_broker
 from services.stream.producer import DocumentProducer
-from services.stream.record import Document
 from services.stream.topics import ensure_topics
 
 __all__ = ["play_once", "poll_forever"]
 
+_FLUSH_S = 60.0
 
-def play_once(settings: Settings, sources: Sequence[str], rate_per_s: float | None, console: Console) -> PlayReport:
-    """Sends all items of the sources, with a live count on `console`. Raises BrokerError."""
+
+def play_once(
+    settings: Settings,
+    sources: Sequence[str],
+    rate_per_s: float | None,
+    console: Console,
+    speed: float | None = None,
+) -> PlayReport:
+    """Sends all items of the sources, with a live count on `console`; `speed` plays them by their own times.
+
+    Raises BrokerError.
+    """
     with (
         open_broker(settings.kafka) as bootstrap,
         _producer(settings, bootstrap) as producer,
@@ -30,46 +42,49 @@ def play_once(settings: Settings, sources: Sequence[str], rate_per_s: float | No
     ):
         task = bar.add_task("sending", total=None)
         items = read_all(sources, settings.feed)
-        return play(items, producer, rate_per_s, on_sent=lambda sent: bar.update(task, completed=sent))
+        return play(items, producer, rate_per_s, lambda sent: bar.update(task, completed=sent), speed=speed)
 
 
-def poll_forever(settings: Settings, urls: Sequence[str], every_s: float, console: Console) -> None:
-    """Fetches the feeds every `every_s` seconds until Ctrl-C; only items that are new or changed are sent."""
-    known: dict[str, str] = {}
+def poll_forever(settings: Settings, urls: Sequence[str], console: Console, *, once: bool = False) -> int:
+    """Looks at the feeds when they are due until Ctrl-C, or `once` at all of them; sends items that are new or changed.
+
+    An item counts as sent when Kafka has acknowledged it: one that is found twice is sent twice, and none is lost. The
+    number of feeds that could not be read at their last look. Raises BrokerError, and FeedError for a broken state file.
+    """
+    metrics = Metrics()
+    poller = Poller(urls, settings.feed, FeedState(settings.feed.state_file), metrics)
+    failed: set[str] = set()
     with (
         open_broker(settings.kafka) as bootstrap,
         _producer(settings, bootstrap) as producer,
         interruptible() as wait,
     ):
         while True:
-            report = play(_Changed(read_all(urls, settings.feed), known), producer)
-            console.print(
-                f"{len(urls)} feeds: {report.sent} new or changed documents sent, {report.unreadable} unreadable",
-                highlight=False,
-            )
-            if wait(every_s):
-                return
+            for found in poller.due():
+                (failed.add if found.error else failed.discard)(found.url)
+                _send(producer, found, metrics)
+                poller.sent(found)
+                console.print(_line(found), highlight=False, soft_wrap=True)
+                if wait(0.0):
+                    return len(failed)
+            if once or poller.all_gone() or wait(poller.wait_s()):
+                return len(failed)
 
 
-class _Changed(Iterator[Item]):
-    """Items whose content differs from the last one of the same id; errors of the items behind pass through."""
+def _send(producer: DocumentProducer, found: Found, metrics: Metrics) -> None:
+    for document in found.documents:
+        producer.send(document)
+    if found.documents:
+        producer.flush(_FLUSH_S)
+    metrics.count("cmt_feed_items_total", len(found.documents), outcome="sent")
+    metrics.count("cmt_feed_items_total", found.skipped, outcome="skipped")
 
-    def __init__(self, items: FeedQueue, known: dict[str, str]) -> None:
-        self._items = items
-        self._known = known
 
-    @property
-    def skipped(self) -> int:
-        return self._items.skipped
-
-    def __next__(self) -> Item:
-        while True:
-            item = next(self._items)
-            content = item.to_json() if isinstance(item, Document) else b"deleted"
-            digest = hashlib.sha256(content).hexdigest()
-            if self._known.get(item.id) != digest:
-                self._known[item.id] = digest
-                return item
+def _line(found: Found) -> str:
+    if found.error:
+        return found.error
+    more = f", {found.skipped} without text" if found.skipped else ""
+    return f"{without_secrets(found.url)}: {len(found.documents)} new or changed{more}"
 
 
 def _producer(settings: Settings, bootstrap: str) -> DocumentProducer:

@@ -1,24 +1,25 @@
-"""What happens to a batch of polled records between Kafka and the bank: decode, compress, one commit, dead letters.
+"""What happens to a batch of polled records between Kafka and the bank: decode, compress, one commit.
 
-This file does steps 2 to 5 of the order that `services.ingest.consumer` describes.
+This file does steps 2 to 4 of the order that `services.ingest.consumer` describes.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.bank.schema import Chunk, DocumentDelete, DocumentWrite, Position
 from services.errors import RecordError
 from services.ingest.inbox import Taken
-from services.ingest.ports import BankRecord, Compress, DeadLetterSink, Write
+from services.ingest.ports import BankRecord, Compress, Write
 from services.ingest.retry import Retry
 from services.metrics import Metrics
 from services.settings import KafkaSettings
-from services.stream.record import Document, Tombstone, decode
+from services.stream.record import Document, Tombstone, decode, original_place
 
 __all__ = ["BatchWork", "Prepared"]
 
@@ -37,23 +38,22 @@ class Prepared:
 
 
 class BatchWork:
-    """Prepares batches (from several threads at once) and stores them (from one thread)."""
+    """Prepares and stores batches, from several threads at once."""
 
     def __init__(
         self,
         kafka: KafkaSettings,
         compress: Compress,
         write: Write,
-        dead_letters: DeadLetterSink,
         metrics: Metrics,
         retry: Retry,
     ) -> None:
         self._kafka = kafka
         self._compress = compress
         self._write = write
-        self._dead_letters = dead_letters
         self._metrics = metrics
         self._retry = retry
+        self._lock = threading.Lock()
         self.outcomes: Counter[str] = Counter()
         self.stale = 0
 
@@ -67,17 +67,20 @@ class BatchWork:
             for taken, one in zip(batch, decoded, strict=True)
         ]
 
-    def store(self, batch: Sequence[Prepared]) -> None:
-        """Commits to the bank, then sends dead letters. After it every record of the batch is safe somewhere.
+    def store(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:
+        """Commits to the bank. After it every record of the batch is safe there, but those that it gives back.
 
-        Raises BankError, with nothing visible, when the bank can't take it for good, and BrokerError when the
-        dead-letter topic can't.
+        Those are for the dead-letter topic. Raises BankError, with nothing visible, when the bank can't take the batch
+        for good.
         """
         good = [one for one in batch if not isinstance(one.outcome, RecordError)]
         bad = [(one.taken, one.outcome) for one in batch if isinstance(one.outcome, RecordError)]
-        bad += self._committed(good)
-        for taken, error in bad:
-            self._dead_letter(taken, error)
+        return bad + self._committed(good)
+
+    def count_dead_letter(self, taken: Taken, error: RecordError) -> None:
+        """Counts a record that the dead-letter topic has acknowledged."""
+        self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
+        self._count("dead_lettered", 1)
 
     def _decoded(self, taken: Taken) -> Document | Tombstone | RecordError:
         try:
@@ -86,16 +89,10 @@ class BatchWork:
             return error
 
     def _compressed(self, documents: Sequence[Document]) -> list[Sequence[Chunk] | RecordError]:
-        """The chunks of each document; when the batch can't be compressed, each by itself to find the culprit."""
         if not documents:
             return []
         pairs = [(document.title, document.text) for document in documents]
-        try:
-            return list(self._retry(lambda: self._compress(pairs)))
-        except ValueError as error:
-            if len(documents) == 1:
-                return [_unstorable(error)]
-            return [one for document in documents for one in self._compressed([document])]
+        return list(self._retry(lambda: self._compress(pairs)))
 
     def _bank_record(
         self, taken: Taken, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
@@ -105,7 +102,7 @@ class BatchWork:
         if isinstance(chunks, RecordError):
             return chunks
         if isinstance(decoded, Tombstone):
-            return DocumentDelete(decoded.namespace, decoded.id, _position(taken))
+            return DocumentDelete(decoded.namespace, decoded.id, _position(taken, decoded.seq))
         if not chunks:
             return RecordError("unstorable", "the text gives no window to remember")
         return DocumentWrite(
@@ -116,7 +113,7 @@ class BatchWork:
             source=decoded.source or None,
             published_at=decoded.published_at,
             expires_at=decoded.expires_at,
-            position=_position(taken),
+            position=_position(taken, decoded.seq),
             chunks=tuple(chunks),
         )
 
@@ -131,29 +128,35 @@ class BatchWork:
             if len(batch) == 1:
                 return [(batch[0].taken, _unstorable(error))]
             return [misfit for one in batch for misfit in self._committed([one])]
-        self.stale += report.stale
-        now_s = time.time()
+        deleted = sum(isinstance(one.outcome, DocumentDelete) for one in batch)
+        self._count("deleted", deleted)
+        self._count("written", len(batch) - deleted)
+        with self._lock:
+            self.stale += report.stale
+        self._measure_freshness(batch, time.time())
+        return []
+
+    def _measure_freshness(self, batch: Iterable[Prepared], now_s: float) -> None:
         for one in batch:
-            self._count("deleted" if isinstance(one.outcome, DocumentDelete) else "written")
             if one.taken.record.timestamp_ms > 0:  # Kafka's -1 means that the record has none
                 age_s = max(0.0, now_s - one.taken.record.timestamp_ms / 1000)
                 self._metrics.observe("cmt_ingest_freshness_seconds", age_s)
-        return []
+            if isinstance(one.outcome, DocumentWrite) and one.outcome.published_at is not None:
+                age_s = max(0.0, now_s - one.outcome.published_at.timestamp())
+                self._metrics.observe("cmt_ingest_published_freshness_seconds", age_s)
 
-    def _dead_letter(self, taken: Taken, error: RecordError) -> None:
-        self._retry(lambda: self._dead_letters.send(taken.record, error))
-        self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
-        self._count("dead_lettered")
-
-    def _count(self, outcome: str) -> None:
-        self.outcomes[outcome] += 1
-        self._metrics.count("cmt_ingest_records_total", outcome=outcome)
+    def _count(self, outcome: str, records: int) -> None:
+        if records:
+            with self._lock:
+                self.outcomes[outcome] += records
+            self._metrics.count("cmt_ingest_records_total", records, outcome=outcome)
 
 
-def _position(taken: Taken) -> Position:
+def _position(taken: Taken, seq: int) -> Position:
     record = taken.record
     time_of_record = datetime.fromtimestamp(max(0, record.timestamp_ms) / 1000, UTC)
-    return Position(taken.epoch, record.partition, record.offset, time_of_record)
+    epoch, partition, offset = original_place(record) or (taken.epoch, record.partition, record.offset)
+    return Position(epoch, partition, offset, time_of_record, seq)
 
 
 def _unstorable(error: ValueError) -> RecordError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +10,18 @@ from typing import Any
 import ray
 
 from services.bank.schema import BankLayout, Chunk
+from services.errors import RecordError
 from services.ingest.ports import Compressor, ModelFactory
+from services.ingest.stages import StagedCompressor
 from services.metrics import Metrics
-from services.metrics_hub import MetricsPusher
+from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
 from services.threads import use_all_cores
 
 __all__ = ["CompressorWorker", "compressor_actor"]
+
+_CALLS = 16
+_CPU_TOKENS, _GPU_TOKENS = 2048, 32_768
 
 
 class CompressorWorker:
@@ -29,42 +33,32 @@ class CompressorWorker:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._model: Compressor | None = None
+        self._stages: StagedCompressor | None = None
 
     def layout(self) -> BankLayout:
         """The layout of the bank that this model writes."""
         model = self._loaded()
         return BankLayout(model.model_id, model.d_key, model.memory_bytes)
 
-    def compress(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk]]:
-        """The chunks of each (title, text); none for a text without words.
+    def compress(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk] | RecordError]:
+        """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed."""
+        self._loaded()
+        assert self._stages is not None
+        return self._stages.compress(documents)
 
-        Raises ValueError when one of the documents can't be compressed; it does not say which.
-        """
-        model = self._loaded()
-        started = time.perf_counter()
-        split = [model.windows(title, text) for title, text in documents]
-        windows = [window for own in split for window in own]
-        if not windows:
-            return [[] for _ in documents]
-        memories, keys = model.compress(windows), model.document_keys(windows)
-        chunks = [
-            Chunk(window.text, key, memory.code, memory.n_tokens)
-            for window, key, memory in zip(windows, keys, memories, strict=True)
-        ]
-        self._measure(chunks, time.perf_counter() - started)
-        rest = iter(chunks)
-        return [[next(rest) for _ in own] for own in split]
-
-    def _measure(self, chunks: Sequence[Chunk], seconds: float) -> None:
-        self._metrics.count("cmt_ingest_windows_total", len(chunks))
-        self._metrics.count("cmt_ingest_tokens_total", sum(chunk.n_tokens for chunk in chunks))
-        self._metrics.observe("cmt_ingest_batch_windows", len(chunks))
-        self._metrics.observe("cmt_ingest_compress_seconds", seconds)
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._stages is not None:
+            self._stages.close()
 
     def _loaded(self) -> Compressor:
         with self._lock:
             if self._model is None:
-                self._model = self._model_factory(self._settings)
+                model = self._model_factory(self._settings)
+                ingest = self._settings.ingest
+                tokens = ingest.batch_tokens or (_GPU_TOKENS if ingest.compressor_gpus else _CPU_TOKENS)
+                self._stages = StagedCompressor(model, self._metrics, tokens, ingest.token_wait_s)
+                self._model = model
             return self._model
 
 
@@ -78,12 +72,17 @@ class _CompressorActor(CompressorWorker):
         self._pusher = MetricsPusher(f"compressor-{uuid.uuid4().hex[:12]}", metrics)
 
     def close(self) -> None:
-        """Sends the last metrics."""
+        """Ends the threads and sends the last metrics."""
+        super().close()
         self._pusher.stop()
 
 
-def compressor_actor(settings: Settings, model_factory: ModelFactory) -> Any:
-    """The handle of a new compressor actor, which Ray starts again when it dies; a call is repeated up to 3 times."""
+def compressor_actor(settings: Settings, model_factory: ModelFactory, name: str) -> Any:
+    """The handle of a new compressor actor, which Ray starts again when it dies; its callers decide on repeats.
+
+    Several calls at once share the model's batches.
+    """
     gpus = settings.ingest.compressor_gpus
-    options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 3}
-    return ray.remote(_CompressorActor).options(**options).remote(settings, model_factory)
+    options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus, "max_restarts": -1, "max_concurrency": _CALLS}
+    actor = ray.remote(_CompressorActor).options(name=name, namespace=HUB_NAMESPACE, **options)
+    return actor.remote(settings, model_factory)

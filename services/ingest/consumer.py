@@ -1,16 +1,17 @@
-"""One consumer of the document topic: a thread that always polls, and a thread that moves batches into the bank.
+"""One consumer of the document topic: a thread that always polls, and threads that move batches into the bank.
 
 The order that makes ingestion effectively once:
 
 1. poll, in a thread of its own, always; pause when too many bytes are in flight, and go on polling
 2. decode and validate; what can't be read is for the dead-letter topic
 3. split documents into windows and compress them
-4. one bank commit for the batch; then the batch's dead letters, each acknowledged
-5. note the records as finished
+4. one bank commit, which the bank's writer shares with other batches
+5. note the records as finished; a dead letter once the dead-letter topic has acknowledged it
 6. commit to Kafka the next offset of the contiguous finished prefix of every partition
 
 A crash anywhere replays records from the last commit of 6. The bank takes a replay for what it is, since its rows
-carry epoch, partition and offset, and leaves one row. (A dead letter may then be there twice: same partition and offset.)
+carry epoch, partition and offset, and leaves one row. (A dead letter may then be there twice, with the same partition
+and offset in its headers: its readers count it once.) A dead letter that can't be sent stops its partition, no other.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from services.errors import BrokerError, ServiceError
-from services.ingest.batch_work import BatchWork, Prepared
+from services.errors import BrokerError, RecordError, ServiceError
+from services.ingest.batch_work import BatchWork
 from services.ingest.inbox import Inbox, Taken
+from services.ingest.letters import LetterBox
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import Compress, DeadLetterSink, RecordSource, Write
 from services.ingest.retry import Retry
@@ -39,8 +40,10 @@ __all__ = ["Consumer", "ConsumerStatus"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_POLL_RECORDS = 64
+_POLL_RECORDS = 500
+_FIRST_RECORD_BYTES = 4096.0
 _LAG_EVERY_S = 0.5
+_COMMIT_EVERY_S = 0.1
 _COMMIT_AGAIN_S = 0.5
 
 OpenSource = Callable[[Callable[[set[int]], None]], RecordSource]
@@ -50,7 +53,8 @@ OpenSource = Callable[[Callable[[set[int]], None]], RecordSource]
 class ConsumerStatus:
     """A consumer now: lag by assigned partition (records), records by outcome, what is in flight, and why it ended.
 
-    `stale` counts the records that the bank already had in the same or a newer version; `measured` numbers the lag.
+    `stale` counts the records that the bank already had in the same or a newer version; `measured` numbers the lag;
+    `incarnation` changes when the process is started again; `stopped` says why a partition can't go on.
     """
 
     running: bool
@@ -61,13 +65,18 @@ class ConsumerStatus:
     stale: int
     in_flight_records: int
     in_flight_bytes: int
+    incarnation: str = ""
+    assigned: frozenset[int] = frozenset()
+    wanted: frozenset[int] | None = None
+    topic_id: str = ""
+    stopped: dict[int, str] = field(default_factory=dict)
 
 
 class Consumer:
     """Runs from `start` to `stop`, or until Kafka, the bank or the compressor fails for longer than `retry_for_s`.
 
     `open_source` connects to Kafka and gets the callback for rebalances; `open_dead_letters` connects to the
-    dead-letter topic; `epoch_of_topic` numbers the topic as it is now. `depth` batches are compressed at once.
+    dead-letter topic; `epoch_of_topic` numbers the topic as it is now. `depth` batches are under way at once.
     """
 
     def __init__(
@@ -85,14 +94,14 @@ class Consumer:
     ) -> None:
         self._settings = settings
         self._open_source, self._open_dead_letters = open_source, open_dead_letters
-        self._compress, self._write, self._epoch_of_topic = compress, write, epoch_of_topic
+        self._epoch_of_topic = epoch_of_topic
         self._metrics = metrics
-        self._depth = depth
         self._stopping = threading.Event()
-        self._retry = Retry(retry_for_s, self._stopping.wait)
+        self._retry = Retry(retry_for_s, self._stopping.wait, lambda: metrics.count("cmt_ingest_retries_total"))
         self._tracker = OffsetTracker()
         self._inbox = Inbox(settings.ingest.batch_windows, settings.ingest.batch_wait_s)
-        self._work: BatchWork | None = None
+        self._work = BatchWork(settings.kafka, compress, write, metrics, self._retry)
+        self._letters: LetterBox | None = None
         self._failure: ServiceError | None = None
         self._connected = threading.Event()
         self._epoch: int | None = None
@@ -100,9 +109,22 @@ class Consumer:
         self._measured = 0
         self._lag_due_s = self._commit_due_s = 0.0
         self._paused = False
-        self._worker = threading.Thread(target=self._guarded, args=(self._move_batches,), name="ingest-work")
-        self._poller = threading.Thread(target=self._guarded, args=(self._poll_until_stopped,), name="ingest-poll")
-        self._worker.daemon = self._poller.daemon = True
+        self._record_bytes = _FIRST_RECORD_BYTES
+        self._held: set[int] = set()
+        self._incarnation = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._wanted: set[int] | None = None
+        self._topic_id = self._topic_read = ""
+        self._assigned: set[int] = set()
+        self._workers = [
+            threading.Thread(target=self._guarded, args=(self._move_batches,), name="ingest-work", daemon=True)
+            for _ in range(depth)
+        ]
+        self._poller = threading.Thread(
+            target=self._guarded, args=(self._poll_until_stopped,), name="ingest-poll", daemon=True
+        )
+        metrics.gauge("cmt_ingest_stopped_partitions", 0)
+        metrics.count("cmt_ingest_retries_total", 0)
 
     def start(self) -> None:
         """Starts the threads and returns at once."""
@@ -115,6 +137,11 @@ class Consumer:
         if self._failure is not None:
             raise self._failure
 
+    def assign(self, partitions: Iterable[int], topic_id: str = "") -> None:
+        """Reads these partitions from now on; another `topic_id` means that the topic was made anew meanwhile."""
+        with self._lock:
+            self._wanted, self._topic_id = set(partitions), topic_id
+
     def status(self) -> ConsumerStatus:
         """What it does now; `lag` is at most a second or so old."""
         return ConsumerStatus(
@@ -122,10 +149,15 @@ class Consumer:
             failure=self._failure,
             lag=dict(self._lag),
             measured=self._measured,
-            outcomes=dict(self._work.outcomes) if self._work else {},
-            stale=self._work.stale if self._work else 0,
-            in_flight_records=self._inbox.in_flight_records,
+            outcomes=dict(self._work.outcomes),
+            stale=self._work.stale,
+            in_flight_records=self._inbox.in_flight_records + (self._letters.pending if self._letters else 0),
             in_flight_bytes=self._inbox.in_flight_bytes,
+            incarnation=self._incarnation,
+            assigned=frozenset(self._assigned),
+            wanted=None if self._wanted is None else frozenset(self._wanted),
+            topic_id=self._topic_read,
+            stopped=self._letters.stopped() if self._letters else {},
         )
 
     def stop(self, timeout_s: float) -> bool:
@@ -165,10 +197,10 @@ class Consumer:
             stack.callback(_closed, source)
             dead_letters = self._retry(self._open_dead_letters)
             stack.callback(_closed, dead_letters)
-            self._work = BatchWork(
-                self._settings.kafka, self._compress, self._write, dead_letters, self._metrics, self._retry
-            )
-            self._worker.start()
+            self._letters = LetterBox(dead_letters, self._letter_is_safe)
+            stack.callback(self._letters.close)
+            for worker in self._workers:
+                worker.start()
             self._connected.set()
             try:
                 while not self._stopping.is_set():
@@ -178,29 +210,57 @@ class Consumer:
             self._drain(source)
 
     def _drain(self, source: RecordSource) -> None:
-        """Keeps the membership until the batches that were begun are finished, and commits them."""
+        """Keeps the membership until the batches and letters that were begun are finished, and commits them."""
         with contextlib.suppress(BrokerError):
             source.pause()
-            while self._worker.is_alive():
+            while any(worker.is_alive() for worker in self._workers) or self._letters_are_moving():
                 source.poll(_POLL_S, 1)
-                self._worker.join(0.01)
-        self._worker.join()
+                self._commit(source)
+                time.sleep(0.01)
+        for worker in self._workers:
+            worker.join()
         self._commit(source, last=True)
 
+    def _letters_are_moving(self) -> bool:
+        return self._letters is not None and self._letters.pending > 0 and not self._letters.stopped()
+
     def _poll(self, source: RecordSource) -> None:
-        records = source.poll(_POLL_S, _POLL_RECORDS)
-        self._inbox.put(self._take(record) for record in records)
-        self._forget_lost_partitions(source)
+        self._take_assignment(source)
+        records = source.poll(_POLL_S, self._poll_records())
+        taken = [self._take(record) for record in records]
+        self._inbox.put(taken)
+        if taken:
+            self._record_bytes = sum(one.n_bytes for one in taken) / len(taken)
+        self._assigned = source.assigned()
+        self._forget_lost_partitions(self._assigned)
         self._pause_or_resume(source)
         self._commit(source)
         if time.monotonic() >= self._lag_due_s:
             self._measure(source)
 
+    def _poll_records(self) -> int:
+        """So many that they fit the budget, if they are of the size of the last ones."""
+        room = self._settings.ingest.in_flight_bytes - self._inbox.in_flight_bytes
+        return max(1, min(_POLL_RECORDS, int(room / self._record_bytes)))
+
+    def _take_assignment(self, source: RecordSource) -> None:
+        """What `assign` was last called with; finished records of a partition that goes away are committed before."""
+        with self._lock:
+            wanted, topic_id = self._wanted, self._topic_id
+        if wanted is None or (wanted == source.assigned() and topic_id == self._topic_read):
+            return
+        self._commit(source, last=True)
+        if topic_id != self._topic_read and source.assigned():
+            source.assign(set())  # a topic that was made anew is read from what is committed for it
+        self._epoch, self._topic_read = None, topic_id
+        source.assign(wanted)
+        self._forget_lost_partitions(source.assigned() if wanted else set())
+
     def _take(self, record: RawRecord) -> Taken:
         epoch = self._epoch
         if epoch is None or self._tracker.rewinds(record.partition, record.offset):
             epoch = self._epoch = self._retry(self._epoch_of_topic)
-        return Taken(record, self._tracker.start(record.partition, record.offset), epoch)
+        return Taken(record, self._tracker.start(record.partition, record.offset, record.timestamp_ms), epoch)
 
     def _note_rebalance(self, partitions: set[int]) -> None:
         """Runs on the Kafka client's thread. What comes after a rebalance may be a topic that was made anew.
@@ -210,14 +270,18 @@ class Consumer:
         """
         self._epoch = None
 
-    def _forget_lost_partitions(self, source: RecordSource) -> None:
+    def _forget_lost_partitions(self, assigned: set[int]) -> None:
         """Those that are not assigned now: should they come back, they begin at the committed offset."""
-        lost = self._tracker.partitions() - source.assigned()
-        self._tracker.drop(lost)
+        self._tracker.drop(self._tracker.partitions() - assigned)
 
     def _pause_or_resume(self, source: RecordSource) -> None:
         in_flight, budget = self._inbox.in_flight_bytes, self._settings.ingest.in_flight_bytes
         self._metrics.gauge("cmt_ingest_in_flight_bytes", in_flight)
+        stopped = set(self._letters.stopped()) if self._letters else set()
+        if stopped != self._held:
+            source.hold(stopped)
+            self._held = stopped
+            self._metrics.gauge("cmt_ingest_stopped_partitions", len(stopped))
         if not self._paused and in_flight > budget:
             source.pause()
             self._paused = True
@@ -231,9 +295,11 @@ class Consumer:
         A group that has moved on is no error: the partitions are about to be revoked, or the next try succeeds. A
         broker that is away is waited for, while polling goes on: nothing is lost, and its return commits it all.
         """
+        if not last and time.monotonic() < self._commit_due_s:
+            return
         mine = source.assigned()
         offsets = {partition: offset for partition, offset in self._tracker.committable().items() if partition in mine}
-        if not offsets or (not last and time.monotonic() < self._commit_due_s):
+        if not offsets:
             return
         try:
             done = source.commit(offsets)
@@ -244,50 +310,44 @@ class Consumer:
             done = False
         if done:
             self._tracker.committed(offsets)
-        else:
-            self._commit_due_s = time.monotonic() + _COMMIT_AGAIN_S
+        self._commit_due_s = time.monotonic() + (_COMMIT_EVERY_S if done else _COMMIT_AGAIN_S)
 
     def _measure(self, source: RecordSource) -> None:
-        lags = source.lag()
-        for partition, lag in (dict.fromkeys(self._lag, 0) | lags).items():  # 0 for those that others read now
-            self._metrics.gauge("cmt_ingest_lag_records", lag, partition=str(partition))
+        lags, ages = source.lag(), self._tracker.oldest_ms()
+        now_ms = time.time() * 1000
+        for partition in self._lag.keys() | lags.keys():  # 0 for those that others read now
+            age_s = max(0.0, now_ms - ages[partition]) / 1000 if ages.get(partition, 0) > 0 else 0.0
+            self._metrics.gauge("cmt_ingest_lag_records", lags.get(partition, 0), partition=str(partition))
+            self._metrics.gauge("cmt_ingest_oldest_uncommitted_seconds", age_s, partition=str(partition))
         self._lag = lags
         self._measured += 1
-        self._lag_due_s = time.monotonic() + (_LAG_EVERY_S)
+        self._lag_due_s = time.monotonic() + _LAG_EVERY_S
 
-    # The work thread: 2 to 5.
+    # The work threads: 2 to 5.
 
     def _move_batches(self) -> None:
-        """Compresses up to `depth` batches at once and commits them one after the other, in their order."""
-        assert self._work is not None
-        begun: deque[tuple[list[Taken], Future[list[Prepared]]]] = deque()
-        with ThreadPoolExecutor(self._depth, thread_name_prefix="ingest-compress") as pool:
-            try:
-                while not self._stopping.is_set() or begun:
-                    if len(begun) < self._depth and (batch := self._next_batch(full_only=bool(begun))):
-                        begun.append((batch, pool.submit(self._work.prepare, batch)))
-                    elif begun:
-                        self._finish(*begun.popleft())
-            except BaseException:
-                self._stopping.set()  # ends the retries of the batches that the pool still waits for
-                raise
+        """One batch after the other; `depth` threads do this at once, so that one compresses while another commits."""
+        while not self._stopping.is_set():
+            if batch := self._inbox.take(_POLL_S):
+                self._move(batch)
 
-    def _next_batch(self, full_only: bool) -> list[Taken]:
-        """A batch without the records of partitions that were taken away meanwhile: their new owner reads them."""
-        batch = self._inbox.take(_POLL_S, full_only)
-        dropped = [taken for taken in batch if taken.ticket.dropped]
-        self._inbox.release(dropped)
-        return [taken for taken in batch if not taken.ticket.dropped]
+    def _move(self, batch: list[Taken]) -> None:
+        """Steps 2 to 5, without the records of partitions that were taken away meanwhile: their new owner reads them."""
+        try:
+            prepared = self._work.prepare([taken for taken in batch if not taken.ticket.dropped])
+            letters = self._work.store(prepared)
+            assert self._letters is not None
+            self._letters.put(letters)
+            unsafe = {id(taken) for taken, _ in letters}
+            self._tracker.finish_all(one.taken.ticket for one in prepared if id(one.taken) not in unsafe)
+        finally:
+            self._inbox.release(batch)
+        value_bytes = sum(len(one.taken.record.value or b"") for one in prepared if one.windows)
+        self._inbox.learn(value_bytes, sum(one.windows for one in prepared))
 
-    def _finish(self, batch: list[Taken], prepared: Future[list[Prepared]]) -> None:
-        assert self._work is not None
-        outcome = prepared.result()
-        self._work.store(outcome)
-        for taken in batch:
-            self._tracker.finish(taken.ticket)
-        self._inbox.release(batch)
-        value_bytes = sum(len(one.taken.record.value or b"") for one in outcome if one.windows)
-        self._inbox.learn(value_bytes, sum(one.windows for one in outcome))
+    def _letter_is_safe(self, taken: Taken, error: RecordError) -> None:
+        self._work.count_dead_letter(taken, error)
+        self._tracker.finish(taken.ticket)
 
 
 def _closed(connection: RecordSource | DeadLetterSink) -> None:

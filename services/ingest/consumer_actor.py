@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
+from services.errors import WorkerLost
 from services.ingest.consumer import Consumer
+from services.ingest.names import actor_or_none, writer_name
+from services.ingest.ports import RecordSource
 from services.ingest.remote import RemoteCompress, RemoteEpoch, RemoteWrite
 from services.metrics import Metrics
-from services.metrics_hub import MetricsPusher
+from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
 from services.stream.dead_letters import DeadLetters
-from services.stream.source import KafkaSource
+from services.stream.source import AssignedSource, KafkaSource
 
 __all__ = ["consumer_actor"]
-
-_RETRY_FOR_S = 30.0
 
 
 class _ConsumerActor(Consumer):
     """The consumer on the real Kafka, with the actors of this ingest as its compressor and bank."""
 
-    def __init__(self, settings: Settings, bootstrap: str, compressors: Sequence[Any], writer: Any) -> None:
-        metrics, kafka = Metrics(), settings.kafka
+    def __init__(self, settings: Settings, bootstrap: str, compressors: Sequence[str], name: str) -> None:
+        writer = actor_or_none(writer_name(settings))
+        if writer is None:
+            raise WorkerLost(f"bank {settings.bank.uri} has no writer any more")
+        metrics, kafka, ingest = Metrics(), settings.kafka, settings.ingest
+
+        def open_source(on_revoked: Callable[[set[int]], None]) -> RecordSource:
+            if ingest.assignment == "coordinator":
+                return AssignedSource(kafka, bootstrap)
+            return KafkaSource(kafka, bootstrap, on_revoked, member=name)
+
+        self._compressors = RemoteCompress([actor for one in compressors if (actor := actor_or_none(one)) is not None])
+        most = max(ingest.compressors, ingest.max_compressors or 0)
         super().__init__(
             settings,
-            lambda on_revoked: KafkaSource(kafka, bootstrap, on_revoked),
+            open_source,
             lambda: DeadLetters(kafka, bootstrap),
-            RemoteCompress(compressors),
+            self._compressors,
             RemoteWrite(writer),
             RemoteEpoch(kafka, bootstrap, writer),
             metrics,
-            depth=1 + math.ceil(settings.ingest.compressors / settings.ingest.consumers),
-            retry_for_s=_RETRY_FOR_S,
+            depth=2 + math.ceil(most / ingest.consumers),
+            retry_for_s=ingest.retry_for_s,
         )
         self._pusher = MetricsPusher(f"consumer-{uuid.uuid4().hex[:12]}", metrics)
         self.start()
+
+    def use_compressors(self, actors: Sequence[Any]) -> None:
+        """The compressor pool from now on."""
+        self._compressors.use(actors)
 
     def stop(self, timeout_s: float) -> bool:
         """As the consumer's own, and sends the last metrics."""
@@ -48,7 +64,12 @@ class _ConsumerActor(Consumer):
         return stopped
 
 
-def consumer_actor(settings: Settings, bootstrap: str, compressors: Sequence[Any], writer: Any) -> Any:
-    """The handle of a new consumer actor, which Ray starts again when it dies; its methods answer at any time."""
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 4}
-    return ray.remote(_ConsumerActor).options(**options).remote(settings, bootstrap, compressors, writer)
+def consumer_actor(settings: Settings, bootstrap: str, compressors: Sequence[str], name: str) -> Any:
+    """The handle of a new consumer actor, which Ray starts again when it dies; its methods answer at any time.
+
+    `compressors` are names of actors, and the writer is found by its own; `name` is how the coordinator finds the
+    consumer, and its name in a consumer group.
+    """
+    options: dict[str, Any] = {"name": name, "namespace": HUB_NAMESPACE, "num_cpus": 0, "max_concurrency": 8}
+    actor = ray.remote(_ConsumerActor).options(**options, max_restarts=-1, max_task_retries=-1)
+    return actor.remote(settings, bootstrap, list(compressors), name)

@@ -67,20 +67,20 @@ class Inbox:
                 self._records += 1
             self._changed.notify_all()
 
-    def take(self, idle_s: float, full_only: bool = False) -> list[Taken]:
+    def take(self, idle_s: float) -> list[Taken]:
         """The next batch: full, or as large as it got `batch_wait_s` after its first record came.
 
-        Empty when no record came for `idle_s` seconds, when the inbox is closed, or, with `full_only`, at once when
-        there is not enough for a full batch. A record counts at least as one window.
+        Empty when no record came for `idle_s` seconds, when the inbox is closed, or when another thread was faster. A
+        record counts at least as one window.
         """
         with self._changed:
-            if full_only:
-                return self._cut() if not self._closed and self._is_full() else []
             if not self._changed.wait_for(lambda: self._queue or self._closed, idle_s) or self._closed:
                 return []
             due_s = self._queue[0].arrived_s + self._batch_wait_s
-            self._changed.wait_for(lambda: self._closed or self._is_full(), max(0.0, due_s - time.monotonic()))
-            return [] if self._closed else self._cut()
+            self._changed.wait_for(
+                lambda: self._closed or not self._queue or self._is_full(), max(0.0, due_s - time.monotonic())
+            )
+            return [] if self._closed or not self._queue else self._cut()
 
     def release(self, taken: Iterable[Taken]) -> None:
         """Takes records out of the count of bytes in flight."""

@@ -16,6 +16,7 @@ class Ticket:
 
     partition: int
     offset: int
+    timestamp_ms: int = -1
     done: bool = False
     dropped: bool = False
 
@@ -47,9 +48,9 @@ class OffsetTracker:
             lane = self._lanes.get(partition)
             return lane is not None and offset <= lane.last
 
-    def start(self, partition: int, offset: int) -> Ticket:
+    def start(self, partition: int, offset: int, timestamp_ms: int = -1) -> Ticket:
         """Notes a polled record; one that rewinds its partition drops what was under way there."""
-        ticket = Ticket(partition, offset)
+        ticket = Ticket(partition, offset, timestamp_ms)
         with self._lock:
             lane = self._lanes.get(partition)
             if lane is not None and offset <= lane.last:
@@ -61,13 +62,23 @@ class OffsetTracker:
 
     def finish(self, ticket: Ticket) -> None:
         """Notes that a record is in the bank or in the dead-letter topic."""
+        self.finish_all((ticket,))
+
+    def finish_all(self, tickets: Iterable[Ticket]) -> None:
+        """Notes several records at once."""
         with self._lock:
-            ticket.done = True
-            if ticket.dropped:
-                return
-            lane = self._lanes[ticket.partition]
-            while lane.open and lane.open[0].done:
-                lane.next = lane.open.popleft().offset + 1
+            for ticket in tickets:
+                ticket.done = True
+                if ticket.dropped:
+                    continue
+                lane = self._lanes[ticket.partition]
+                while lane.open and lane.open[0].done:
+                    lane.next = lane.open.popleft().offset + 1
+
+    def oldest_ms(self) -> dict[int, int]:
+        """{partition: timestamp of the oldest unfinished record, in milliseconds since 1970}; without those that have none."""
+        with self._lock:
+            return {partition: lane.open[0].timestamp_ms for partition, lane in self._lanes.items() if lane.open}
 
     def partitions(self) -> set[int]:
         """The partitions that records were polled from, dropped ones left out."""

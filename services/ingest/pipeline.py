@@ -1,4 +1,4 @@
-"""Starts and stops the ingest of a topic on Ray: consumer actors, compressor actors, and one writer actor.
+"""Starts and stops the ingest of a topic on Ray: coordinator, consumer actors, compressor actors, and one writer actor.
 
 handle = start_ingest(settings, bootstrap)     # Ray must be initialised
 handle.wait_until_caught_up(60.0)
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -21,6 +22,8 @@ from services.errors import ServiceError
 from services.ingest.compressor import compressor_actor
 from services.ingest.consumer import ConsumerStatus
 from services.ingest.consumer_actor import consumer_actor
+from services.ingest.coordinator_actor import coordinator_actor
+from services.ingest.names import compressor_name, consumer_name
 from services.ingest.ports import ModelFactory
 from services.ingest.remote import result
 from services.ingest.writer import writer_actor
@@ -37,7 +40,9 @@ _log = logging.getLogger(__name__)
 _LOAD_S = 600.0  # a large LLM from a slow disk
 _OPEN_S = 120.0
 _ANSWER_S = 60.0  # an actor that Ray starts again takes its time
+_NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 _LOOK_EVERY_S = 0.1
+_never = threading.Event()
 _QUIET_S = 0.5  # a broker's end offset may lag behind what it has acknowledged
 
 
@@ -55,10 +60,13 @@ class IngestStatus:
     in_flight_records: int
     in_flight_bytes: int
     last_error: ServiceError | None
+    stopped: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.records.items())) or "no records"
         shown = f"{outcomes}; lag {sum(self.lag.values())}, in flight {self.in_flight_records}"
+        if self.stopped:
+            shown += f"; partitions {', '.join(map(str, sorted(self.stopped)))} wait for the dead-letter topic"
         return f"{shown}; {self.last_error}" if self.last_error else shown
 
 
@@ -71,8 +79,44 @@ class IngestHandle:
         self._hub = hub  # the metrics hub lives as long as its maker's handle
         self._stopped = False
         self.compressors: list[Any] = []
+        self.compressor_names: list[str] = []
         self.consumers: list[Any] = []
         self.writer: Any = None
+        self.coordinator: Any = None
+        self._consumers_made = 0
+
+    def add_consumer(self) -> Any:
+        """Starts one more consumer, which the coordinator (or the group) gives its share. Raises what it failed with."""
+        made = self._new_consumer()
+        result(made.wait_until_connected.remote(_OPEN_S), _OPEN_S + 5.0)
+        self.consumers.append(made)
+        return made
+
+    def remove_consumer(self, timeout_s: float) -> None:
+        """Stops the consumer that came last; the others take its partitions over from what it has committed."""
+        leaving = self.consumers.pop()
+        self._end(leaving.stop.remote(timeout_s), time.monotonic() + timeout_s + 2.0)
+        ray.kill(leaving, no_restart=True)
+
+    def _new_consumer(self) -> Any:
+        deadline = time.monotonic() + _NAME_WAIT_S
+        name = consumer_name(self._settings, self._consumers_made)
+        self._consumers_made += 1
+        while True:
+            try:
+                return consumer_actor(self._settings, self._bootstrap, self.compressor_names, name)
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"another ingest of this Ray cluster reads {self._settings.kafka.topic} into the same bank"
+                    ) from None
+                time.sleep(0.1)
+
+    def start_consumers(self) -> None:
+        """Starts what the settings ask for, and the coordinator once they are connected."""
+        self.consumers = [self._new_consumer() for _ in range(self._settings.ingest.consumers)]
+        for reference in [consumer.wait_until_connected.remote(_OPEN_S) for consumer in self.consumers]:
+            result(reference, _OPEN_S + 5.0)
 
     def status(self) -> IngestStatus:
         """What all consumers do now. Raises ServiceError when an actor does not answer."""
@@ -84,8 +128,8 @@ class IngestHandle:
         if error is not None:
             raise error
 
-    def wait_until_caught_up(self, timeout_s: float) -> None:
-        """Returns when every partition is read to its end and committed, with nothing in flight.
+    def wait_until_caught_up(self, timeout_s: float, pause: Callable[[float], bool] | None = None) -> bool:
+        """True when every partition is read to its end and committed, with nothing in flight; False when `pause` said stop.
 
         Raises what a consumer failed with, and ServiceError when `timeout_s` seconds were not enough.
         """
@@ -104,7 +148,9 @@ class IngestHandle:
             quiet_since = (quiet_since or time.monotonic()) if done and fresh else None
             if time.monotonic() > deadline:
                 raise ServiceError(f"ingest has not caught up within {timeout_s:g} s: {merged}")
-            time.sleep(_LOOK_EVERY_S)
+            if (pause or _never.wait)(_LOOK_EVERY_S):
+                return False
+        return True
 
     def stop(self, timeout_s: float) -> None:
         """Finishes the batches that were begun, commits, leaves the group and frees the bank; repeated calls are fine.
@@ -115,6 +161,8 @@ class IngestHandle:
             return
         self._stopped = True
         deadline = time.monotonic() + timeout_s
+        if self.coordinator is not None:
+            self._end(self.coordinator.stop.remote(), deadline)
         stopping = [consumer.stop.remote(max(0.5, timeout_s - 2.0)) for consumer in self.consumers]
         for reference in stopping:
             self._end(reference, deadline)
@@ -126,7 +174,7 @@ class IngestHandle:
     def kill(self) -> None:
         """Ends all actors at once. Nothing is lost: what was not committed is read again by the next start."""
         self._stopped = True
-        for actor in [*self.consumers, *self.compressors, self.writer]:
+        for actor in [self.coordinator, *self.consumers, *self.compressors, self.writer]:
             if actor is not None:
                 with contextlib.suppress(ValueError):
                     ray.kill(actor, no_restart=True)
@@ -143,10 +191,17 @@ class IngestHandle:
             _log.warning("while ingest was stopped: %s", error)
 
 
-def start_ingest(settings: Settings, bootstrap: str, *, model_factory: ModelFactory = load_cmt) -> IngestHandle:
+def start_ingest(
+    settings: Settings,
+    bootstrap: str,
+    *,
+    model_factory: ModelFactory = load_cmt,
+    rewind: Callable[[], None] | None = None,
+) -> IngestHandle:
     """Starts the actors, and returns when the model is loaded, the bank is open and Kafka is connected.
 
-    `model_factory` makes the compressor in its actor's process. Raises, as themselves and with nothing left running:
+    `model_factory` makes the compressor in its actor's process; `rewind` moves the committed offsets before anything
+    is read. Raises, as themselves and with nothing left running:
     BrokerUnreachable, TopicMissing, SettingsError, BankUnavailable, BankFull, BankMismatch, and cmt_core's CoreError
     when the model can't be loaded.
     """
@@ -154,24 +209,29 @@ def start_ingest(settings: Settings, bootstrap: str, *, model_factory: ModelFact
     ensure_topics(settings.kafka, bootstrap)  # in this process, too: a missing broker is told before a model is loaded
     handle = IngestHandle(settings, bootstrap, hub_handle())
     try:
-        _start_actors(handle, settings, bootstrap, model_factory)
+        _start_actors(handle, settings, bootstrap, model_factory, rewind)
     except BaseException:
         handle.kill()
         raise
     return handle
 
 
-def _start_actors(handle: IngestHandle, settings: Settings, bootstrap: str, model_factory: ModelFactory) -> None:
-    handle.compressors = [compressor_actor(settings, model_factory) for _ in range(settings.ingest.compressors)]
+def _start_actors(
+    handle: IngestHandle,
+    settings: Settings,
+    bootstrap: str,
+    model_factory: ModelFactory,
+    rewind: Callable[[], None] | None,
+) -> None:
+    handle.compressor_names = [compressor_name(settings) for _ in range(settings.ingest.compressors)]
+    handle.compressors = [compressor_actor(settings, model_factory, name) for name in handle.compressor_names]
     layouts = [result(reference, _LOAD_S) for reference in [one.layout.remote() for one in handle.compressors]]
-    handle.writer = writer_actor(settings.bank, layouts[0])
+    handle.writer = writer_actor(settings, layouts[0])
     result(handle.writer.open.remote(), _OPEN_S)
-    handle.consumers = [
-        consumer_actor(settings, bootstrap, handle.compressors, handle.writer) for _ in range(settings.ingest.consumers)
-    ]
-    connecting = [consumer.wait_until_connected.remote(_OPEN_S) for consumer in handle.consumers]
-    for reference in connecting:
-        result(reference, _OPEN_S + 5.0)
+    if rewind is not None:
+        rewind()  # the bank's lock keeps a second ingest of the same bank from having its offsets moved
+    handle.start_consumers()
+    handle.coordinator = coordinator_actor(settings, bootstrap, handle.compressor_names, model_factory)
 
 
 def _merged(statuses: Sequence[ConsumerStatus]) -> IngestStatus:
@@ -187,5 +247,6 @@ def _merged(statuses: Sequence[ConsumerStatus]) -> IngestStatus:
         lag=lag,
         in_flight_records=sum(status.in_flight_records for status in statuses),
         in_flight_bytes=sum(status.in_flight_bytes for status in statuses),
+        stopped={partition: why for status in statuses for partition, why in status.stopped.items()},
         last_error=next((status.failure for status in statuses if status.failure is not None), None),
     )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cmt_core.windows import Window
 from services.bank.schema import Chunk, CommitReport, DocumentDelete, DocumentWrite
-from services.errors import RecordError
+from services.errors import BrokerError, RecordError
 from services.settings import Settings
 from services.stream.record import RawRecord
 
@@ -65,6 +65,14 @@ class RecordSource(Protocol):
         """Up to `max_records` records, in offset order within a partition."""
         ...
 
+    def assign(self, partitions: set[int]) -> None:
+        """Reads these partitions from their committed offsets on; those that it reads already go on as they are."""
+        ...
+
+    def hold(self, partitions: set[int]) -> None:
+        """Stops fetching from these partitions, until a later call leaves them out; `resume` does not."""
+        ...
+
     def pause(self) -> None:
         """Stops fetching; `poll` keeps the membership alive."""
         ...
@@ -93,8 +101,8 @@ class RecordSource(Protocol):
 class DeadLetterSink(Protocol):
     """Where unreadable records go (`services.stream.dead_letters.DeadLetters`)."""
 
-    def send(self, record: RawRecord, error: RecordError) -> None:
-        """Keeps a record with the reason; returns when it is safe, raises BrokerError when it is not."""
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError, int]]) -> list[BrokerError | None]:
+        """Keeps records with their reasons and epochs; for each None when it is safe, or why it is not."""
         ...
 
     def close(self) -> None:
@@ -103,8 +111,8 @@ class DeadLetterSink(Protocol):
 
 
 BankRecord = DocumentWrite | DocumentDelete
-Compress = Callable[[Sequence[tuple[str, str]]], Sequence[Sequence[Chunk]]]
-"""(title, text) of documents to the chunks of each; ValueError when one of them can't be compressed."""
+Compress = Callable[[Sequence[tuple[str, str]]], Sequence[Sequence[Chunk] | RecordError]]
+"""(title, text) of documents to the chunks of each, or the reason why there are none."""
 Write = Callable[[Sequence[BankRecord]], CommitReport]
 """One bank commit; BankError with nothing visible, ValueError when a record does not fit the bank."""
 ModelFactory = Callable[[Settings], Compressor]

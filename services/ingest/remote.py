@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from services.bank.schema import Chunk, CommitReport
-from services.errors import ServiceError
+from services.errors import RecordError, ServiceError, WorkerLost
 from services.ingest.ports import BankRecord
 from services.settings import KafkaSettings
 from services.stream.topic_identity import topic_identity
 
 __all__ = ["RemoteCompress", "RemoteEpoch", "RemoteWrite", "result"]
 
+_AVOID_S = 30.0
+
 
 def result(reference: Any, timeout_s: float | None = None) -> Any:
     """What a remote call gave; raises what it raised, or a ServiceError of one line when Ray itself failed.
 
-    `cmt_core`'s errors, ServiceError and ValueError pass as they are; any other becomes a ServiceError.
+    `cmt_core`'s errors, ServiceError and ValueError pass as they are; any other becomes a ServiceError. An actor that
+    died or is being started again is WorkerLost, which is worth a retry.
     """
     try:
         return ray.get(reference, timeout=timeout_s)
@@ -30,30 +35,49 @@ def result(reference: Any, timeout_s: float | None = None) -> Any:
     except GetTimeoutError:
         raise ServiceError(f"an ingest actor did not answer within {timeout_s:g} s") from None
     except RayActorError as error:
-        raise ServiceError(f"an ingest actor died: {_first_line(error)}") from None
+        raise WorkerLost(f"an ingest actor died: {_first_line(error)}") from None
     except RayError as error:
-        raise ServiceError(f"Ray failed: {_first_line(error)}") from None
+        raise WorkerLost(f"Ray failed: {_first_line(error)}") from None
+
+
+@dataclass(slots=True)
+class _Worker:
+    actor: Any
+    calls: int = 0
+    lost_s: float = float("-inf")
 
 
 class RemoteCompress:
-    """Compresses on the compressor actor that has the fewest calls of this process under way; thread-safe."""
+    """Compresses on the compressor actor that has the fewest calls of this process under way; thread-safe.
+
+    An actor that died a moment ago comes last, so that a retry goes to another where there is one.
+    """
 
     def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = actors
         self._lock = threading.Lock()
-        self._calls = [0] * len(actors)
+        self._workers = [_Worker(actor) for actor in actors]
 
-    def __call__(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk]]:
-        """The chunks of each (title, text)."""
+    def use(self, actors: Sequence[Any]) -> None:
+        """The pool from now on; calls that are under way elsewhere go on."""
         with self._lock:
-            chosen = self._calls.index(min(self._calls))
-            self._calls[chosen] += 1
+            known = {worker.actor: worker for worker in self._workers}
+            self._workers = [known.get(actor) or _Worker(actor) for actor in actors]
+
+    def __call__(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk] | RecordError]:
+        """The chunks of each (title, text), or why there are none. Raises WorkerLost when the actor dies meanwhile."""
+        with self._lock:
+            now_s = time.monotonic()
+            worker = min(self._workers, key=lambda one: (now_s - one.lost_s < _AVOID_S, one.calls))
+            worker.calls += 1
         try:
-            chunks: list[list[Chunk]] = result(self._actors[chosen].compress.remote(list(documents)))
+            chunks: list[list[Chunk] | RecordError] = result(worker.actor.compress.remote(list(documents)))
             return chunks
+        except WorkerLost:
+            worker.lost_s = time.monotonic()
+            raise
         finally:
             with self._lock:
-                self._calls[chosen] -= 1
+                worker.calls -= 1
 
 
 class RemoteWrite:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from services.errors import BankError, BankMismatch, BrokerError, ServiceError, TopicMissing
+from services.errors import BankError, BankFenced, BankMismatch, BrokerError, ServiceError, TopicMissing
 
 __all__ = ["Retry", "may_heal"]
 
@@ -21,9 +21,12 @@ T = TypeVar("T")
 class Retry:
     """Calls again for up to `give_up_after_s`; `wait(seconds)` pauses, and is true when there is no more time."""
 
-    def __init__(self, give_up_after_s: float, wait: Callable[[float], bool]) -> None:
+    def __init__(
+        self, give_up_after_s: float, wait: Callable[[float], bool], on_retry: Callable[[], None] = lambda: None
+    ) -> None:
         self._give_up_after_s = give_up_after_s
         self._wait = wait
+        self._on_retry = on_retry
 
     def __call__(self, call: Callable[[], T]) -> T:
         """What `call` returns; its own error when that can't heal or has not healed in time."""
@@ -35,12 +38,13 @@ class Retry:
             except ServiceError as error:
                 if not may_heal(error) or time.monotonic() + pause_s > deadline or self._wait(pause_s):
                     raise
+                self._on_retry()
                 _log.warning("trying again in %.1f s: %s", pause_s, error)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def may_heal(error: ServiceError) -> bool:
     """Whether waiting can help: a disk may get space, a broker or object store may come back."""
-    if isinstance(error, BankMismatch | TopicMissing):
+    if isinstance(error, BankFenced | BankMismatch | TopicMissing):
         return False
     return error.retriable or isinstance(error, BankError | BrokerError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -15,10 +14,12 @@ import ray
 
 from services.bank.schema import BankLayout, CommitReport
 from services.errors import BankError, BankUnavailable
+from services.ingest.group_commit import GroupCommit
+from services.ingest.names import writer_name
 from services.ingest.ports import BankRecord
 from services.metrics import Metrics
 from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
-from services.settings import BankSettings
+from services.settings import Settings
 
 if TYPE_CHECKING:
     from services.bank.epochs import TopicEpochs
@@ -28,18 +29,26 @@ if TYPE_CHECKING:
 __all__ = ["WriterWorker", "writer_actor"]
 
 _log = logging.getLogger(__name__)
+_CALLS = 64
+_MEASURE_SHARE = 30
 _NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 
 
 class WriterWorker:
-    """Commits to the bank, which is opened when it is first needed, so that its error reaches the caller as itself."""
+    """Commits to the bank, which is opened when it is first needed, so that its error reaches the caller as itself.
 
-    def __init__(self, settings: BankSettings, layout: BankLayout, metrics: Metrics) -> None:
-        self._settings = settings
+    Writes of several threads share commits.
+    """
+
+    def __init__(self, settings: Settings, layout: BankLayout, metrics: Metrics) -> None:
+        self._settings = settings.bank
+        self._ingest = settings.ingest
         self._layout = layout
         self._metrics = metrics
-        self._options = {name: secret.get_secret_value() for name, secret in settings.storage_options.items()}
+        self._options = {name: secret.get_secret_value() for name, secret in settings.bank.storage_options.items()}
+        self._lock = threading.Lock()
         self._writer: BankWriter | None = None
+        self._group: GroupCommit | None = None
         self._epochs: TopicEpochs | None = None
         self._reader: BankReader | None = None
         self._measured_version = -1
@@ -50,16 +59,26 @@ class WriterWorker:
         self.measure()
 
     def write(self, records: Sequence[BankRecord]) -> CommitReport:
-        """One atomic commit. Raises BankError with nothing visible, ValueError for a record that does not fit."""
-        report = self._opened().commit(records)
+        """One atomic commit, shared with the writes of other callers at the same time.
+
+        Raises BankError with nothing visible, ValueError for a record that does not fit.
+        """
+        self._opened()
+        assert self._group is not None
+        return self._group.submit(records)
+
+    def _commit(self, records: Sequence[BankRecord]) -> CommitReport:
+        assert self._writer is not None
+        report = self._writer.commit(records)
         self._metrics.observe("cmt_bank_commit_seconds", report.seconds)
         return report
 
     def epoch_of(self, topic_id: str) -> int:
         """The epoch of a topic: larger for every topic that the bank sees later. Raises BankError."""
-        self._opened()  # the lock makes this process the only one that numbers topics
-        assert self._epochs is not None
-        return self._epochs.epoch_of(topic_id)
+        self._opened()  # the bank's lock makes this process the only one that numbers topics
+        with self._lock:
+            assert self._epochs is not None
+            return self._epochs.epoch_of(topic_id)
 
     def measure(self) -> None:
         """Sets the gauges of the bank's size; may be called from another thread than the rest."""
@@ -69,32 +88,42 @@ class WriterWorker:
         if stats.version != self._measured_version:
             self._metrics.gauge("cmt_bank_rows", stats.rows)
             self._metrics.gauge("cmt_bank_documents", stats.documents)
+            self._metrics.gauge("cmt_bank_fragments", stats.fragments)
             self._metrics.gauge("cmt_bank_version", stats.version)
             self._measured_version = stats.version
 
     def close(self) -> None:
-        """Lets another writer open the bank."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Commits what waits, and lets another writer open the bank."""
+        if self._group is not None:
+            self._group.close()
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = self._group = None
 
-    def _opened(self) -> BankWriter:
-        if self._writer is None:
+    def _opened(self) -> None:
+        with self._lock:
+            if self._writer is not None:
+                return
             from services.bank.epochs import TopicEpochs  # LanceDB is loaded in the writer's process only
             from services.bank.reader import BankReader
             from services.bank.writer import BankWriter
 
             settings = self._settings
-            self._writer = BankWriter(settings.uri, self._layout, settings.min_free_bytes, self._options)
+            writer = BankWriter(settings.uri, self._layout, settings.min_free_bytes, self._options)
             self._epochs = TopicEpochs(settings.uri, self._options)
             self._reader = BankReader(settings.uri, self._layout, 0.0, self._options)
-        return self._writer
+            limits = self._ingest
+            self._group = GroupCommit(
+                self._commit, limits.commit_rows, limits.commit_bytes, limits.commit_wait_s, self._layout.memory_bytes
+            )
+            self._writer = writer
 
 
 class _WriterActor(WriterWorker):
     """The worker in a Ray actor: its gauges follow the bank every second, and its metrics reach the hub."""
 
-    def __init__(self, settings: BankSettings, layout: BankLayout) -> None:
+    def __init__(self, settings: Settings, layout: BankLayout) -> None:
         # Ray gives the process one thread; Lance needs two at least, and reads this when it is loaded
         os.environ["LANCE_CPU_THREADS"] = str(max(2, len(os.sched_getaffinity(0))))
         metrics = Metrics()
@@ -112,23 +141,32 @@ class _WriterActor(WriterWorker):
         self._pusher.stop()
 
     def _follow(self) -> None:
+        pause_s = 1.0
         while True:
-            closing = self._closing.wait(1.0)
+            closing = self._closing.wait(pause_s)
+            started = time.monotonic()
             try:
                 self.measure()
             except BankError as error:  # the commits will say so, too
                 _log.debug("the bank's size can't be read: %s", error)
+            # a large bank takes longer to measure, and the commits share its cores
+            pause_s = max(1.0, _MEASURE_SHARE * (time.monotonic() - started))
             if closing:
                 return
 
 
-def writer_actor(settings: BankSettings, layout: BankLayout) -> Any:
-    """The handle of a new writer actor, which Ray starts again when it dies; a call is repeated up to 3 times.
+def writer_actor(settings: Settings, layout: BankLayout) -> Any:
+    """The handle of a new writer actor, which Ray starts again when it dies; its callers decide on repeats.
 
     Its name keeps a second one for the same address away from the Ray cluster: BankUnavailable.
     """
-    name = f"cmt-bank-writer-{hashlib.sha256(settings.uri.encode()).hexdigest()[:16]}"
-    options = {"name": name, "namespace": HUB_NAMESPACE, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+    options: dict[str, Any] = {
+        "name": writer_name(settings),
+        "namespace": HUB_NAMESPACE,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": _CALLS,
+    }
     actor = ray.remote(_WriterActor).options(**options)
     deadline = time.monotonic() + _NAME_WAIT_S
     while True:
@@ -137,6 +175,6 @@ def writer_actor(settings: BankSettings, layout: BankLayout) -> Any:
         except ValueError:
             if time.monotonic() > deadline:
                 raise BankUnavailable(
-                    f"bank {settings.uri}: another ingest of this Ray cluster writes to it, and a bank has only one"
+                    f"bank {settings.bank.uri}: another ingest of this Ray cluster writes to it, and a bank has only one"
                 ) from None
             time.sleep(0.1)

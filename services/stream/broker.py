@@ -21,7 +21,7 @@ from services.errors import BrokerError, BrokerUnreachable, PortInUse
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
 
-__all__ = ["EmbeddedBroker", "open_broker"]
+__all__ = ["EmbeddedBroker", "open_broker", "running_broker"]
 
 _HOST = "127.0.0.1"
 _PROBE = KafkaSettings.model_validate({"connect_timeout_s": 2.0})
@@ -130,6 +130,11 @@ def open_broker(settings: KafkaSettings) -> Iterator[str]:
         return
     with EmbeddedBroker(settings.embedded_port) as broker:
         yield broker.bootstrap
+
+
+def running_broker(settings: KafkaSettings) -> str:
+    """The bootstrap string of a broker that should run already; none is started, since a new one would hold nothing."""
+    return settings.bootstrap_servers or f"{_HOST}:{settings.embedded_port}"
 
 
 def _spawn(port: int, cluster: str) -> subprocess.Popen[bytes]:

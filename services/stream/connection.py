@@ -74,6 +74,10 @@ def _options(settings: KafkaSettings, bootstrap: str) -> dict[str, Any]:
         "sasl_plain_username": settings.sasl_username,
         "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
         "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
+        "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
+        "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+        "ssl_password": settings.ssl_password.get_secret_value() if settings.ssl_password else None,
+        "ssl_check_hostname": settings.ssl_check_hostname,
     }
     return {name: value for name, value in options.items() if value is not None}
 

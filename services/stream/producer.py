@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 from services.errors import BrokerError
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
-from services.stream.record import NAMESPACE_HEADER, Document
+from services.stream.record import NAMESPACE_HEADER, SEQ_HEADER, Document
 from services.stream.topics import ensure_topics
 
 __all__ = ["DocumentProducer", "open_producer"]
@@ -65,14 +65,23 @@ class DocumentProducer:
             key, value = document.id.encode(), document.to_json()
         self.send_raw(key, value)
 
-    def delete(self, id: str, namespace: str = "default") -> None:
-        """Queues the deletion of a document: a null value under its id."""
-        self.send_raw(id.encode(), None, [(NAMESPACE_HEADER, namespace.encode())])
+    def delete(self, id: str, namespace: str = "default", seq: int = 0) -> None:
+        """Queues the deletion of a document: a null value under its id; `seq` for a producer that numbers versions."""
+        headers = [(NAMESPACE_HEADER, namespace.encode())]
+        self.send_raw(id.encode(), None, [*headers, (SEQ_HEADER, str(seq).encode())] if seq else headers)
 
-    def send_raw(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        """Queues bytes as they are, whether or not they can be read as a document."""
+    def send_raw(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Queues bytes as they are, whether or not they can be read as a document; `timestamp_ms` None means now."""
         with translated_errors(f"Kafka topic {self._topic}"):
-            future = self._producer.send(self._topic, key=key, value=value, headers=list(headers))
+            future = self._producer.send(
+                self._topic, key=key, value=value, headers=list(headers), timestamp_ms=timestamp_ms
+            )
         future.add_errback(self._note)
 
     def flush(self, timeout_s: float) -> None:

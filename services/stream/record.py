@@ -6,7 +6,7 @@
     too_large      the value has more bytes than allowed
     not_utf8       key, value or namespace header is not UTF-8, or a text holds a lone surrogate
     not_json       the value is not JSON (NaN, a name given twice and endless nesting included)
-    schema         the JSON does not fit document.v1.schema.json
+    schema         the JSON (or the header `seq` of a deletion) does not fit document.v1.schema.json
     bad_time       a time is not an RFC 3339 date and time with an offset
     key_mismatch   the key differs from the value's id; the key orders the records of a document
 """
@@ -25,16 +25,36 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from services.errors import RecordError, SettingsError
 
-__all__ = ["DEFAULT_NAMESPACE", "NAMESPACE_HEADER", "Document", "RawRecord", "Tombstone", "check_field_map", "decode"]
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "NAMESPACE_HEADER",
+    "PLACE_HEADER",
+    "SEQ_HEADER",
+    "Document",
+    "RawRecord",
+    "Tombstone",
+    "check_field_map",
+    "decode",
+    "original_place",
+]
 
 DEFAULT_NAMESPACE = "default"
 NAMESPACE_HEADER = "namespace"
+SEQ_HEADER = "seq"
+PLACE_HEADER = "cmt-place"
+"""epoch/partition/offset at which a dead letter first stood: a replay keeps its place in the order of versions."""
 
 _SCHEMA: dict[str, Any] = json.loads(files("services.stream").joinpath("document.v1.schema.json").read_bytes())
 _FIELDS = tuple(_SCHEMA["properties"])
 _VALIDATOR = Draft202012Validator(_SCHEMA)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_LANG, _NAMESPACE = re.compile(r"[A-Za-z0-9-]*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLACE = re.compile(rb"(\d{1,18})/(\d{1,9})/(\d{1,18})")
 _DETAIL_CHARS = 200
+_SEQ_DIGITS = 19
+_PLAIN_CHARS = {
+    name: int(rule["maxLength"]) for name, rule in _SCHEMA["properties"].items() if "maxLength" in rule
+}  # of the schema, by field
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,7 @@ class Document:
     namespace: str = DEFAULT_NAMESPACE
     expires_at: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    seq: int = 0
 
     def __post_init__(self) -> None:
         for name in ("published_at", "expires_at"):
@@ -79,6 +100,7 @@ class Tombstone:
 
     id: str
     namespace: str = DEFAULT_NAMESPACE
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +119,8 @@ class RawRecord:
 def decode(record: RawRecord, field_map: Mapping[str, str], max_bytes: int) -> Document | Tombstone:
     """Reads a record; `field_map` says where other producers keep a field: {"id": "guid", "text": "body.content"}.
 
-    A null value with a key is a Tombstone, in the namespace of the header `namespace`. Fields that the map does not
+    A null value with a key is a Tombstone, in the namespace of the header `namespace` and with the number of the header
+    `seq`. Fields that the map does not
     name are read under their own names; a mapped whole number becomes text. Raises RecordError, and nothing else.
     """
     try:
@@ -105,12 +128,21 @@ def decode(record: RawRecord, field_map: Mapping[str, str], max_bytes: int) -> D
             return _tombstone(record)
         if len(record.value) > max_bytes:
             raise RecordError("too_large", f"the value has {len(record.value)} bytes, more than {max_bytes}")
-        document = _document(_mapped(_parse(record.value), field_map))
+        fields = _mapped(_parse(record.value), field_map)
+        # half a UTF-16 pair can't be spelt in UTF-8, only in an escape
+        document = _document(fields, may_hold_surrogates=b"\\u" in record.value)
     except RecursionError:
         raise RecordError("not_json", "the value is nested too deeply") from None
     if record.key is not None and record.key != document.id.encode():
         raise RecordError("key_mismatch", f"the key {_shown(record.key)} is not the id {_shown(document.id)}")
     return document
+
+
+def original_place(record: RawRecord) -> tuple[int, int, int] | None:
+    """(epoch, partition, offset) of a dead letter that was sent again, None for other records."""
+    place = next((value for name, value in record.headers if name == PLACE_HEADER), b"")
+    found = _PLACE.fullmatch(place)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def check_field_map(field_map: Mapping[str, str]) -> None:
@@ -127,13 +159,16 @@ def check_field_map(field_map: Mapping[str, str]) -> None:
 def _tombstone(record: RawRecord) -> Tombstone:
     if not record.key:
         raise RecordError("no_key", "a record without value needs a key that says which document to delete")
-    namespace = next((value for name, value in reversed(record.headers) if name == NAMESPACE_HEADER), b"")
+    headers = dict(record.headers)  # of two of one name the last
+    namespace, seq = headers.get(NAMESPACE_HEADER, b""), headers.get(SEQ_HEADER) or b"0"
     identity = {
         "id": _utf8(record.key, "the key"),
         "namespace": _utf8(namespace, "the namespace header") or DEFAULT_NAMESPACE,
     }
-    _validate({**identity, "text": "-"})
-    return Tombstone(**identity)
+    if not (seq.isdigit() and len(seq) <= _SEQ_DIGITS):
+        raise RecordError("schema", f"the header seq: {_shown(seq)} is no number of a version")
+    _validate({**identity, "text": "-", "seq": int(seq)})
+    return Tombstone(**identity, seq=int(seq))
 
 
 def _parse(value: bytes) -> dict[str, Any]:
@@ -149,30 +184,60 @@ def _parse(value: bytes) -> dict[str, Any]:
 
 def _mapped(value: dict[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:
     """The known fields of a value, null ones left out."""
-    found = {name: _at(value, field_map[name]) if name in field_map else value.get(name) for name in _FIELDS}
+    if not field_map:
+        return {name: value[name] for name in _FIELDS if value.get(name) is not None}
+    found = {name: _at(value, field_map[name], name) if name in field_map else value.get(name) for name in _FIELDS}
     return {name: content for name, content in found.items() if content is not None}
 
 
-def _at(value: Any, path: str) -> Any:
+def _at(value: Any, path: str, name: str) -> Any:
     for part in path.split("."):
         if not isinstance(value, dict):
             return None
         value = value.get(part)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and name != "seq":
         return str(value)
     return value
 
 
-def _document(value: dict[str, Any]) -> Document:
-    _validate(value)
-    for name, content in value.items():
-        for text in (content,) if isinstance(content, str) else (*content.keys(), *content.values()):
+def _document(value: dict[str, Any], *, may_hold_surrogates: bool) -> Document:
+    if not _plainly_valid(value):
+        _validate(value)
+    for name, content in value.items() if may_hold_surrogates else ():
+        parts = (*content.keys(), *content.values()) if isinstance(content, dict) else (content,)
+        for text in (part for part in parts if isinstance(part, str)):
             _no_surrogates(name, text)
     fields = dict(value)
+    if "seq" in fields:
+        fields["seq"] = int(fields["seq"])  # JSON Schema takes 3.0 for an integer
     for name in ("published_at", "expires_at"):
         if name in fields:
             fields[name] = _time(name, fields[name])
     return Document(**fields)
+
+
+def _plainly_valid(value: dict[str, Any]) -> bool:
+    """Whether a value certainly fits the schema: a shortcut for what nearly every record is, without false positives.
+
+    What it says no to is decided by the schema. (A hundred times faster: validating was half of a record's way.)
+    """
+    for name, content in value.items():
+        if name == "metadata":
+            if type(content) is not dict or len(content) > 64 or not all(type(one) is str for one in content.values()):
+                return False
+        elif name == "seq":
+            if type(content) is not int or not 0 <= content < 2**63:
+                return False
+        elif type(content) is not str or len(content) > _PLAIN_CHARS.get(name, len(content)):
+            return False
+    text = value.get("text", "")
+    return bool(
+        value.get("id")
+        and text
+        and not text.isspace()
+        and _LANG.fullmatch(value.get("lang", ""))
+        and _NAMESPACE.fullmatch(value.get("namespace", DEFAULT_NAMESPACE))
+    )
 
 
 def _validate(value: dict[str, Any]) -> None:

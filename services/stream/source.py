@@ -1,4 +1,4 @@
-"""Reads document records from Kafka: the only file that imports kafka for reading.
+"""Reads document records from Kafka, as a member of a group or from partitions that it is told.
 
 The order that makes ingestion effectively once; this file does 1 and 5, its caller the rest:
 
@@ -15,13 +15,15 @@ starts at the earliest record.
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
@@ -31,13 +33,13 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from services.errors import TopicMissing
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
+from services.stream.reading import raw_record, reading_options
 from services.stream.record import RawRecord, check_field_map
-from services.stream.topics import ensure_topics, topic_partitions
+from services.stream.topics import ensure_topics
 
-__all__ = ["KafkaSource", "read_topic"]
+__all__ = ["AssignedSource", "KafkaSource"]
 
 log = logging.getLogger(__name__)
 
@@ -49,42 +51,23 @@ _SESSION_TIMEOUT_MS = 15_000
 _EMBEDDED_SESSION_TIMEOUT_MS = 6_000
 
 
-class KafkaSource:
-    """One member of the consumer group that reads `settings.topic`.
+class _Source:
+    """What both kinds of sources share; `self._consumer` is a kafka-python consumer with a group id.
 
     `poll` belongs to one thread; the other methods may be called from a second one.
     """
 
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        bootstrap: str,
-        on_revoked: Callable[[set[int]], None] | None = None,
-    ) -> None:
-        """Connects and subscribes; the partitions arrive during the first polls.
-
-        `on_revoked` gets the partitions that a rebalance takes away, also at `close`. An eager rebalance takes all of
-        them and gives most back, with their positions kept: what is in flight is lost only once a partition has left
-        `assigned()`. It runs on the client's network thread: it must return at once and must not call this object.
-
-        Raises BrokerUnreachable when nothing answers within `connect_timeout_s`, TopicMissing when the topic does not
-        exist and may not be created, SettingsError when the field map names an unknown field.
-        """
+    def __init__(self, settings: KafkaSettings, bootstrap: str, **options: Any) -> None:
         check_field_map(settings.field_map)
         ensure_topics(settings, bootstrap)
         self._topic = settings.topic
         self._timeout_ms = int(settings.connect_timeout_s * 1000)
         self._paused = False
+        self._held: set[int] = set()
         self._committed: dict[int, int] = {}
         self._consumer = connect(
-            KafkaConsumer,
-            settings,
-            bootstrap,
-            group_id=settings.group_id,
-            session_timeout_ms=_SESSION_TIMEOUT_MS if settings.bootstrap_servers else _EMBEDDED_SESSION_TIMEOUT_MS,
-            **_reading(settings),
+            KafkaConsumer, settings, bootstrap, group_id=settings.group_id, **options, **reading_options(settings)
         )
-        self._consumer.subscribe([self._topic], listener=_Listener(self._assigned, self._revoked, on_revoked))
 
     def poll(self, timeout_s: float, max_records: int) -> list[RawRecord]:
         """Up to `max_records` records, in offset order within a partition; empty after `timeout_s` seconds without any.
@@ -93,7 +76,7 @@ class KafkaSource:
         """
         with translated_errors(f"Kafka topic {self._topic}"):
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        return [_raw(record) for records in polled.values() for record in records]
+        return [raw_record(record) for records in polled.values() for record in records]
 
     def pause(self) -> None:
         """Stops fetching from all partitions, those assigned later included; `poll` keeps the membership alive."""
@@ -103,7 +86,15 @@ class KafkaSource:
     def resume(self) -> None:
         """Fetches again where `pause` stopped; no record is lost or repeated."""
         self._paused = False
-        self._consumer.resume(*self._consumer.paused())
+        self._consumer.resume(*(tp for tp in self._consumer.paused() if tp.partition not in self._held))
+
+    def hold(self, partitions: set[int]) -> None:
+        """Stops fetching from these partitions, until a later call leaves them out; `resume` does not."""
+        freed, self._held = self._held - partitions, set(partitions)
+        mine = self.assigned()
+        self._consumer.pause(*self._parts(partitions & mine))
+        if not self._paused:
+            self._consumer.resume(*self._parts(freed & mine))
 
     def commit(self, offsets: Mapping[int, int]) -> bool:
         """Commits {partition: NEXT offset to read}; partitions that are no longer assigned here are left out.
@@ -152,7 +143,7 @@ class KafkaSource:
         with translated_errors(f"Kafka topic {self._topic}"):
             self._consumer.close(autocommit=False, timeout_ms=self._timeout_ms)
 
-    def __enter__(self) -> KafkaSource:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -179,13 +170,78 @@ class KafkaSource:
             self._committed[tp.partition] = committed
         return self._committed[tp.partition]
 
-    def _assigned(self, partitions: Iterable[Any]) -> None:
-        if self._paused:
-            self._consumer.pause(*partitions)
+    def _pause_new(self, partitions: Iterable[Any]) -> None:
+        still = [tp for tp in partitions if self._paused or tp.partition in self._held]
+        self._consumer.pause(*still)
+
+    def _parts(self, partitions: Iterable[int]) -> list[Any]:
+        return [TopicPartition(self._topic, partition) for partition in sorted(partitions)]
+
+
+class KafkaSource(_Source):
+    """One member of the consumer group that reads `settings.topic`; the group decides who reads what.
+
+    The assignment is cooperative and sticky. `member` (static membership) is a name that stays the same when this
+    member is started again: then the group waits for it instead of moving its partitions.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        bootstrap: str,
+        on_revoked: Callable[[set[int]], None] | None = None,
+        member: str | None = None,
+    ) -> None:
+        """Connects and subscribes; the partitions arrive during the first polls.
+
+        `on_revoked` gets the partitions that a rebalance takes away, also at `close`. An eager rebalance takes all of
+        them and gives most back, with their positions kept: what is in flight is lost only once a partition has left
+        `assigned()`. It runs on the client's network thread: it must return at once and must not call this object.
+
+        Raises BrokerUnreachable when nothing answers within `connect_timeout_s`, TopicMissing when the topic does not
+        exist and may not be created, SettingsError when the field map names an unknown field.
+        """
+        super().__init__(
+            settings,
+            bootstrap,
+            session_timeout_ms=_SESSION_TIMEOUT_MS if settings.bootstrap_servers else _EMBEDDED_SESSION_TIMEOUT_MS,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            group_instance_id=f"{socket.gethostname()}-{member}" if member else None,
+        )
+        self._consumer.subscribe([self._topic], listener=_Listener(self._pause_new, self._revoked, on_revoked))
+
+    def assign(self, partitions: set[int]) -> None:
+        """Nothing: the group decides."""
 
     def _revoked(self, partitions: set[int]) -> None:
         for partition in partitions:
             self._committed.pop(partition, None)
+
+
+class AssignedSource(_Source):
+    """Reads the partitions that `assign` was last called with, none at first; `on_revoked` is never called.
+
+    Offsets are committed under the group's id, where lag tools see them, though the group has no members. Raises what
+    KafkaSource raises.
+    """
+
+    def poll(self, timeout_s: float, max_records: int) -> list[RawRecord]:
+        """As the group's member does; the client itself refuses to poll without partitions."""
+        if not self.assigned():
+            time.sleep(timeout_s)
+            return []
+        return super().poll(timeout_s, max_records)
+
+    def assign(self, partitions: set[int]) -> None:
+        """Reads these partitions from their committed offsets on; those that it reads already go on where they are."""
+        old = self.assigned()
+        if partitions == old:
+            return
+        with translated_errors(f"Kafka topic {self._topic}"):
+            self._consumer.assign(self._parts(partitions))
+        for partition in old - partitions:
+            self._committed.pop(partition, None)
+        self._pause_new(self._consumer.assignment())
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
@@ -205,46 +261,3 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python
         self._revoked(partitions)
         if self._on_revoked is not None and partitions:
             self._on_revoked(partitions)
-
-
-def read_topic(
-    settings: KafkaSettings, bootstrap: str, topic: str, max_records: int | None = None, idle_s: float = 1.0
-) -> Iterator[RawRecord]:
-    """All records of a topic from the earliest to the present end, outside any group; used to look at dead letters.
-
-    Ends after `max_records`, or when nothing came for `idle_s` seconds. Raises TopicMissing, BrokerUnreachable or
-    BrokerError.
-    """
-    count = topic_partitions(settings, bootstrap, topic)
-    if not count:
-        raise TopicMissing(f"Kafka topic {topic} does not exist at {bootstrap}")
-    consumer = connect(KafkaConsumer, settings, bootstrap, **_reading(settings))
-    try:
-        consumer.assign([TopicPartition(topic, partition) for partition in range(count)])
-        left = max_records
-        quiet_since = time.monotonic()
-        while left != 0 and time.monotonic() - quiet_since < idle_s:
-            with translated_errors(f"Kafka topic {topic}"):
-                polled = consumer.poll(timeout_ms=200, max_records=min(500, left or 500))
-            for record in (record for records in polled.values() for record in records):
-                yield _raw(record)
-                left = None if left is None else left - 1
-                quiet_since = time.monotonic()
-    finally:
-        consumer.close(autocommit=False, timeout_ms=int(settings.connect_timeout_s * 1000))
-
-
-def _reading(settings: KafkaSettings) -> dict[str, Any]:
-    return {
-        "auto_offset_reset": "earliest",
-        "enable_auto_commit": False,
-        "allow_auto_create_topics": False,
-        "metrics_enabled": False,
-        "max_partition_fetch_bytes": max(2**20, 2 * settings.max_record_bytes),
-    }
-
-
-def _raw(record: Any) -> RawRecord:
-    """Bytes only: a deserializer of the client that raises would end polling for good."""
-    headers = tuple((name, value or b"") for name, value in record.headers)
-    return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)

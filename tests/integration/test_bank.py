@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.bank import maintenance
+from services.bank.fence import WriterFence
 from services.bank.reader import BankReader
 from services.bank.schema import BankLayout, BankStats, Chunk, DocumentDelete, DocumentWrite, Hit, Position
+from services.bank.store import WriterLock
 from services.bank.writer import BankWriter
-from services.errors import BankFull, BankMismatch, BankUnavailable
+from services.errors import BankFenced, BankFull, BankMismatch, BankUnavailable
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 LAYOUT = BankLayout("checkpoint-a", d_key=16, memory_bytes=32)
@@ -431,6 +434,48 @@ def test_commits_of_a_foreign_writer_are_noticed(uri: str, writer: BankWriter) -
         writer.commit([write("a", at(1), "y")])
 
 
+def test_writer_that_a_newer_one_has_replaced_can_not_commit(uri: str, reader: BankReader) -> None:
+    """On an object store there is no lock: the fence alone must stop the old writer before it commits."""
+    with BankWriter(uri, LAYOUT) as old:
+        old.commit([write("a", at(0), "first")])
+        WriterLock.release(old._lock)  # as if the lock were on another machine
+        with BankWriter(uri, LAYOUT) as new:
+            assert new.epoch == old.epoch + 1
+            with pytest.raises(BankFenced, match="has taken over"):
+                old.commit([write("a", at(1), "of the old writer")])
+            new.commit([write("a", at(2), "second")])
+    assert texts(reader) == {"a": ["second"]}
+
+
+def test_epochs_of_writers_stay_few(uri: str) -> None:
+    for _ in range(70):
+        fence = WriterFence(uri)
+        fence.take()
+    assert fence.epoch == 70
+    assert lancedb.connect(uri).open_table("writer_epochs").count_rows() <= 65
+
+
+def test_bank_from_before_numbers_of_versions_is_taken_over(uri: str, reader: BankReader) -> None:
+    with BankWriter(uri, LAYOUT) as writer:
+        writer.commit([write("a", at(5), "old")])
+    lancedb.connect(uri).open_table("memories").drop_columns(["seq"])
+    with BankWriter(uri, LAYOUT) as writer:
+        assert writer.commit([write("a", at(5), "old")]).stale == 1
+        writer.commit([write("a", at(6), "new")])
+    assert texts(reader) == {"a": ["new"]}
+
+
+def test_producers_own_number_beats_the_order_of_arrival(writer: BankWriter, reader: BankReader) -> None:
+    def numbered(offset: int, seq: int) -> Position:
+        return replace(at(offset), seq=seq)
+
+    writer.commit([write("a", numbered(1, 7), "seventh")])
+    assert writer.commit([write("a", numbered(2, 6), "sixth, late"), delete("a", numbered(3, 5))]).stale == 2
+    assert texts(reader) == {"a": ["seventh"]}
+    writer.commit([delete("a", numbered(4, 8))])
+    assert texts(reader) == {}
+
+
 @pytest.mark.parametrize("below", ["", "/below"])
 def test_file_in_the_place_of_the_bank_is_one_clear_line(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("not a folder")
@@ -501,13 +546,17 @@ def test_full_disk_leaves_nothing_of_the_commit_visible(tiny_disk: Path) -> None
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> list[list[DocumentWrite | DocumentDelete]]:
-    """Batches of records of one log, in any order and with repeats, as a consumer that crashes may deliver them."""
+    """Batches of records of one log, in any order and with repeats, as a consumer that crashes may deliver them.
+
+    Some carry the producer's own number, which decides before the place in the log.
+    """
     size = draw(st.integers(1, 8))
     recreated = draw(st.integers(0, size))  # the topic was recreated before this record
     log: list[DocumentWrite | DocumentDelete] = []
     for number in range(size):
         epoch = int(number >= recreated)
-        position = Position(epoch, draw(st.integers(0, 1)), number - epoch * recreated, T0 + timedelta(seconds=number))
+        place = (epoch, draw(st.integers(0, 1)), number - epoch * recreated, T0 + timedelta(seconds=number))
+        position = Position(*place, seq=draw(st.sampled_from([0, 0, 1, 2])))
         doc_id = draw(st.sampled_from(["a", "b'"]))
         n_chunks = draw(st.integers(0, 3))
         chunks = (f"{number} {i}" for i in range(n_chunks))
@@ -517,8 +566,9 @@ def deliveries(draw: st.DrawFn) -> list[list[DocumentWrite | DocumentDelete]]:
 
 
 def model_state(delivered: Sequence[DocumentWrite | DocumentDelete]) -> dict[str, list[str]]:
-    """What must be live: of each document its last record in the log, whose time is its place there."""
-    last = {record.doc_id: record for record in sorted(delivered, key=lambda record: record.position.record_time)}
+    """What must be live: of each document the record with the largest number, of these the last in the log (by time)."""
+    in_order = sorted(delivered, key=lambda record: (record.position.seq, record.position.record_time))
+    last = {record.doc_id: record for record in in_order}
     return {
         doc_id: [chunk.text for chunk in record.chunks]
         for doc_id, record in last.items()

@@ -18,8 +18,8 @@ from services.errors import PortInUse
 from services.settings import KafkaSettings
 from services.stream.broker import EmbeddedBroker, open_broker
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document
-from services.stream.source import read_topic
 from services.stream.topics import topic_partitions
 
 ROOT = Path(__file__).parents[2]

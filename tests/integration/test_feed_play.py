@@ -17,8 +17,8 @@ from services.feed.play import PlayReport, play
 from services.metrics import Metrics
 from services.settings import FeedSettings, KafkaSettings
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document, Tombstone, decode
-from services.stream.source import read_topic
 
 SETTINGS = FeedSettings(timeout_s=2, max_bytes=50_000, user_agent="test-agent/1")
 RSS = b"""<?xml version="1.0"?><rss version="2.0"><channel><title>Gazette</title>
@@ -129,7 +129,7 @@ def test_feed_is_fetched(site: str, path: str) -> None:
     [
         ("missing", "404"),
         ("loop", "more than 5 redirects"),
-        ("elsewhere", "can't be fetched"),
+        ("elsewhere", "only http and https"),
         ("big", "more than 50000 bytes"),
         ("bomb", "more than 50000 bytes"),
         ("garbled", "can't be fetched"),

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from services.metrics import TABLE
 from services.settings import BankSettings, Settings, load_settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document
-from services.stream.source import read_topic
+from services.stream.rewind import rewind
 from tests.integration.conftest import find_free_port
 
 WAIT_S = 60.0
@@ -97,7 +99,8 @@ class World:
 
 
 def article(number: int, text: str = "") -> Document:
-    return Document(id=f"d{number:03}", title=f"Bridge {number}", text=text or f"Bridge {number} opened on Monday.")
+    text = text or f"Bridge {number} opened on Monday."
+    return Document(id=f"d{number:03}", title=f"Bridge {number}", text=text, published_at=datetime.now(UTC))
 
 
 def until(claim: Callable[[], bool], wait_s: float = WAIT_S) -> bool:
@@ -256,6 +259,26 @@ def test_a_replay_leaves_one_row_and_another_checkpoint_is_refused(world: World)
 
     with pytest.raises(BankMismatch, match="another-checkpoint"):
         world.start(other_checkpoint)
+
+
+def test_a_backfill_reads_everything_again_and_duplicates_nothing(world: World) -> None:
+    first = world.start()
+    world.send(*(article(number) for number in range(12)))
+    world.send(article(3, "Bridge 3 closed."), delete=("d001",))
+    first.wait_until_caught_up(WAIT_S)
+    before = sorted(world.rows(), key=str)
+    first.stop(10.0)
+    again = start_ingest(
+        world.settings,
+        world.bootstrap,
+        model_factory=load_lexical,
+        rewind=lambda: rewind(world.settings.kafka, world.bootstrap, None) and None,
+    )
+    world.handles.append(again)
+    assert again.wait_until_caught_up(WAIT_S)
+    assert again.status().stale == 14
+    assert sorted(world.rows(), key=str) == before
+    assert world.committed() == 14
 
 
 def test_killed_consumers_lose_nothing_and_duplicate_nothing(broker: str, tmp_path: Path) -> None:

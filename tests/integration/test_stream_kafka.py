@@ -16,8 +16,9 @@ from services.settings import KafkaSettings
 from services.stream.broker import EmbeddedBroker
 from services.stream.dead_letters import DeadLetters
 from services.stream.producer import DocumentProducer
+from services.stream.reading import read_topic
 from services.stream.record import Document, RawRecord, Tombstone, decode
-from services.stream.source import KafkaSource, read_topic
+from services.stream.source import KafkaSource
 from services.stream.topics import ensure_topics, topic_partitions
 
 WAIT_S = 20.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from cmt_core.windows import Window
 from services.bank.schema import CommitReport, DocumentDelete, DocumentWrite
-from services.errors import BankFull, BankMismatch, BrokerUnreachable, RecordError, ServiceError
+from services.errors import BankFull, BankMismatch, BrokerError, BrokerUnreachable, RecordError, ServiceError
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer
 from services.ingest.ports import BankRecord
-from services.lexical import load_lexical
+from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
 from services.settings import Settings, load_settings
 from services.stream.record import Document, RawRecord
@@ -30,6 +32,7 @@ class ListTopic:
         self.pauses = 0
         self.polls_while_paused = 0
         self.mine = {0, 1}
+        self.held: set[int] = set()
         self.tell: Callable[[set[int]], None] = lambda partitions: None
         self.commit_answers: list[bool | Exception] = []
 
@@ -43,13 +46,20 @@ class ListTopic:
         if self.paused or not self.records:
             time.sleep(0.005)
             return []
-        polled, self.records = self.records[:max_records], self.records[max_records:]
-        return polled
+        ready = [one for one in self.records if one.partition not in self.held][:max_records]
+        self.records = [one for one in self.records if one not in ready]
+        return ready
 
     def rebalance(self, mine: set[int]) -> None:
         """As the Kafka client does it: all partitions are told revoked, and those that stay are read on."""
         self.tell(set(self.mine))
         self.mine = mine
+
+    def assign(self, partitions: set[int]) -> None:
+        self.mine = set(partitions)
+
+    def hold(self, partitions: set[int]) -> None:
+        self.held = set(partitions)
 
     def pause(self) -> None:
         self.paused = True
@@ -83,11 +93,15 @@ class Letters:
         self.kept: list[tuple[int, str]] = []
         self.failures = 0
 
-    def send(self, record: RawRecord, error: RecordError) -> None:
+    def send_all(self, letters: Sequence[tuple[RawRecord, RecordError, int]]) -> list[BrokerError | None]:
+        return [self._send(record, error) for record, error, _ in letters]
+
+    def _send(self, record: RawRecord, error: RecordError) -> BrokerError | None:
         if self.failures:
             self.failures -= 1
-            raise BrokerUnreachable("no broker")
+            return BrokerUnreachable("no broker")
         self.kept.append((record.offset, error.reason))
+        return None
 
     def close(self) -> None:
         pass
@@ -122,29 +136,34 @@ class Commits:
         return [record for batch in self.batches for record in batch]
 
 
+class Fussy(LexicalModel):
+    """Refuses a batch with one bad text, as a model does."""
+
+    def compress(self, windows: Sequence[Window]) -> list[LexicalMemory]:
+        if any("POISON" in window.text for window in windows):
+            raise ValueError("this text can't be compressed")
+        return super().compress(windows)
+
+
 class Rig:
     """A consumer between a list of records and a list of commits."""
 
-    def __init__(self, records: Sequence[RawRecord], retry_for_s: float = 5.0, **flags: Any) -> None:
+    def __init__(self, records: Sequence[RawRecord], retry_for_s: float = 5.0, depth: int = 1, **flags: Any) -> None:
         self.settings: Settings = load_settings(**{"ingest__batch_windows": 4, "ingest__batch_wait_s": 0.02} | flags)
         self.topic, self.letters, self.bank, self.metrics = ListTopic(records), Letters(), Commits(), Metrics()
-        self.worker = CompressorWorker(self.settings, load_lexical, self.metrics)
+        self.worker = CompressorWorker(self.settings, lambda settings: Fussy(), self.metrics)
         self.epochs = iter(range(100, 200))
         self.consumer = Consumer(
             self.settings,
             self.topic.open,
             lambda: self.letters,
-            self.compress,
+            self.worker.compress,
             self.bank,
             lambda: next(self.epochs),
             self.metrics,
+            depth=depth,
             retry_for_s=retry_for_s,
         )
-
-    def compress(self, documents: Sequence[tuple[str, str]]) -> Any:
-        if any("POISON" in text for _, text in documents):
-            raise ValueError("this text can't be compressed")
-        return self.worker.compress(documents)
 
     def until(self, claim: Callable[[], bool], timeout_s: float = 10.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -179,7 +198,8 @@ def record(offset: int, value: bytes | None, key: bytes | None = None, partition
 
 
 def article(offset: int, text: str = "", partition: int = 0) -> RawRecord:
-    document = Document(id=f"d{offset}", text=text or f"Bridge number {offset} was opened.")
+    text = text or f"Bridge number {offset} was opened."
+    document = Document(id=f"d{offset}", text=text, published_at=datetime.now(UTC))
     return record(offset, document.to_json(), document.id.encode(), partition)
 
 
@@ -247,11 +267,52 @@ def test_the_culprit_of_a_batch_is_dead_lettered_alone(run: Callable[..., Rig]) 
     assert rig.metrics.snapshot().numbers["cmt_ingest_dead_letters_total"] == {("unstorable",): 2.0}
 
 
-def test_a_dead_letter_that_is_not_acknowledged_is_not_committed(run: Callable[..., Rig]) -> None:
-    rig = run([record(0, b"{")], lambda rig: setattr(rig.letters, "failures", 10**6), retry_for_s=0.3)
-    rig.until(lambda: rig.topic.closed)
-    assert rig.topic.committed == {}
-    assert isinstance(rig.consumer.status().failure, BrokerUnreachable)
+def test_a_dead_letter_that_can_not_be_sent_stops_its_partition_and_no_other(run: Callable[..., Rig]) -> None:
+    rig = run(
+        [article(0), record(1, b"{"), article(0, partition=1)], lambda rig: setattr(rig.letters, "failures", 10**6)
+    )
+    rig.until(lambda: rig.topic.held == {0})
+    rig.topic.records += [article(2), *(article(offset, partition=1) for offset in range(1, 9))]
+    rig.until(lambda: rig.topic.committed == {0: 1, 1: 9})
+    assert len(rig.topic.records) == 1, "the stopped partition is not read any further"
+    status = rig.consumer.status()
+    assert status.running
+    assert status.failure is None
+    assert status.stopped == {0: "no broker"}
+    rig.letters.failures = 0
+    rig.until(lambda: rig.topic.committed == {0: 3, 1: 9})
+    assert rig.letters.kept == [(1, "not_json")]
+    rig.until(lambda: not rig.topic.held)
+
+
+def test_stopping_does_not_wait_for_a_dead_letter_that_can_not_be_sent(run: Callable[..., Rig]) -> None:
+    rig = run([article(0), record(1, b"{")], lambda rig: setattr(rig.letters, "failures", 10**6))
+    rig.until(lambda: bool(rig.consumer.status().stopped))
+    assert rig.consumer.stop(10.0)
+    assert rig.topic.committed == {0: 1}
+
+
+def test_assigned_partitions_are_taken_and_finished_work_of_a_lost_one_is_committed(run: Callable[..., Rig]) -> None:
+    rig = run([article(0), article(0, partition=1)])
+    rig.until(lambda: rig.topic.committed == {0: 1, 1: 1})
+    rig.consumer.assign([1], "topic-a")
+    rig.until(lambda: rig.consumer.status().assigned == {1})
+    assert rig.consumer.status().wanted == {1}
+    assert rig.consumer.status().topic_id == "topic-a"
+
+
+def test_a_topic_made_anew_is_another_epoch(run: Callable[..., Rig]) -> None:
+    rig = run([article(0)])
+    rig.consumer.assign([0, 1], "topic-a")
+    rig.until(lambda: rig.consumer.status().topic_id == "topic-a")
+    rig.topic.records.append(article(1))
+    rig.until(lambda: len(rig.bank.records) == 2)
+    rig.consumer.assign([0, 1], "topic-b")
+    rig.until(lambda: rig.consumer.status().topic_id == "topic-b")
+    rig.topic.records.append(article(2))
+    rig.until(lambda: len(rig.bank.records) == 3)
+    epochs = [one.position.epoch for one in rig.bank.records]
+    assert epochs[1] < epochs[2]
 
 
 def test_a_commit_that_the_group_refused_is_tried_again(run: Callable[..., Rig]) -> None:
@@ -346,7 +407,14 @@ def test_connecting_fails_as_itself() -> None:
         raise BrokerUnreachable("no Kafka broker answers at nowhere:1")
 
     consumer = Consumer(
-        rig.settings, refuse, lambda: rig.letters, rig.compress, rig.bank, lambda: 1, rig.metrics, retry_for_s=0.2
+        rig.settings,
+        refuse,
+        lambda: rig.letters,
+        rig.worker.compress,
+        rig.bank,
+        lambda: 1,
+        rig.metrics,
+        retry_for_s=0.2,
     )
     consumer.start()
     with pytest.raises(BrokerUnreachable, match="nowhere"):

@@ -41,14 +41,6 @@ def test_a_record_that_came_late_is_in_the_batch_that_waits() -> None:
     assert time.monotonic() - started < 3.0
 
 
-def test_only_full_batches_are_given_on_request() -> None:
-    inbox = Inbox(batch_windows=2, batch_wait_s=0.0)
-    inbox.put([taken(0)])
-    assert inbox.take(1.0, full_only=True) == []
-    inbox.put([taken(1)])
-    assert offsets(inbox.take(1.0, full_only=True)) == [0, 1]
-
-
 def test_a_long_document_fills_a_batch_by_itself() -> None:
     inbox = Inbox(batch_windows=4, batch_wait_s=0.0)
     inbox.put([taken(0, b"x" * 100_000), taken(1)])

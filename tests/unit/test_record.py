@@ -287,3 +287,39 @@ def test_no_bytes_raise_anything_but_a_record_error(
         "bad_time",
         "key_mismatch",
     }
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["id", "text", "title", "url", "lang", "namespace", "metadata", "seq", "published_at"]),
+        st.one_of(
+            st.text(max_size=70),
+            st.sampled_from(["default", "en-GB", "a\n", " \t", "x" * 36, "x" * 65, "ns.a_b-c", "Ü", "²"]),
+            st.integers(-2, 2**64),
+            st.booleans(),
+            st.floats(allow_nan=False),
+            st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.integers()), max_size=3),
+            st.lists(st.text(max_size=3), max_size=2),
+        ),
+    )
+)
+def test_shortcut_of_the_schema_never_lets_through_what_the_schema_refuses(value: dict[str, Any]) -> None:
+    if record_module._plainly_valid(value):
+        assert record_module._VALIDATOR.is_valid(value)
+
+
+@pytest.mark.parametrize(("seq", "expected"), [(7, 7), (3.0, 3), (None, 0), (2**63 - 1, 2**63 - 1)])
+def test_producers_own_number_is_read(seq: float | None, expected: int) -> None:
+    number = decode(raw({"id": "a", "text": "x", "seq": seq}), {}, MAX_BYTES).seq
+    assert number == expected
+    assert type(number) is int
+
+
+def test_deletion_takes_its_number_from_the_header() -> None:
+    assert decode(raw(None, b"a", (("seq", b"12"),)), {}, MAX_BYTES) == Tombstone("a", seq=12)
+    for no_number in (b"-1", b"9" * 19, b"x"):
+        assert reason(raw(None, b"a", (("seq", no_number),))) == "schema"
+
+
+def test_mapped_number_of_a_version_stays_a_number() -> None:
+    assert read({"id": "a", "text": "x", "version": {"n": 4}}, seq="version.n").seq == 4

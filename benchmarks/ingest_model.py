@@ -1,0 +1,114 @@
+"""The real compressor alone: windows a second, and its share of the device's measured bf16 matmul peak."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.bars import Figure, Report
+from services.settings import load_settings
+
+__all__ = ["measure_model", "measure_peers"]
+
+_BAR_SHARE = 0.6
+_WINDOWS = 32
+_REPEATS = 3
+
+
+def measure_model(report: Report) -> None:
+    """Adds windows/s and the share of the peak, on full-length windows; needs the LLM, which is fetched once."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cmt_core.windows import Window
+    from services.models import load_cmt
+
+    model = load_cmt(load_settings())
+    device = model.backbone.device
+    text = _long_text(model.config.window_tokens)
+    windows: list[Window] = [one for part in text for one in model.windows("", part)]
+    windows = sorted(windows, key=lambda one: -len(one.text))[:_WINDOWS]
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.compress(windows)  # also the warm-up
+    seconds = _best(lambda: model.compress(windows), device)
+    peak = _matmul_flops(torch, device)
+    share = counter.get_total_flops() / seconds / peak
+    report.facts["device"] = str(device)
+    note = f"{len(windows)} windows of {model.config.window_tokens} tokens on {device}"
+    report.add(Figure("windows, real model", len(windows) / seconds, "windows/s", note=note))
+    report.add(Figure("matmul peak, bf16", peak / 1e9, "GFLOP/s", note="4096 x 1536 by 1536 x 1536, best of several"))
+    report.add(Figure("share of the peak, real model", share, "", _BAR_SHARE))
+    keys_s = _best(lambda: model.document_keys(windows), device)
+    report.add(Figure("windows with their retrieval keys", len(windows) / (seconds + keys_s), "windows/s"))
+
+
+def measure_peers(report: Report, folder: Path) -> None:
+    """Adds the peers' way: sentence-transformers MiniLM vectors into LanceDB, with no memory for an LLM."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        report.facts["peers"] = "sentence-transformers is not installed: pip install -e '.[bench]'"
+        print(report.facts["peers"])
+        return
+    import lancedb
+
+    from cmt_core.model_source import resolve_model
+
+    settings = load_settings().model
+    encoder = SentenceTransformer(
+        str(resolve_model(settings.retriever, settings.cache_dir.expanduser(), lambda line: None)), device="cpu"
+    )
+    texts = _long_text(256)
+    table = None
+    started = time.perf_counter()
+    for start in range(0, len(texts), 32):
+        batch = texts[start : start + 32]
+        rows = [
+            {"text": text, "vector": vector}
+            for text, vector in zip(batch, encoder.encode(batch, show_progress_bar=False), strict=True)
+        ]
+        if table is None:
+            table = lancedb.connect(str(folder / "peers")).create_table("documents", rows)
+            started, done = time.perf_counter(), 0
+            continue
+        table.add(rows)
+        done += len(batch)
+    rate = done / (time.perf_counter() - started)
+    report.add(Figure("the peers' way: MiniLM + LanceDB add", rate, "windows/s", note="a vector each, no memory"))
+
+
+def _best(call: Callable[[], object], device: object) -> float:
+    import torch
+
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        call()
+        if "cuda" in str(device):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _matmul_flops(torch: object, device: object) -> float:
+    """The best that one large bf16 matrix product reaches here, in FLOP/s."""
+    import torch as t
+
+    size = (4096, 1536, 1536) if "cpu" in str(device) else (8192, 8192, 8192)
+    a = t.randn(size[0], size[1], dtype=t.bfloat16, device=str(device))
+    b = t.randn(size[1], size[2], dtype=t.bfloat16, device=str(device))
+    a @ b
+    seconds = min(_best(lambda: a @ b, device) for _ in range(5))
+    return 2.0 * size[0] * size[1] * size[2] / seconds
+
+
+def _long_text(tokens: int) -> list[str]:
+    """Texts of about one full window each, invented."""
+    sentence = "The council of {place} said on day {day} that the new ferry line will carry {day}{day} people a week."
+    places = ("Aarhus", "Varde", "Holm", "Lund", "Skive", "Tarm", "Ribe", "Odense")
+    count = max(1, tokens // 24)
+    return [
+        " ".join(sentence.format(place=places[(i + j) % 8], day=i * 7 + j) for j in range(count)) for i in range(256)
+    ]

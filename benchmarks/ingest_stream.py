@@ -1,0 +1,149 @@
+"""The stream with the small lexical model: records a second end to end, and freshness at half that load."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import ray
+
+from benchmarks.bars import Figure, Report
+from services.ingest.pipeline import IngestHandle, start_ingest
+from services.lexical import load_lexical
+from services.runtime import ray_session
+from services.settings import RaySettings, Settings, load_settings
+from services.stream.broker import EmbeddedBroker
+from services.stream.producer import DocumentProducer
+from services.stream.record import Document
+from tests.integration.conftest import find_free_port
+
+__all__ = ["measure_stream"]
+
+_BAR_RECORDS_PER_S = 5000.0
+_BAR_P50_S, _BAR_P99_S = 1.0, 3.0
+_WARM_UP = 4000
+_WAIT_S = 600.0
+_WORDS = (
+    *("harbour", "ferry", "bridge", "council", "budget", "minister", "storm", "island", "railway", "market"),
+    *("factory", "school", "hospital", "museum", "police", "election", "energy", "wind", "port", "airline"),
+    *("housing", "research", "whale", "bread", "football", "festival", "court", "treaty"),
+)
+
+
+def measure_stream(report: Report, folder: Path, records: int, half_load_s: float) -> None:
+    """Adds records/s and freshness. Broker, Ray, Kafka client and bank are the real ones."""
+    with EmbeddedBroker(find_free_port()) as broker, ray_session(RaySettings(num_cpus=4)):
+        rate = _records_per_s(broker.bootstrap, folder, records)
+        report.add(Figure("records end to end, small model", rate, "records/s", _BAR_RECORDS_PER_S))
+        half = min(rate, _BAR_RECORDS_PER_S) / 2
+        p50, p99, commit_s = _freshness(broker.bootstrap, folder, half, half_load_s)
+        note = f"at {half:,.0f} records/s"
+        report.add(Figure("freshness p50", p50, "s", _BAR_P50_S, "at most", note))
+        report.add(Figure("freshness p99", p99, "s", _BAR_P99_S, "at most", note))
+        report.add(Figure("bank commit, mean", commit_s, "s"))
+
+
+def _records_per_s(bootstrap: str, folder: Path, records: int) -> float:
+    """All records are in Kafka before ingest starts; the clock runs from the first that is committed after warm-up."""
+    settings = _settings(folder, "volume")
+    with DocumentProducer(settings.kafka, bootstrap) as producer:
+        for number, document in enumerate(_documents(_WARM_UP + records)):
+            producer.send(document)
+            if number % 5000 == 0:
+                producer.flush(60.0)
+        producer.flush(60.0)
+    with _ingest(settings, bootstrap) as handle:
+        first = _wait_for(handle, _WARM_UP)
+        last = _wait_for(handle, _WARM_UP + records)
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def _freshness(bootstrap: str, folder: Path, rate_per_s: float, seconds: float) -> tuple[float, float, float]:
+    """(p50, p99, mean commit): from Kafka's timestamp to `ingested_at`, plus the mean time of the commit itself."""
+    settings = _settings(folder, "half")
+    with _ingest(settings, bootstrap) as handle, DocumentProducer(settings.kafka, bootstrap) as producer:
+        started = time.monotonic()
+        for number, document in enumerate(_documents(int(rate_per_s * seconds))):
+            producer.send(document)
+            time.sleep(max(0.0, started + number / rate_per_s - time.monotonic()))
+        producer.flush(60.0)
+        handle.wait_until_caught_up(_WAIT_S)
+        time.sleep(1.5)  # the metrics' way to the hub
+        commit_s = _mean_commit_s()
+    table = lancedb.connect(settings.bank.uri).open_table("memories").search()
+    rows = table.select(["record_time", "ingested_at"]).limit(10**7).to_arrow()
+    sent, there = rows["record_time"].to_numpy(), rows["ingested_at"].to_numpy()
+    ages = (there - sent) / np.timedelta64(1, "s") + commit_s
+    steady = ages[sent > sent.min() + np.timedelta64(2, "s")]
+    return float(np.quantile(steady, 0.5)), float(np.quantile(steady, 0.99)), commit_s
+
+
+@contextmanager
+def _ingest(settings: Settings, bootstrap: str) -> Iterator[IngestHandle]:
+    handle = start_ingest(settings, bootstrap, model_factory=load_lexical)
+    try:
+        yield handle
+    finally:
+        handle.stop(20.0)
+
+
+def _wait_for(handle: IngestHandle, records: int) -> tuple[float, int]:
+    """(moment, records) as soon as at least so many are in the bank."""
+    deadline = time.monotonic() + _WAIT_S
+    while (done := sum(handle.status().records.values())) < records:
+        handle.raise_if_failed()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{done} of {records} records after {_WAIT_S:g} s")
+        time.sleep(0.05)
+    return time.monotonic(), done
+
+
+def _mean_commit_s() -> float:
+    from services.metrics_hub import hub_handle
+
+    parts = [
+        histogram
+        for one in ray.get(hub_handle().snapshots.remote())
+        for histogram in one.histograms.get("cmt_bank_commit_seconds", {}).values()
+    ]
+    return float(sum(total for _, total in parts) / max(1, sum(sum(counts) for counts, _ in parts)))
+
+
+def _documents(count: int) -> Iterator[Document]:
+    """Short news of about 300 characters; one in five updates an earlier one."""
+    chance = random.Random(3)
+    for number in range(count):
+        name = number if number % 5 else chance.randrange(max(1, number))
+        text = " ".join(chance.choice(_WORDS) for _ in range(40))
+        yield Document(
+            id=f"news-{name}",
+            text=f"{text.capitalize()}.",
+            title=f"News {number}",
+            url=f"https://news.example/{name}",
+            source="bench",
+            published_at=datetime.now(UTC),
+        )
+
+
+def _settings(folder: Path, name: str, **flags: Any) -> Settings:
+    """What a busy desk would set: larger batches than the defaults, which suit a large model."""
+    return load_settings(
+        kafka__topic=f"bench-{name}",
+        kafka__group_id=f"bench-{name}",
+        bank__uri=str(folder / name),
+        bank__min_free_bytes=0,
+        ingest__batch_windows=512,
+        ingest__batch_wait_s=0.1,
+        ingest__batch_tokens=65_536,
+        ingest__token_wait_s=0.0,
+        ingest__commit_rows=4096,
+        ingest__commit_wait_s=0.02,
+        **flags,
+    )

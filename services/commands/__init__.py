@@ -1,0 +1,1 @@
+"""Commands of `cmt` by part of the system; services/cli.py registers them."""

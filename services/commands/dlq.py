@@ -1,0 +1,127 @@
+"""`cmt dlq`: the records that could not be read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
+from services.errors import RecordError, SettingsError
+from services.stream.dead_letter_reader import DeadLetter, read_letters
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look at records that could not be read, and send them again.", no_args_is_help=True)
+Reason = Annotated[str | None, typer.Option(help="Only letters of this reason: not_json, schema, too_large, ...")]
+_SHOWN_CHARS = 80
+
+
+@app.command("list")
+def dlq_list(
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    reason: Reason = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print so many at most, the oldest first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Every dead letter: its place, when and why it came, where the record stood, and its key."""
+    settings, bootstrap = _broker(config, topic, bootstrap_servers)
+    count = 0
+    for letter in read_letters(settings.kafka, bootstrap):
+        if reason not in (None, letter.reason):
+            continue
+        typer.echo(json.dumps(_facts(letter), ensure_ascii=False) if as_json else _line(letter))
+        count += 1
+        if count == limit:
+            break
+    progress.print(f"{count} dead letters in {settings.kafka.dlq_topic}", highlight=False)
+
+
+@app.command("show")
+def dlq_show(
+    place: Annotated[str, typer.Argument(help="PARTITION:OFFSET as `cmt dlq list` prints it.")],
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Only the value, its bytes untouched.")] = False,
+) -> None:
+    """One dead letter with all that is known about it."""
+    settings, bootstrap = _broker(config, topic, bootstrap_servers)
+    found = next((one for one in read_letters(settings.kafka, bootstrap) if one.place == place), None)
+    if found is None:
+        raise RecordError("no_letter", f"{settings.kafka.dlq_topic} has no dead letter at {place}")
+    if raw:
+        sys.stdout.buffer.write(found.value or b"")
+        sys.stdout.buffer.flush()
+        return
+    typer.echo(json.dumps(_facts(found) | {"value": _text(found.value)}, indent=2, ensure_ascii=False))
+
+
+@app.command("replay")
+def dlq_replay(
+    places: Annotated[list[str] | None, typer.Argument(help="PARTITION:OFFSET of single letters.")] = None,
+    config: Config = None,
+    topic: Topic = None,
+    bootstrap_servers: Bootstrap = None,
+    reason: Reason = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that `replay --all` has not sent before.")] = False,
+) -> None:
+    """Send dead letters into the topic again. A newer version of a document that came meanwhile stays."""
+    chosen = bool(places) + bool(reason) + everything
+    if chosen != 1:
+        raise SettingsError("choose the letters: places, or --reason, or --all")
+    settings, bootstrap = _broker(config, topic, bootstrap_servers)
+    from services.stream.replay import replay
+
+    wanted = set(places or ())
+    choose = None if everything else lambda letter: letter.place in wanted if wanted else letter.reason == reason
+    report = replay(settings.kafka, bootstrap, choose)
+    typer.echo(f"sent {report.sent} again to {settings.kafka.topic}; {report.earlier} had been sent before")
+    if report.impossible:
+        raise RecordError("no_key", f"{report.impossible} have neither key nor value and can't be sent")
+    if wanted and report.sent < len(wanted):
+        raise RecordError("no_letter", f"{len(wanted) - report.sent} of {len(wanted)} places hold no dead letter")
+
+
+def _broker(config: Any, topic: str | None, bootstrap_servers: str | None) -> tuple[Any, str]:
+    from services.stream.broker import running_broker
+
+    settings = read_settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
+    return settings, running_broker(settings.kafka)
+
+
+def _line(letter: DeadLetter) -> str:
+    origin = f"{letter.topic}[{letter.partition}]@{letter.offset}"
+    key = _text(letter.key)["text"] if letter.key is not None else "-"
+    line = f"{letter.place:10} {letter.time:24} {letter.reason:12} {origin:24} {key:20} {letter.error}"
+    return " ".join(line.splitlines())[: 120 + _SHOWN_CHARS]
+
+
+def _facts(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "place": letter.place,
+        "time": letter.time,
+        "reason": letter.reason,
+        "error": letter.error,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "key": _text(letter.key),
+        "bytes": len(letter.value or b""),
+        "headers": {name: value.decode(errors="backslashreplace") for name, value in letter.headers},
+    }
+
+
+def _text(data: bytes | None) -> dict[str, str]:
+    """Text where the bytes are UTF-8, else Base64, so that nothing is lost in print."""
+    if data is None:
+        return {"text": ""}
+    try:
+        return {"text": data.decode()}
+    except UnicodeDecodeError:
+        return {"text": data.decode(errors="backslashreplace"), "base64": base64.b64encode(data).decode()}

@@ -1,0 +1,179 @@
+"""Compresses documents in three stages, each in threads of its own with bounded queues between.
+
+pre    in the caller's thread: split the document into windows
+core   one thread: batches of like length through the model, which is not thread-safe
+post   one thread: chunks from the model's numbers, and the callers woken
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.bank.schema import Chunk
+from services.errors import RecordError
+from services.ingest.ports import Compressor
+from services.ingest.token_batches import TokenQueue, Waiting
+from services.metrics import Metrics
+
+__all__ = ["StagedCompressor", "is_out_of_memory"]
+
+_log = logging.getLogger(__name__)
+_POST_BATCHES = 2
+
+Compressed = list[Chunk] | RecordError
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of `compress`: results by window, and how many are missing."""
+
+    missing: int
+    done: threading.Event = field(default_factory=threading.Event)
+    results: dict[tuple[int, int], Chunk | RecordError] = field(default_factory=dict)
+    failure: BaseException | None = None
+
+
+class StagedCompressor:
+    """May be called from many threads; their windows share batches of at most `batch_tokens` tokens."""
+
+    def __init__(self, model: Compressor, metrics: Metrics, batch_tokens: int, wait_s: float) -> None:
+        self._model = model
+        self._metrics = metrics
+        self._queue = TokenQueue(batch_tokens, wait_s)
+        self._post: queue.Queue[tuple[list[Waiting], list[Any]] | None] = queue.Queue(_POST_BATCHES)
+        self._split_lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=run, name=f"compress-{name}", daemon=True)
+            for name, run in (("core", self._run_core), ("post", self._run_post))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def compress(self, documents: Sequence[tuple[str, str]]) -> list[Compressed]:
+        """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed.
+
+        The reasons: `unstorable` when the model refuses the text, `out_of_memory` when a window alone is too much for
+        the device. Raises what else the model raises.
+        """
+        started = time.perf_counter()
+        with self._split_lock:  # the tokenizer is not made for several threads
+            split = [self._windows(title, text) for title, text in documents]
+        self._metrics.observe("cmt_ingest_stage_seconds", time.perf_counter() - started, stage="pre")
+        call = _Call(sum(len(own) for own in split if isinstance(own, list)))
+        if call.missing:
+            self._queue.put(
+                Waiting(window, (call, (number, window.number)))
+                for number, own in enumerate(split)
+                if isinstance(own, list)
+                for window in own
+            )
+            call.done.wait()
+        if call.failure is not None:
+            raise call.failure
+        return [_gathered(call, number, own) for number, own in enumerate(split)]
+
+    def close(self) -> None:
+        """Ends the threads; callers that still wait are told."""
+        self._queue.close()
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def _windows(self, title: str, text: str) -> list[Any] | RecordError:
+        try:
+            return list(self._model.windows(title, text))
+        except ValueError as error:
+            return _refused(error)
+
+    def _run_core(self) -> None:
+        while batch := self._queue.take():
+            started = time.perf_counter()
+            try:
+                results = self._read(batch)
+            except Exception as error:  # noqa: BLE001 - it belongs to the callers, and the next batch may be fine
+                _fail({id(one.slot[0]): one.slot[0] for one in batch}.values(), error)
+                continue
+            self._measure(batch, results, time.perf_counter() - started)
+            self._post.put((batch, results))
+        self._post.put(None)
+
+    def _read(self, batch: Sequence[Waiting]) -> list[Any]:
+        """(key, memory) of every window, or why there is none; halves the batch when it is too much, or one is bad."""
+        try:
+            windows = [one.window for one in batch]
+            memories = self._model.compress(windows)
+            return list(zip(self._model.document_keys(windows), memories, strict=True))
+        except Exception as error:
+            too_much = is_out_of_memory(error)
+            if not too_much and not isinstance(error, ValueError):
+                raise
+            if len(batch) == 1:
+                return [_too_large(error) if too_much else _refused(error)]
+            if too_much:
+                self._give_memory_back(len(batch))
+        half = len(batch) // 2
+        return self._read(batch[:half]) + self._read(batch[half:])
+
+    def _give_memory_back(self, windows: int) -> None:
+        self._queue.halve_budget()
+        _log.warning("out of memory with %d windows: batches are %d tokens now", windows, self._queue.budget_tokens)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _run_post(self) -> None:
+        while (item := self._post.get()) is not None:
+            started = time.perf_counter()
+            for waiting, result in zip(*item, strict=True):
+                call, place = waiting.slot
+                if not isinstance(result, RecordError):
+                    key, memory = result
+                    result = Chunk(waiting.window.text, key, memory.code, memory.n_tokens)
+                call.results[place] = result
+                call.missing -= 1
+                if not call.missing:
+                    call.done.set()
+            self._metrics.observe("cmt_ingest_stage_seconds", time.perf_counter() - started, stage="post")
+
+    def _measure(self, batch: Sequence[Waiting], results: Sequence[Any], seconds: float) -> None:
+        tokens = sum(result[1].n_tokens for result in results if not isinstance(result, RecordError))
+        self._metrics.count("cmt_ingest_windows_total", len(batch))
+        self._metrics.count("cmt_ingest_tokens_total", tokens)
+        self._metrics.observe("cmt_ingest_batch_windows", len(batch))
+        self._metrics.observe("cmt_ingest_batch_tokens", tokens)
+        fill = sum(one.tokens for one in batch) / (len(batch) * max(one.tokens for one in batch))
+        self._metrics.observe("cmt_ingest_batch_fill_ratio", fill)
+        self._metrics.observe("cmt_ingest_compress_seconds", seconds)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had too little memory for a batch."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def _gathered(call: _Call, number: int, own: list[Any] | RecordError) -> Compressed:
+    if isinstance(own, RecordError):
+        return own
+    results = [call.results[number, window.number] for window in own]
+    bad = next((result for result in results if isinstance(result, RecordError)), None)
+    return bad or [result for result in results if isinstance(result, Chunk)]
+
+
+def _fail(calls: Any, error: BaseException) -> None:
+    for call in calls:
+        call.failure = error
+        call.done.set()
+
+
+def _refused(error: BaseException) -> RecordError:
+    return RecordError("unstorable", " ".join(str(error).split())[:300] or "the document can't be stored")
+
+
+def _too_large(error: BaseException) -> RecordError:
+    return RecordError("out_of_memory", " ".join(str(error).split())[:300] or "the document needs too much memory")

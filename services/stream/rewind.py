@@ -1,0 +1,72 @@
+"""Moves a group's committed offsets back, so that ingest reads records again: the bank takes repeats for what they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from services.errors import TopicMissing
+from services.settings import KafkaSettings
+from services.stream.connection import connect, translated_errors
+from services.stream.reading import reading_options
+from services.stream.topics import topic_partitions
+
+__all__ = ["rewind"]
+
+_IDLE_S = 2.0
+
+
+def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict[int, int]:
+    """Commits the first offset of every partition, or with `to` (aware) that of its first record of then or later.
+
+    Returns {partition: offset}. Nothing may read as a member of the group meanwhile: then Kafka refuses, and
+    BrokerError is raised, as when it does not answer; TopicMissing when there is no topic.
+    """
+    count = topic_partitions(settings, bootstrap, settings.topic)
+    if not count:
+        raise TopicMissing(f"Kafka topic {settings.topic} does not exist at {bootstrap}")
+    consumer = connect(KafkaConsumer, settings, bootstrap, group_id=settings.group_id, **reading_options(settings))
+    try:
+        with translated_errors(f"Kafka group {settings.group_id}"):
+            partitions = [TopicPartition(settings.topic, number) for number in range(count)]
+            consumer.assign(partitions)
+            found = consumer.beginning_offsets(partitions) if to is None else _offsets_at(consumer, partitions, to)
+            wanted = {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in found.items()}
+            consumer.assign(partitions)
+            consumer.commit(wanted, timeout_ms=int(settings.connect_timeout_s * 1000))
+            return {tp.partition: offset for tp, offset in found.items()}
+    finally:
+        consumer.close(autocommit=False, timeout_ms=int(settings.connect_timeout_s * 1000))
+
+
+def _offsets_at(consumer: Any, partitions: list[Any], to: datetime) -> dict[Any, int]:
+    """By the broker's time index, read on from there until the time fits: the embedded broker's index says too little."""
+    wanted_ms = int(to.timestamp() * 1000)
+    answers = consumer.offsets_for_times(dict.fromkeys(partitions, wanted_ms))
+    found = {tp: end for tp, end in consumer.end_offsets(partitions).items() if answers.get(tp) is None}
+    start = {tp: answers[tp].offset for tp in partitions if tp not in found}
+    return found | _read_up_to(consumer, start, wanted_ms)
+
+
+def _read_up_to(consumer: Any, start: Mapping[Any, int], wanted_ms: int) -> dict[Any, int]:
+    """The offset of the first record of each partition that is not older, else the one behind its last."""
+    consumer.assign(list(start))
+    for tp, offset in start.items():
+        consumer.seek(tp, offset)
+    found: dict[Any, int] = {}
+    behind = dict(start)
+    quiet_since = time.monotonic()
+    while len(found) < len(start) and time.monotonic() - quiet_since < _IDLE_S:
+        for tp, records in consumer.poll(timeout_ms=200, max_records=500).items():
+            quiet_since = time.monotonic()
+            behind[tp] = records[-1].offset + 1
+            first = next((record.offset for record in records if record.timestamp >= wanted_ms), None)
+            if first is not None and tp not in found:
+                found[tp] = first
+                consumer.pause(tp)
+    return behind | found
