@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -19,18 +17,15 @@ from services.query.ports import BankFactory, ModelFactory
 from services.runtime import ray_session
 from services.settings import Settings
 
-__all__ = ["forget_session", "reload_service", "remember_session", "run_reload"]
+__all__ = ["reload_service", "run_reload"]
 
 _WITHIN_S = 300.0
 _LOOK_S = 0.2
 
 
-def run_reload(settings: Settings, console: Console) -> None:
-    """Joins the Ray of the running service and switches it. Raises ServiceError when there is none, or it can't switch."""
+def run_reload(settings: Settings, address: str, console: Console) -> None:
+    """Joins the Ray at `address` and switches its service. Raises ServiceError when there is none, or it can't switch."""
     fetch_models(settings.model, console)
-    address = settings.ray.address
-    if address == "local":
-        address = _session(settings)
     with ray_session(settings.ray.model_copy(update={"address": address})):
         loaded = reload_service(settings)
     console.print(f"serving checkpoint {loaded.model_id} from bank {settings.bank.uri}", highlight=False)
@@ -81,31 +76,3 @@ def _wait(handle: Any, wanted: str, replicas: int) -> Loaded:
 def _loaded(handle: Any) -> Loaded:
     one: Loaded = handle.loaded.remote().result(timeout_s=30.0)
     return one
-
-
-def remember_session(settings: Settings) -> None:
-    """Writes down the address of this process's Ray, so that `cmt serve reload` finds the service on this port."""
-    import ray
-
-    path = _session_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"address": ray.get_runtime_context().gcs_address}), encoding="utf-8")
-
-
-def forget_session(settings: Settings) -> None:
-    """Takes the note away."""
-    _session_file(settings).unlink(missing_ok=True)
-
-
-def _session(settings: Settings) -> str:
-    try:
-        address: str = json.loads(_session_file(settings).read_text(encoding="utf-8"))["address"]
-    except (OSError, ValueError, KeyError):
-        raise ServiceError(
-            f"no query service of this machine listens on port {settings.serve.port}: start one with `cmt serve`"
-        ) from None
-    return address
-
-
-def _session_file(settings: Settings) -> Path:
-    return settings.model.cache_dir.expanduser() / "serve" / f"{settings.serve.port}.json"

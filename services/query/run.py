@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ray
 from rich.console import Console
 
 from services.models import fetch_models
 from services.query import app
 from services.query.addresses import refuse_open_door, refuse_taken_port
-from services.query.reload import forget_session, remember_session
+from services.query.session_note import forget_session, remember_session
 from services.runtime import interruptible, ray_session
 from services.settings import Settings
 
@@ -25,7 +26,7 @@ def run_serve(settings: Settings, console: Console) -> None:
     with interruptible() as wait, ray_session(settings.ray):
         console.print("loading the LLM", highlight=False)
         url = app.start(settings)
-        remember_session(settings)
+        remember_session(settings, ray.get_runtime_context().gcs_address)
         try:
             console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it", highlight=False)
             wait(None)

@@ -63,8 +63,11 @@ def serve_app(load: Callable[..., Settings], console: Console) -> typer.Typer:
     ) -> None:
         """Switch the running service to the settings' checkpoint and bank, without dropping a request."""
         settings = load(config, bank__uri=bank, model__checkpoint=checkpoint, serve__port=port, ray__address=ray)
-        from services.query.reload import run_reload
+        from services.query.session_note import join_session
 
-        run_reload(settings, console)
+        address = join_session(settings)
+        from services.query.reload import run_reload  # it loads Ray, which reads its environment then
+
+        run_reload(settings, address, console)
 
     return app
