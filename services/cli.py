@@ -15,8 +15,10 @@ import yaml
 
 from cmt_core.errors import ConfigError, CoreError
 from services.commands import dlq, evaluation, feed, ingest, train
-from services.commands.options import Bank, Config, RayAddress, progress, read_settings
+from services.commands.options import Bank, Config, progress, read_settings
 from services.errors import ServiceError
+from services.query.commands import register
+from services.query.serve_commands import serve_app
 
 __all__ = ["app", "main"]
 
@@ -70,37 +72,6 @@ def demo(
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
 
 
-@app.command()
-def serve(config: Config = None, bank: Bank = None, port: Port = None, ray: RayAddress = None) -> None:
-    """Answer questions over HTTP from the latest bank, until Ctrl-C."""
-    settings = read_settings(config, bank__uri=bank, serve__port=port, ray__address=ray)
-    from services.query.run import run_serve
-
-    run_serve(settings, progress)
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    config: Config = None,
-    url: Annotated[str | None, typer.Option(help="The query service; default from the settings.")] = None,
-    model: Annotated[str, typer.Option(help="cmt, cmt-rag or cmt-closed.")] = "cmt",
-    top_k: Annotated[int | None, typer.Option(min=1, help="Memories to read.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole response.")] = False,
-) -> None:
-    """Ask the running query service one question."""
-    settings = read_settings(config)
-    from services.query.client import ask_service
-
-    reply = ask_service(url or f"http://{settings.serve.host}:{settings.serve.port}", settings, question, model, top_k)
-    if as_json:
-        typer.echo(json.dumps(reply, indent=2, ensure_ascii=False))
-        return
-    typer.echo(reply["choices"][0]["message"]["content"])
-    for source in reply.get("sources", []):
-        typer.echo(f"  {source['score']:.2f}  {source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())
-
-
 @bank_app.command("stats")
 def bank_stats(
     config: Config = None,
@@ -122,6 +93,10 @@ def config_show(
     """The effective settings, secrets masked."""
     effective = read_settings(config).masked()
     typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
+
+
+register(app, read_settings)
+app.add_typer(serve_app(read_settings, progress), name="serve")
 
 
 def _fail(line: str, code: int) -> None:

@@ -1,7 +1,7 @@
 """`cmt demo`: questions before the news, the news through Kafka, the same questions after it.
 
 1. fetch the models, start the broker, Ray, the query service and the ingest actors, all on an empty bank
-2. ask every sample question
+2. ask every sample question of the LLM alone: an empty memory would only say that it does not know
 3. play the sample feeds through Kafka at a visible pace, and wait until the last record is in the bank
 4. ask every question again, print the table and the two scores
 5. stay up until Ctrl-C, or end with the verdict as exit code
@@ -132,11 +132,11 @@ def _before_and_after(
 ) -> DemoReport:
     seconds: dict[str, float] = {}
     with _timed(seconds, "ask_before"):
-        before = _ask_all(url, settings, questions, "asking before the news")
+        before = _ask_all(url, settings, questions, "cmt-closed", "asking the LLM alone")
     with _timed(seconds, "news"):
         _play(settings, ingest, producer, folder, rate_per_s)
     with _timed(seconds, "ask_after"):
-        after = _ask_all(url, settings, questions, "asking after the news")
+        after = _ask_all(url, settings, questions, "cmt", "asking after the news")
     return DemoReport([_row(*asked) for asked in zip(questions, before, after, strict=True)], seconds)
 
 
@@ -151,12 +151,14 @@ def _play(settings: Settings, ingest: IngestHandle, producer: DocumentProducer, 
         time.sleep(settings.serve.read_staleness_s)
 
 
-def _ask_all(url: str, settings: Settings, questions: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+def _ask_all(
+    url: str, settings: Settings, questions: Sequence[dict[str, Any]], model: str, label: str
+) -> list[dict[str, Any]]:
     with _bar() as bar, ThreadPoolExecutor(_CONCURRENCY) as pool:
         task = bar.add_task(label, total=len(questions))
 
         def ask(question: dict[str, Any]) -> dict[str, Any]:
-            reply = ask_service(url, settings, question["question"], "cmt")
+            reply = ask_service(url, settings, question["question"], model)
             bar.advance(task)
             return reply
 
