@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.aggregation import Select
+from cmt_core.alignment_maps import LowRankMaps
 from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
@@ -42,6 +43,7 @@ from cmt_core.training.text_windows import text_windows
 __all__ = ["Recipe", "RecipeConfig", "Report", "TrainedParts"]
 
 Report = Callable[[str, int, int, dict[str, float]], None]
+_INPUT_WINDOWS = 16  # of the layers' inputs only mean and spread are wanted, and a token has L * D of them
 Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an optimiser writes into its groups
 
 
@@ -223,8 +225,11 @@ class Recipe:
         soft = SoftMemory(self.memory, self.backbone.shape).to(self.backbone.device)
         if self.start and self.start.soft:
             soft.load_state_dict(self.start.soft.state_dict())
-        elif self.memory.alignment == "linear":
-            soft.alignment.start_from_rows(self._sample_rows(windows, prefix))
+        elif isinstance(soft.alignment, LowRankMaps):
+            few = windows[:_INPUT_WINDOWS]
+            soft.alignment.start_from_inputs(self._sample(few, prefix, self.backbone.layer_inputs))
+        else:
+            soft.alignment.start_from_rows(self._sample(windows, prefix, self.backbone.read))
         return soft
 
     @torch.no_grad()
@@ -252,19 +257,21 @@ class Recipe:
             state = torch.load(path, weights_only=True, map_location=device)
             code.load_state_dict(state["code"])
             return code, self._quantiser(state["sigma"])
-        sigma = code.start_from_pca(self._sample_rows(windows, prefix), self.backbone.shape)
+        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape)
         torch.save({"code": code.state_dict(), "sigma": sigma}, path)
         return code, self._quantiser(sigma)
 
     @torch.no_grad()
-    def _sample_rows(self, windows: Sequence[TrainingWindow], prefix: Tensor) -> Tensor:
-        """Keys and values (N, X) in fp32 of the tokens of sample windows."""
+    def _sample(
+        self, windows: Sequence[TrainingWindow], prefix: Tensor, read: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What `read` gives of the tokens of sample windows behind the prefix, (N, ...) in fp32."""
         sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
         rows = []
         for start in range(0, len(sample), 8):
             chosen = [[windows[i]] for i in sample[start : start + 8]]
             batch = collate(chosen, 1, self._pad_id, random.Random(0)).to(self.backbone.device)
-            exact = self.backbone.read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
+            exact = read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
             rows.append(exact[batch.mask.bool()].float())
         return torch.cat(rows)
 
