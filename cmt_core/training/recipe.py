@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.aggregation import Select
+from cmt_core.alignment_maps import LowRankMaps
 from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
@@ -35,43 +36,15 @@ from cmt_core.training.batches import TrainingWindow, cluster_order, collate, tr
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
+from cmt_core.training.recipe_config import RecipeConfig, Report
 from cmt_core.training.soft_stage import SoftStage
 from cmt_core.training.stages import CodeStage, PrefixStage
 from cmt_core.training.text_windows import text_windows
 
 __all__ = ["Recipe", "RecipeConfig", "Report", "TrainedParts"]
 
-Report = Callable[[str, int, int, dict[str, float]], None]
+_INPUT_WINDOWS = 16  # of the layers' inputs only mean and spread are wanted, and a token has L * D of them
 Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an optimiser writes into its groups
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeConfig:
-    """Sizes of a training run. A batch reads `groups_per_step` groups of `group_windows` neighbouring windows.
-
-    `code_steps` are the memory's, whichever method it has. `text_steps` on plain text come before its questions. A step's
-    gradient is the mean over `accumulate` batches. With `evaluate_every_steps`, `held_out_documents` are kept out of training.
-    `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
-    """
-
-    prefix_steps: int = 160
-    prefix_lr: float = 2e-3
-    prefix_windows: int = 8
-    code_steps: int = 500
-    code_prefix_lr: float = 5e-4
-    code_lr: float = 2e-5
-    group_windows: int = 4
-    groups_per_step: int = 3
-    k_cycle: tuple[int, ...] = (1, 4, 2, 4)
-    gold_first: float = 0.7
-    pca_windows: int = 128
-    seed: int = 0
-    soft_lr: float = 3e-4
-    text_steps: int = 0
-    accumulate: int = 1
-    evaluate_every_steps: int = 0
-    held_out_documents: int = 48
-    sources: str = "open"
 
 
 @dataclass(slots=True)
@@ -223,8 +196,11 @@ class Recipe:
         soft = SoftMemory(self.memory, self.backbone.shape).to(self.backbone.device)
         if self.start and self.start.soft:
             soft.load_state_dict(self.start.soft.state_dict())
-        elif self.memory.alignment == "linear":
-            soft.alignment.start_from_rows(self._sample_rows(windows, prefix))
+        elif isinstance(soft.alignment, LowRankMaps):
+            few = windows[:_INPUT_WINDOWS]
+            soft.alignment.start_from_inputs(self._sample(few, prefix, self.backbone.layer_inputs))
+        else:
+            soft.alignment.start_from_rows(self._sample(windows, prefix, self.backbone.read))
         return soft
 
     @torch.no_grad()
@@ -252,19 +228,21 @@ class Recipe:
             state = torch.load(path, weights_only=True, map_location=device)
             code.load_state_dict(state["code"])
             return code, self._quantiser(state["sigma"])
-        sigma = code.start_from_pca(self._sample_rows(windows, prefix), self.backbone.shape)
+        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape)
         torch.save({"code": code.state_dict(), "sigma": sigma}, path)
         return code, self._quantiser(sigma)
 
     @torch.no_grad()
-    def _sample_rows(self, windows: Sequence[TrainingWindow], prefix: Tensor) -> Tensor:
-        """Keys and values (N, X) in fp32 of the tokens of sample windows."""
+    def _sample(
+        self, windows: Sequence[TrainingWindow], prefix: Tensor, read: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What `read` gives of the tokens of sample windows behind the prefix, (N, ...) in fp32."""
         sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
         rows = []
         for start in range(0, len(sample), 8):
             chosen = [[windows[i]] for i in sample[start : start + 8]]
             batch = collate(chosen, 1, self._pad_id, random.Random(0)).to(self.backbone.device)
-            exact = self.backbone.read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
+            exact = read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
             rows.append(exact[batch.mask.bool()].float())
         return torch.cat(rows)
 
