@@ -1,7 +1,7 @@
-"""π: places documents' keys and values behind the reading prefix as a cache of the frozen LLM.
+"""π: places memory vectors, expanded to keys and values, behind the reading prefix as a cache of the frozen LLM.
 
-The i-th document of a context stands at positions p + i * window + its own token's place, so that a question always follows
-at p + k * window, however short the documents are.
+Where they stand is ψ's choice (aggregation.py): with `stack`, the i-th document of a context stands at positions
+p + i * window + its own token's place, so that a question always follows at p + k * window, however short the documents are.
 """
 
 from __future__ import annotations
@@ -10,29 +10,36 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from cmt_core.backbone import Backbone
+from cmt_core.aggregation import Chosen, stack
+from cmt_core.backbone import Backbone, PlacedCache
 
-__all__ = ["Context", "place"]
+__all__ = ["Context", "place", "place_chosen"]
 
 
 @dataclass(slots=True)
 class Context:
     """A cache of S columns for B rows, which of them exist (B, S), and the position of each row's next token (B,)."""
 
-    cache: DynamicCache
+    cache: PlacedCache
     seen: Tensor
     next_position: Tensor
 
 
 def place(backbone: Backbone, prefix: Tensor, documents: Tensor, mask: Tensor, window_tokens: int) -> Context:
-    """Builds the context of prefix (p, X) and documents (B, k, T, X) with mask (B, k, T); k may be 0."""
+    """Builds the context of prefix (p, X) and all of documents (B, k, T, X) with mask (B, k, T); k may be 0."""
     B, k, T, X = documents.shape
-    p = prefix.shape[0]
-    device = documents.device
-    offsets = p + torch.arange(k, device=device)[:, None] * window_tokens + torch.arange(T, device=device)  # (k, T)
-    positions = torch.cat([torch.arange(p, device=device), offsets.reshape(-1)]).expand(B, -1)  # (B, S)
-    x = torch.cat([prefix.expand(B, p, X), documents.reshape(B, k * T, X)], dim=1)  # (B, S, X)
-    seen = torch.cat([mask.new_ones(B, p), mask.reshape(B, k * T)], dim=1).bool()
-    return Context(backbone.cache(x, positions), seen, torch.full((B,), p + k * window_tokens, device=device))
+    chosen = stack(mask, window_tokens)
+    context = place_chosen(backbone, prefix, documents.reshape(B, k * T, X), chosen)
+    context.next_position = torch.full((B,), len(prefix) + k * window_tokens, device=documents.device)
+    return context
+
+
+def place_chosen(backbone: Backbone, prefix: Tensor, rows: Tensor, chosen: Chosen) -> Context:
+    """Builds the context of prefix (p, X) and the chosen vectors' rows (B, S, X), in the order of `chosen`."""
+    B, p = rows.shape[0], len(prefix)
+    first = torch.arange(p, device=rows.device).expand(B, p)
+    x = torch.cat([prefix.expand(B, -1, -1), rows], dim=1)
+    seen = torch.cat([chosen.seen.new_ones(B, p), chosen.seen], dim=1)
+    cache = backbone.cache(x, torch.cat([first, p + chosen.positions], dim=1))
+    return Context(cache, seen, p + chosen.length)

@@ -1,7 +1,8 @@
 """Φ: the frozen LLM, with its keys and values readable before rotary and writable as a cache.
 
-A token's keys and values of all layers are one row x of X numbers, laid out (L, K then V, H, d); keys stand before rotary,
-so that a memory can be placed at any position later.
+A token's keys and values of all layers are one row x of X numbers, laid out (L, K then V, H, d); keys stand before rotary
+(behind the key norm of families that have one, such as Qwen3), so that a memory can be placed at any position later.
+Which LLMs can be read so is decided by their parts, not by a list of names: backbone_family.py.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from cmt_core.errors import ModelSourceError, UnsupportedModelError, one_line
+from cmt_core.backbone_family import check_computation, check_parts, sliding_windows
+from cmt_core.errors import ModelSourceError, one_line
 
-__all__ = ["Backbone", "KVShape", "pick_device", "pick_dtype"]
-
-SUPPORTED_FAMILIES = ("llama",)
+__all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,34 @@ class KVShape:
         return self.layers * 2 * self.heads * self.head_dim
 
 
+class PlacedCache(DynamicCache):  # type: ignore[misc]
+    """A key/value cache that knows the position of each of its columns, (B, S), as sliding windows need them."""
+
+    def __init__(self, positions: Tensor) -> None:
+        super().__init__()
+        self.positions = positions
+
+    def open_columns(self, positions: Tensor) -> Tensor:
+        """Notes that tokens at `positions` (B, Q) come next, and gives the positions of all columns (B, S + Q)."""
+        self.positions = torch.cat([self.positions, positions], dim=1)
+        return self.positions
+
+
 class Backbone:
     """The frozen LLM Φ. Its parameters never get a gradient; `fingerprint` proves that they did not change."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        family = str(model.config.model_type)
-        if family not in SUPPORTED_FAMILIES:
-            raise UnsupportedModelError(
-                f"LLM family {family!r} is not supported; supported: {', '.join(SUPPORTED_FAMILIES)}"
-            )
+        """Raises UnsupportedModelError when the family's keys and values can't be read and written here."""
+        check_parts(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.shape = KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
         self.width: int = config.hidden_size
+        self.query_heads: int = config.num_attention_heads
+        self._windows = sliding_windows(config)
+        check_computation(self)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Backbone:
@@ -99,6 +112,10 @@ class Backbone:
 
         ids, mask (B, T); prefix (p, X) -> (B, T, X). Document tokens stand at positions p, p + 1, ...
         """
+        return self.read_with_hidden(ids, mask, prefix)[0]
+
+    def read_with_hidden(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+        """As `read`, and the last hidden states (B, T, D) of the same pass."""
         B, T = ids.shape
         p = prefix.shape[0]
         positions = torch.arange(p, p + T, device=ids.device).expand(B, T)
@@ -107,16 +124,16 @@ class Backbone:
         attend = (seen[:, None, :] & causal)[:, None]  # (B, 1, T, p + T)
         cache = self.cache(prefix.expand(B, p, -1), torch.arange(p, device=ids.device).expand(B, p))
         with self._capture_keys_values() as captured:
-            self._run(ids, positions, attend, cache)
+            hidden = self._run(ids, positions, attend, cache)
         # per layer (B, T, H * d) for K and V -> (B, T, L * 2 * H * d)
-        return torch.cat([part for layer in captured for part in layer], dim=-1)
+        return torch.cat([part for layer in captured for part in layer], dim=-1), hidden
 
-    def cache(self, x: Tensor, positions: Tensor) -> DynamicCache:
+    def cache(self, x: Tensor, positions: Tensor) -> PlacedCache:
         """A key/value cache from rows x (B, S, X) with keys before rotary, rotated to `positions` (B, S)."""
         B, S, _ = x.shape
         parts = x.view(B, S, self.shape.layers * 2, self.shape.heads, self.shape.head_dim).unbind(dim=2)
         cos, sin = self._rotary(x, positions)
-        cache = DynamicCache()
+        cache = PlacedCache(positions)
         # unbind, not a slice per layer: each slice's gradient would fill a tensor of all layers
         for layer, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
             cache.update(_turn(keys, cos, sin).transpose(1, 2), values.transpose(1, 2), layer)
@@ -127,7 +144,7 @@ class Backbone:
         cos, sin = self.model.model.rotary_emb(like, position_ids=positions)
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: DynamicCache) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: PlacedCache) -> Tensor:
         """Last hidden states (B, Q, D) of ids (B, Q) that follow `cache`; attend (B, 1, Q, S + Q) is true where seen.
 
         The cache is extended by the Q tokens.
@@ -139,9 +156,11 @@ class Backbone:
         scores: Tensor = self.model.lm_head(hidden)
         return scores
 
-    def _run(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: DynamicCache) -> Tensor:
+    def _run(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: PlacedCache) -> Tensor:
+        columns = cache.open_columns(positions)
+        masks = self._windows.masks(attend, positions, columns) if self._windows else attend
         out = self.model.model(
-            input_ids=ids, position_ids=positions, attention_mask=attend, past_key_values=cache, use_cache=True
+            input_ids=ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
         )
         hidden: Tensor = out.last_hidden_state
         return hidden
@@ -151,7 +170,9 @@ class Backbone:
         """Collects every layer's queries before rotary, each (B, Q, heads * d), of the forward passes inside."""
         captured: list[Tensor] = []
         handles = [
-            layer.self_attn.q_proj.register_forward_hook(lambda module, inputs, output: captured.append(output))
+            _before_rotary(layer.self_attn, "q").register_forward_hook(
+                lambda module, inputs, output: captured.append(_flat(output))
+            )
             for layer in self.model.model.layers
         ]
         try:
@@ -173,6 +194,17 @@ class Backbone:
         probabilities: Tensor = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
         return probabilities
 
+    def project(self, hidden: Tensor) -> Tensor:
+        """Keys before rotary and values (..., X) that every layer's own norm and projections make of its input (..., L, D)."""
+        parts: list[Tensor] = []
+        for number, layer in enumerate(self.model.model.layers):
+            attention, normed = layer.self_attn, layer.input_layernorm(hidden[..., number, :])
+            keys = attention.k_proj(normed)
+            if hasattr(attention, "k_norm"):
+                keys = attention.k_norm(keys.unflatten(-1, (self.shape.heads, self.shape.head_dim))).flatten(-2)
+            parts += [keys, attention.v_proj(normed)]
+        return torch.cat(parts, dim=-1)
+
     @contextmanager
     def _capture_keys_values(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Collects (K, V) of every layer, each (B, T, H * d), as the projections give them."""
@@ -180,20 +212,31 @@ class Backbone:
         captured: list[tuple[Tensor, Tensor]] = []
 
         def on_key(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            keys.append(output)
+            keys.append(_flat(output))
 
         def on_value(module: nn.Module, inputs: Any, output: Tensor) -> None:
             captured.append((keys.pop(), output))
 
         handles = []
         for layer in self.model.model.layers:
-            handles.append(layer.self_attn.k_proj.register_forward_hook(on_key))
+            handles.append(_before_rotary(layer.self_attn, "k").register_forward_hook(on_key))
             handles.append(layer.self_attn.v_proj.register_forward_hook(on_value))
         try:
             yield captured
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _before_rotary(attention: nn.Module, kind: str) -> nn.Module:
+    """The module whose output goes into rotary: the norm of queries or keys (`kind` q or k) where there is one."""
+    module: nn.Module = getattr(attention, f"{kind}_norm", None) or getattr(attention, f"{kind}_proj")
+    return module
+
+
+def _flat(output: Tensor) -> Tensor:
+    """(B, T, heads * d) of a projection's output, or of a head norm's (B, T, heads, d)."""
+    return output.flatten(-2) if output.ndim == 4 else output
 
 
 def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

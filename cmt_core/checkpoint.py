@@ -17,16 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cmt_core.backbone import KVShape
+from cmt_core.aggregation import Select
+from cmt_core.backbone import Backbone, KVShape
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
+from cmt_core.memory_format import KVCodeFormat, MemoryFormat, SoftTokensFormat
 from cmt_core.quantiser import Quantiser
+from cmt_core.soft_memory import SoftMemory
 
 __all__ = ["Checkpoint", "checkpoint_folder"]
 
 _SHIPPED = Path(__file__).parent / "checkpoints"
 _DEFAULT = "smollm2-135m-instruct-kv_code"
+_SOFT = "soft."  # before the names of SoftMemory's tensors
 
 
 def checkpoint_folder(name: str) -> Path:
@@ -39,36 +43,35 @@ def checkpoint_folder(name: str) -> Path:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """Everything trained, with the fingerprint of the LLM that it was trained for and how it was trained."""
+    """Everything trained, with the fingerprint of the LLM that it was trained for and how it was trained.
+
+    A `kv_code` checkpoint has `code` and `quantiser` (and `select`), a `soft_tokens` one has `soft`.
+    """
 
     config: MemoryConfig
     shape: KVShape
     llm_fingerprint: str
     encoding_prefix: Tensor
     reading_prefix: Tensor
-    code: KVCode
-    quantiser: Quantiser
+    code: KVCode | None
+    quantiser: Quantiser | None
     training: dict[str, Any]
+    select: Select | None = None
+    soft: SoftMemory | None = None
+
+    def format(self, backbone: Backbone) -> MemoryFormat:
+        """How this checkpoint's memories are written and read, on the LLM's device."""
+        if self.soft is not None:
+            return SoftTokensFormat(backbone, self.soft.to(backbone.device))
+        if self.code is None or self.quantiser is None:
+            raise CheckpointError("a checkpoint needs a code with its quantiser, or soft tokens")
+        device = backbone.device
+        return KVCodeFormat(backbone, self.code.to(device), self.quantiser.to(device), self.config)
 
     def save(self, folder: Path) -> None:
         """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""
         folder.mkdir(parents=True, exist_ok=True)
-        half = {
-            "encoding_prefix": self.encoding_prefix,
-            "reading_prefix": self.reading_prefix,
-            "encoder": self.code.encoder.detach(),
-            "decoder": self.code.decoder.detach(),
-        }
-        full = {
-            "mean": self.code.mean,
-            "scale": self.code.scale,
-            "bias": self.code.bias.detach(),
-            "steps": self.quantiser.steps,
-        }
-        tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
-        tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
-        tensors["bits"] = torch.from_numpy(self.quantiser.bits).to(torch.int8)
-        save_file(tensors, folder / "weights.safetensors")
+        save_file(self._tensors(), folder / "weights.safetensors")
         described = {
             "memory": self.config.to_dict(),
             "llm": {
@@ -81,6 +84,23 @@ class Checkpoint:
         }
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
+    def _tensors(self) -> dict[str, Tensor]:
+        half = {"encoding_prefix": self.encoding_prefix, "reading_prefix": self.reading_prefix}
+        full: dict[str, Tensor] = {}
+        if self.code is not None and self.quantiser is not None:
+            half |= {"encoder": self.code.encoder.detach(), "decoder": self.code.decoder.detach()}
+            full |= {"mean": self.code.mean, "scale": self.code.scale, "bias": self.code.bias.detach()}
+            full |= {"steps": self.quantiser.steps}
+        if self.select is not None:
+            full["select.mix"] = self.select.mix.detach()
+        if self.soft is not None:
+            half |= {_SOFT + name: tensor for name, tensor in self.soft.state_dict().items()}
+        tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
+        tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
+        if self.quantiser is not None:
+            tensors["bits"] = torch.from_numpy(self.quantiser.bits).to(torch.int8)
+        return tensors
+
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """Reads a checkpoint; raises CheckpointError when it is damaged or its configuration is not known."""
@@ -90,21 +110,19 @@ class Checkpoint:
             llm = described["llm"]
             shape = KVShape(llm["layers"], llm["heads"], llm["head_dim"])
             tensors = load_file(folder / "weights.safetensors")
-            code = KVCode(shape, config.code_width)
-            code.load_state_dict(
-                {name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")}
-            )
-            quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
-            _check_shapes(config, shape, tensors)
+            _check_prefixes(shape, tensors)
+            code, quantiser = _code(config, shape, tensors) if config.method == "kv_code" else (None, None)
             return cls(
                 config,
                 shape,
                 llm["fingerprint"],
                 tensors["encoding_prefix"].float(),
                 tensors["reading_prefix"].float(),
-                code.requires_grad_(False),
+                code,
                 quantiser,
                 described.get("training", {}),
+                _select(config, shape, tensors),
+                _soft(config, shape, tensors),
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None
@@ -119,10 +137,39 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
-def _check_shapes(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> None:
+def _code(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> tuple[KVCode, Quantiser]:
+    code = KVCode(shape, config.code_width)
+    code.load_state_dict({name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")})
+    quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
+    _check_quantiser(config, tensors)
+    return code.requires_grad_(False), quantiser
+
+
+def _soft(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> SoftMemory | None:
+    if config.method != "soft_tokens":
+        return None
+    soft = SoftMemory(config, shape)
+    named = {name.removeprefix(_SOFT): t.float() for name, t in tensors.items() if name.startswith(_SOFT)}
+    soft.load_state_dict(named)
+    return soft.requires_grad_(False)
+
+
+def _select(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> Select | None:
+    if config.aggregation != "select":
+        return None
+    mix = tensors["select.mix"]
+    select = Select(shape, mix.shape[1], config.context_vectors)
+    select.load_state_dict({"mix": mix})
+    return select.requires_grad_(False)
+
+
+def _check_prefixes(shape: KVShape, tensors: dict[str, Tensor]) -> None:
     for name in ("encoding_prefix", "reading_prefix"):
         if tensors[name].ndim != 2 or tensors[name].shape[1] != shape.width:
             raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not (p, {shape.width})")
+
+
+def _check_quantiser(config: MemoryConfig, tensors: dict[str, Tensor]) -> None:
     for name in ("bits", "steps"):
         if tensors[name].shape != (config.code_width,):
             raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({config.code_width},)")

@@ -2,6 +2,7 @@
 
 B batch (rows), T tokens of a document window, Q tokens of the questions, p tokens of a prefix, k documents in one context,
 S context positions (p + k * T), D width of the LLM, L layers, H key/value heads, d width of one head,
+m memory vectors of a document (`soft_tokens`), c context vectors given to the LLM (`select`, `single_context`),
 X = L * 2 * H * d numbers of all layers' keys and values for one token, C components of a code.
 """
 
@@ -20,8 +21,13 @@ __all__ = ["MemoryConfig"]
 class MemoryConfig:
     """What a checkpoint's memories are; travels as config.json beside the weights.
 
-    `bits_per_token` numbers of bits a token are shared out over `code_width` components by variance. Raises ConfigError
-    on unknown keys and on values that can't work.
+    `method` is Θ: `kv_code` (a short code of every token's keys and values) or `soft_tokens` (the paper's: `memory_vectors`
+    vectors of the LLM's width `memory_width`, from cross-attention started at `soft_start`).
+    `aggregation` is ψ: `stack`, `select` (kv_code) or `single_context` (soft_tokens). `alignment` is π: `decoder` (kv_code),
+    `low_rank` or `linear` (soft_tokens). `context_vectors` (c) is how many vectors `select` and `single_context` give the LLM.
+    `bits_per_token` numbers of bits a token are shared out over `code_width` components by variance.
+    `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
+    `matching` is self-matching, with its weights. Raises ConfigError on unknown keys and on parts that don't combine.
     """
 
     method: str = "kv_code"
@@ -30,11 +36,29 @@ class MemoryConfig:
     code_width: int = 320
     bits_per_token: int = 1152
     top_k: int = 1
+    aggregation: str = "stack"
+    context_vectors: int = 256
     format_version: int = 1
+    alignment: str = "decoder"
+    alignment_rank: int = 64
+    memory_vectors: int = 16
+    memory_width: int = 0
+    soft_start: str = "salient"
+    compressor_blocks: int = 2
+    objective: str = "plain"
+    objective_weight: float = 0.5
+    matching: str = "none"
+    matching_weight: float = 0.1
+    uniformity_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.method != "kv_code":
-            raise ConfigError(f"method {self.method!r} is not known (kv_code is)")
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name} {value!r} is not known ({', '.join(known)} are)")
+        _check_combination(self)
+        if self.aggregation == "select" and self.context_vectors < 32:
+            raise ConfigError(f"context_vectors {self.context_vectors} is less than one block of 32")
         if self.window_tokens < 32 or self.prefix_tokens < 1 or self.code_width < 1 or self.top_k < 1:
             raise ConfigError("window_tokens must be at least 32; prefix_tokens, code_width and top_k at least 1")
         if self.bits_per_token % 8:
@@ -48,13 +72,32 @@ class MemoryConfig:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token's packed code."""
+        """Bytes of one token's packed code (`kv_code`)."""
         return self.bits_per_token // 8
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of one window's packed memory: a 2-byte token count, then codes; shorter windows are padded."""
+        """Bytes of one window's packed memory.
+
+        `kv_code`: a 2-byte token count, then codes; shorter windows are padded. `soft_tokens`: m vectors in float16.
+        """
+        if self.method == "soft_tokens":
+            return self.memory_vectors * self.memory_width * 2
         return 2 + self.window_tokens * self.token_bytes
+
+    @property
+    def room_tokens(self) -> int:
+        """Positions that one document takes in a context of `stack`."""
+        return self.memory_vectors if self.method == "soft_tokens" else self.window_tokens
+
+    @property
+    def decoding_weight(self) -> float:
+        """w of w * z_mem + (1 - w) * z_plain, next-token logits with and without the memory.
+
+        `contrast` is (1 + a) z_mem - a z_plain, `mix` is a z_mem + (1 - a) z_plain; w = 1 is plain.
+        Source: the memory-aware objective of CMT (arXiv 2412.07393).
+        """
+        return {"plain": 1.0, "contrast": 1.0 + self.objective_weight, "mix": self.objective_weight}[self.objective]
 
     def to_dict(self) -> dict[str, Any]:
         """The plain form that `from_dict` reads."""
@@ -67,3 +110,39 @@ class MemoryConfig:
         if unknown:
             raise ConfigError(f"unknown configuration key {sorted(unknown)[0]!r}")
         return cls(**values)
+
+
+_CHOICES = {
+    "method": ("kv_code", "soft_tokens"),
+    "aggregation": ("stack", "select", "single_context"),
+    "alignment": ("decoder", "low_rank", "linear"),
+    "soft_start": ("salient", "learned"),
+    "objective": ("plain", "contrast", "mix"),
+    "matching": ("none", "cosine", "infonce"),
+}
+
+
+def _check_combination(config: MemoryConfig) -> None:
+    """Raises ConfigError for parts that don't go together."""
+    if config.method == "kv_code":
+        if config.alignment != "decoder":
+            raise ConfigError(f"kv_code is read by its own decoder; alignment {config.alignment!r} is for soft_tokens")
+        if config.aggregation == "single_context":
+            raise ConfigError("single_context attends to soft_tokens; kv_code goes with stack or select")
+        if config.matching != "none":
+            raise ConfigError("self-matching shapes soft_tokens; kv_code is found by the frozen retriever's key")
+    else:
+        if config.alignment == "decoder":
+            raise ConfigError("soft_tokens need alignment low_rank or linear; the decoder reads kv_code")
+        if config.aggregation == "select":
+            raise ConfigError("select keeps tokens of kv_code; soft_tokens go with stack or single_context")
+        if min(config.memory_vectors, config.memory_width, config.compressor_blocks, config.alignment_rank) < 1:
+            raise ConfigError(
+                "soft_tokens need memory_vectors, memory_width (the LLM's), compressor_blocks and alignment_rank of at least 1"
+            )
+        if config.aggregation == "single_context" and config.context_vectors < 1:
+            raise ConfigError("single_context needs at least 1 of context_vectors")
+    if config.objective == "mix" and not 0 < config.objective_weight <= 1:
+        raise ConfigError(f"objective mix needs a weight above 0 and at most 1, not {config.objective_weight}")
+    if config.objective == "contrast" and config.objective_weight < 0:
+        raise ConfigError(f"objective contrast needs a weight of at least 0, not {config.objective_weight}")

@@ -15,7 +15,9 @@ from torch import Tensor
 from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
 
-__all__ = ["Generated", "generate"]
+__all__ = ["Generated", "Prefilled", "generate", "prefill"]
+
+_BUCKET_TOKENS = 8  # prompts are padded to whole buckets: every new shape costs the CPU kernels a re-tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +29,34 @@ class Generated:
     attention: Tensor
 
 
+@dataclass(slots=True)
+class Prefilled:
+    """What reading B prompts leaves behind: logits of the next token (B, V), which columns of the cache exist (B, S + Q),
+    the position of each prompt's last token (B,), and its attention over context columns (B, S)."""
+
+    logits: Tensor
+    seen: Tensor
+    last: Tensor
+    attention: Tensor
+
+
 @torch.inference_mode()
 def generate(
     backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: set[int]
 ) -> list[Generated]:
     """Continues each prompt (token ids) behind its row of `context` until a stop token or `max_new_tokens`."""
+    read = prefill(backbone, context, prompts)
+    token = read.logits.argmax(dim=-1)  # (B,)
+    answers = _continue(backbone, context, token, read.last, read.seen, max_new_tokens, stop_ids)
+    return [Generated(ids, reason, read.attention[row]) for row, (ids, reason) in enumerate(answers)]
+
+
+@torch.inference_mode()
+def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """Reads each prompt (token ids) behind its row of `context`, whose cache is extended by the padded prompts."""
     device = backbone.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
-    B, Q = len(prompts), int(lengths.max())
+    B, Q = len(prompts), -(-int(lengths.max()) // _BUCKET_TOKENS) * _BUCKET_TOKENS
     ids = torch.zeros(B, Q, dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
@@ -47,9 +69,7 @@ def generate(
         hidden = backbone.forward(ids, context.next_position[:, None] + steps, attend, context.cache)
     final = torch.stack([layer[torch.arange(B), lengths - 1] for layer in queries])  # (L, B, heads * d)
     shares = _attention(backbone, context, final, last, seen)
-    token = backbone.logits(hidden[torch.arange(B), lengths - 1]).argmax(dim=-1)  # (B,)
-    answers = _continue(backbone, context, token, last, seen, max_new_tokens, stop_ids)
-    return [Generated(ids, reason, shares[row]) for row, (ids, reason) in enumerate(answers)]
+    return Prefilled(backbone.logits(hidden[torch.arange(B), lengths - 1]), seen, last, shares)
 
 
 def _continue(

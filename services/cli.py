@@ -17,7 +17,7 @@ import yaml
 from cmt_core.errors import ConfigError, CoreError
 from services.commands import dlq, feed, ingest
 from services.commands.options import Bank, Config, RayAddress, progress, read_settings
-from services.errors import ServiceError, SettingsError
+from services.errors import ServiceError
 
 __all__ = ["app", "main"]
 
@@ -137,6 +137,9 @@ def train(
     prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
     code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
     top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    aggregation: Annotated[
+        str, typer.Option(help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all.")
+    ] = "select",
     seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
@@ -159,6 +162,7 @@ def train(
         cache_dir=model.cache_dir,
         device=model.device,
         top_k=top_k,
+        aggregation=aggregation,
         start=checkpoint_folder(start) if start else None,
         report=lambda line: progress.print(line, highlight=False),
     )
@@ -172,29 +176,32 @@ def eval_stream(
     config: Config = None,
     questions: Annotated[int, typer.Option(min=1)] = 300,
     documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
-    systems: Annotated[str, typer.Option(help="Of kv_code, rag_prefix, closed.")] = "kv_code,rag_prefix,closed",
-    k: Annotated[int, typer.Option(min=1, help="Memories read per question.")] = 1,
+    systems: Annotated[str, typer.Option(help="Of select, stack, rag_prefix, rag_bare, closed.")] = (
+        "select,rag_prefix,rag_bare,closed"
+    ),
+    k: Annotated[int, typer.Option(min=1, help="Documents read per question.")] = 2,
     seed: Annotated[int, typer.Option()] = 0,
+    lexical_weight: Annotated[
+        float | None, typer.Option(min=0, help="Share of BM25 beside the cosine of the keys; 0 is the keys alone.")
+    ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """The stream protocol: compress every document, then ask all questions against the full bank."""
     from cmt_core.data.qa import read_qa
-    from cmt_core.evaluation.stream import SYSTEMS, evaluate_stream
+    from cmt_core.evaluation.stream import evaluate_stream
+    from cmt_core.hybrid import LEXICAL_WEIGHT
     from services.models import load_cmt
 
     settings = read_settings(config)
-    chosen = [name.strip() for name in systems.split(",") if name.strip()]
-    if unknown := sorted(set(chosen) - set(SYSTEMS)):
-        raise SettingsError(f"system {unknown[0]!r} is not known; known are {', '.join(SYSTEMS)}")
-    path = Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset
     scores = evaluate_stream(
         load_cmt(settings),
-        read_qa(path),
-        systems=chosen,
+        read_qa(Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset),
+        systems=[name.strip() for name in systems.split(",") if name.strip()],
         questions=questions,
         documents=documents,
         k=k,
         seed=seed,
+        lexical_weight=LEXICAL_WEIGHT if lexical_weight is None else lexical_weight,
         report=lambda line: progress.print(line, highlight=False),
     )
     rows = [dataclasses.asdict(score) for score in scores]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -19,7 +19,16 @@ from cmt_core.data.qa import QuestionedDocument
 from cmt_core.prompt import answer_text, question_text
 from cmt_core.windows import split_document
 
-__all__ = ["Batch", "QuestionRows", "TrainingWindow", "attend", "cluster_order", "collate", "training_windows"]
+__all__ = [
+    "Batch",
+    "QuestionRows",
+    "TrainingWindow",
+    "attend",
+    "cluster_order",
+    "collate",
+    "one_question",
+    "training_windows",
+]
 
 BUCKET_TOKENS = 32  # shapes are rounded up to this: every new shape costs the CPU kernels seconds of re-tuning
 IGNORED = -100
@@ -36,12 +45,18 @@ class TrainingWindow:
 
 @dataclass(slots=True)
 class QuestionRows:
-    """Packed questions: ids, segment (question number, -1 is padding), place inside the question, and targets, all (R, Q)."""
+    """Packed questions: ids, segment (question number, -1 is padding), place inside the question, and targets, all (R, Q).
+
+    For N of the questions whose answer was found in their window: `asked` (N, 2) is row and column of the prompt's last token,
+    `spans` (N, T) where the answer stands.
+    """
 
     ids: Tensor
     segment: Tensor
     place: Tensor
     targets: Tensor
+    asked: Tensor
+    spans: Tensor
 
 
 @dataclass(slots=True)
@@ -53,10 +68,14 @@ class Batch:
     questions: QuestionRows
     context: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of documents and questions, without padding."""
+        return int(self.mask.sum()) + int((self.questions.segment >= 0).sum())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        asked = self.questions
-        moved = QuestionRows(*(t.to(device) for t in (asked.ids, asked.segment, asked.place, asked.targets)))
+        moved = QuestionRows(*(getattr(self.questions, field.name).to(device) for field in fields(QuestionRows)))
         return Batch(self.ids.to(device), self.mask.to(device), moved, self.context.to(device))
 
 
@@ -70,20 +89,25 @@ def training_windows(
     windows: list[TrainingWindow] = []
     for document in documents:
         parts = split_document(document.title, document.text, max_tokens, lambda text: len(encode(text)))
+        texts = [part.reading.lower() for part in parts]
         questions: list[list[tuple[tuple[int, ...], tuple[int, ...]]]] = [[] for _ in parts]
         for question, answers in document.questions:
-            found = _first_with(parts_texts := [part.reading.lower() for part in parts], answers)
+            found = _first_with(texts, answers)
             if found is not None:
                 number, answer = found
                 target = (*encode(answer_text(answer)), eos_id)
                 questions[number].append((tuple(encode(question_text(question))), target))
-            del parts_texts
         windows.extend(
             TrainingWindow(part.reading, tuple(encode(part.reading)[:max_tokens]), tuple(asked))
             for part, asked in zip(parts, questions, strict=True)
             if asked
         )
     return windows
+
+
+def one_question(window: TrainingWindow, rng: random.Random) -> TrainingWindow:
+    """The window with one of its questions, for parts that a question conditions."""
+    return TrainingWindow(window.reading, window.ids, (rng.choice(window.questions),))
 
 
 def _first_with(texts: list[str], answers: Sequence[str]) -> tuple[int, str] | None:
@@ -119,8 +143,13 @@ def cluster_order(keys: NDArray[np.float16], cluster: int, seed: int) -> list[li
     return groups
 
 
-def collate(groups: Sequence[Sequence[TrainingWindow]], k: int, pad_id: int, rng: random.Random) -> Batch:
-    """One batch of groups of neighbours; each row's context is itself and k - 1 others of its group, in random order."""
+def collate(
+    groups: Sequence[Sequence[TrainingWindow]], k: int, pad_id: int, rng: random.Random, first: float | None = None
+) -> Batch:
+    """One batch of groups of neighbours; each row's context is itself and k - 1 others of its group.
+
+    The row itself comes first in the share `first` of the contexts, as a retriever would rank it, and elsewhere at random.
+    """
     windows = [window for group in groups for window in group]
     T = _bucket(max(len(window.ids) for window in windows))
     ids = torch.full((len(windows), T), pad_id)
@@ -135,20 +164,23 @@ def collate(groups: Sequence[Sequence[TrainingWindow]], k: int, pad_id: int, rng
         for row in members:
             others = rng.sample([m for m in members if m != row], k - 1)
             context = [row, *others]
-            rng.shuffle(context)
+            if first is None or rng.random() >= first:
+                rng.shuffle(context)
             contexts.append(context)
         start += len(group)
-    return Batch(ids, mask, pack_questions(windows, pad_id), torch.tensor(contexts))
+    return Batch(ids, mask, pack_questions(windows, pad_id, T), torch.tensor(contexts))
 
 
-def pack_questions(windows: Sequence[TrainingWindow], pad_id: int) -> QuestionRows:
+def pack_questions(windows: Sequence[TrainingWindow], pad_id: int, T: int | None = None) -> QuestionRows:
     """Each window's questions one behind the other in its row; targets are set at the answer's tokens only."""
     rows = [_packed(window) for window in windows]
     Q = _bucket(max(len(row) for row in rows))
     table = torch.tensor([[pad_id, -1, 0, IGNORED]]).repeat(len(rows), Q, 1)  # (R, Q, 4)
     for number, row in enumerate(rows):
         table[number, : len(row)] = torch.tensor(row)
-    return QuestionRows(*table.unbind(dim=-1))
+    asked, spans = _evidence(windows, T or max(len(window.ids) for window in windows))
+    ids, segment, place, targets = table.unbind(dim=-1)
+    return QuestionRows(ids, segment, place, targets, asked, spans)
 
 
 def _packed(window: TrainingWindow) -> list[tuple[int, int, int, int]]:
@@ -159,6 +191,31 @@ def _packed(window: TrainingWindow) -> list[tuple[int, int, int, int]]:
             target = sequence[place + 1] if place + 1 >= len(question) else IGNORED
             packed.append((sequence[place], segment, place, target))
     return packed
+
+
+def _evidence(windows: Sequence[TrainingWindow], T: int) -> tuple[Tensor, Tensor]:
+    """`asked` and `spans` of QuestionRows."""
+    asked: list[tuple[int, int]] = []
+    spans: list[Tensor] = []
+    for row, window in enumerate(windows):
+        start = 0
+        for question, answer in window.questions:
+            span = _span(window.ids, answer[:-1], T)
+            if span.any():
+                asked.append((row, start + len(question) - 1))
+                spans.append(span)
+            start += len(question) + len(answer) - 1
+    return torch.tensor(asked, dtype=torch.long).view(-1, 2), torch.stack(spans) if spans else torch.zeros(0, T).bool()
+
+
+def _span(ids: Sequence[int], answer: Sequence[int], T: int) -> Tensor:
+    """Where in a window (T,) the answer's tokens stand, every time they do."""
+    span = torch.zeros(T, dtype=torch.bool)
+    size = len(answer)
+    for start in range(len(ids) - size + 1):
+        if size and tuple(ids[start : start + size]) == tuple(answer):
+            span[start : start + size] = True
+    return span
 
 
 def attend(seen: Tensor, segment: Tensor) -> Tensor:

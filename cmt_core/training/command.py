@@ -32,6 +32,7 @@ def train_checkpoint(
     cache_dir: Path,
     device: str = "auto",
     top_k: int = 1,
+    aggregation: str = "select",
     start: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> bool:
@@ -45,7 +46,7 @@ def train_checkpoint(
     backbone = Backbone.load(resolve_model(llm, cache, report), target)
     before = backbone.fingerprint()
     first = _start(start, backbone) if start else None
-    memory = dataclasses.replace(first.config if first else MemoryConfig(), top_k=top_k)
+    memory = dataclasses.replace(first.config if first else MemoryConfig(), top_k=top_k, aggregation=aggregation)
     encoder = Retriever(resolve_model(retriever, cache, report), target)
     started = time.monotonic()
     recipe = Recipe(backbone, encoder, memory, config, run, _progress(report, started), first)
@@ -70,6 +71,7 @@ def train_checkpoint(
         parts.code.cpu(),
         parts.quantiser.to(torch.device("cpu")),
         training,
+        parts.select.cpu() if parts.select else None,
     )
     checkpoint.save(output)
     report(f"checkpoint written to {output}")

@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_core.aggregation import Select
 from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.qa import by_document, read_qa
 from cmt_core.data.training_mix import OPEN_SOURCES, choose_documents
+from cmt_core.errors import ConfigError
 from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
 from cmt_core.retriever import Retriever
@@ -47,6 +49,7 @@ class RecipeConfig:
     group_windows: int = 4
     groups_per_step: int = 3
     k_cycle: tuple[int, ...] = (1, 4, 2, 4)
+    gold_first: float = 0.7
     pca_windows: int = 128
     seed: int = 0
 
@@ -59,13 +62,15 @@ class TrainedParts:
     reading_prefix: Tensor
     code: KVCode
     quantiser: Quantiser
+    select: Select | None
 
 
 class Recipe:
     """One training run in `folder`; `run` does all stages or goes on with them.
 
-    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows and, when no prefix steps are asked
-    for, its code and reading prefix instead of the PCA (a code only fits keys and values written behind its own prefix).
+    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
+    behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
+    encoding prefix stays as it was.
     """
 
     def __init__(
@@ -120,20 +125,30 @@ class Recipe:
     def _code_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
         config = self.config
         code, quantiser, reading = self._start_code(windows, prefix)
-        stage = CodeStage(self.backbone, code, quantiser, prefix, self.memory.window_tokens, reading)
+        select = self._start_select()
+        stage = CodeStage(self.backbone, code, quantiser, prefix, self.memory.window_tokens, reading, select)
         clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
         size = config.groups_per_step
 
         def batch_of(step: int, rng: random.Random) -> Batch:
             chosen = [clusters[(step * size + i) % len(clusters)] for i in range(size)]
             k = config.k_cycle[step % len(config.k_cycle)]
-            batch = collate([[windows[row] for row in group] for group in chosen], k, self._pad_id, rng)
+            first = None if select is None else config.gold_first
+            batch = collate([[windows[row] for row in group] for group in chosen], k, self._pad_id, rng, first)
             return batch.to(self.backbone.device)
 
         loop = LoopConfig(config.code_steps, seed=config.seed)
         groups = stage.parameter_groups(config.code_prefix_lr, config.code_lr)
         done = run_stage(stage, groups, batch_of, loop, self.folder / "code", self._reporter("code", loop.steps))
-        return TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser) if done else None
+        return TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser, select) if done else None
+
+    def _start_select(self) -> Select | None:
+        if self.memory.aggregation != "select":
+            return None
+        select = Select(self.backbone.shape, self.backbone.query_heads, self.memory.context_vectors)
+        if self.start and self.start.select:
+            select.load_state_dict(self.start.select.state_dict())
+        return select.to(self.backbone.device)
 
     @torch.no_grad()
     def _instruction_rows(self) -> Tensor:
@@ -146,9 +161,11 @@ class Recipe:
     def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
         """Code, quantiser and reading prefix to train on."""
         device = self.backbone.device
-        if self.start and not self.config.prefix_steps:
-            code = self.start.code.to(device).requires_grad_(True)
-            return code, self.start.quantiser.to(device), self.start.reading_prefix.to(device)
+        if self.start:
+            if self.start.code is None or self.start.quantiser is None:
+                raise ConfigError("kv_code can't be trained further from a checkpoint of soft_tokens")
+            reading = prefix if self.config.prefix_steps else self.start.reading_prefix.to(device)
+            return self.start.code.to(device).requires_grad_(True), self.start.quantiser.to(device), reading
         return *self._pca(windows, prefix), prefix
 
     @torch.no_grad()

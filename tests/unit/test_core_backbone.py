@@ -136,7 +136,7 @@ def test_unsupported_family_is_named(tmp_path: Path, tiny_llm_folder: Path) -> N
 
     shutil.copytree(tiny_llm_folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "m")
-    with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported; supported: llama"):
+    with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported: it is no decoder-only LLM with rotary"):
         Backbone.load(tmp_path / "m", CPU)
 
 

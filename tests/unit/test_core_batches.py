@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmt_core.alignment import place
 from cmt_core.backbone import Backbone
 from cmt_core.data.qa import QuestionedDocument
 from cmt_core.training.batches import (
@@ -46,7 +47,7 @@ def test_packed_questions_cannot_see_each_other(tiny_backbone: Backbone) -> None
         ("last", (other, first)),
     ):
         rows = pack_questions([window(1, *asked)], PAD)
-        out, _ = answer_questions(tiny_backbone, prefix, exact, mask[:, None], rows, 32)
+        out, _ = answer_questions(tiny_backbone, place(tiny_backbone, prefix, exact, mask[:, None], 32), rows)
         own = rows.segment == (1 if name == "last" else 0)
         hidden[name] = (out[own], out[(rows.segment >= 0) & ~own])
     for name in ("changed", "alone", "last"):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from cmt_core.data.qa import QAExample
+from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
+from cmt_core.hybrid import HybridIndex
 
 if TYPE_CHECKING:
     from cmt_core.model import CMT
@@ -64,13 +67,16 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
     }
     rows = [QAExample(doc, "", text, f"When did it open? {text[:25]}", (text[-5:-1],)) for doc, text in texts.items()]
     scores = evaluate_stream(
-        tiny_cmt, rows, systems=("kv_code", "rag_prefix", "closed"), questions=4, k=2, max_new_tokens=3
+        tiny_cmt, rows, systems=("stack", "rag_prefix", "rag_bare", "closed"), questions=4, k=2, max_new_tokens=3
     )
-    assert [score.system for score in scores] == ["kv_code", "rag_prefix", "closed"]
-    memory, rag, closed = scores
+    assert [score.system for score in scores] == ["stack", "rag_prefix", "rag_bare", "closed"]
+    memory, rag, bare, closed = scores
     assert (memory.documents, memory.questions, memory.k) == (4, 4, 2)
-    assert memory.bytes_per_window == tiny_cmt.memory_bytes
-    assert (rag.bytes_per_window, closed.k, closed.oracle_f1) == (0, 0, None)
+    assert memory.bytes_per_document == tiny_cmt.memory_bytes
+    assert (rag.bytes_per_document, closed.k, closed.oracle_f1) == (0, 0, None)
+    assert 0 < memory.vectors_per_document <= tiny_cmt.config.window_tokens
+    assert closed.prompt_tokens < bare.prompt_tokens
+    assert memory.prompt_tokens < rag.prompt_tokens
     assert all(0 <= share <= 100 for share in (memory.em, memory.f1, memory.recall_at_1, memory.recall_at_k))
     assert memory.recall_at_k >= memory.recall_at_1
     assert memory.recall_at_1 == rag.recall_at_1  # all systems are asked the same questions of the same bank
@@ -86,8 +92,31 @@ def test_same_seed_asks_the_same_questions(tiny_cmt: CMT) -> None:
 
     def run(seed: int) -> tuple[float, float]:
         (score,) = evaluate_stream(
-            tiny_cmt, rows, systems=("kv_code",), questions=5, documents=8, seed=seed, max_new_tokens=2
+            tiny_cmt, rows, systems=("stack",), questions=5, documents=8, seed=seed, max_new_tokens=2
         )
         return score.f1, score.recall_at_1
 
     assert run(3) == run(3)
+
+
+def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_filled(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.stream import evaluate_stream
+
+    for name, reason in (("select", "no `select` aggregation"), ("nonsense", "known are select, stack")):
+        with pytest.raises(ConfigError, match=reason):
+            evaluate_stream(tiny_cmt, iter([]), systems=(name,))
+
+
+def test_hybrid_search_finds_a_name_that_the_keys_miss() -> None:
+    texts = ["The harbour of Aru opened.", "Whales were seen in Belo bay.", "Prices rose in May."]
+    keys = np.eye(3, dtype=np.float16)
+    asked, key = ["Who saw a whale in Belo?"], np.array([[0.3, 0.0, 0.1]], dtype=np.float16)
+    assert HybridIndex(texts, keys, lexical_weight=0).nearest(asked, key, 1) == [[0]]
+    assert HybridIndex(texts, keys).nearest(asked, key, 2) == [[1, 0]]
+
+
+def test_hybrid_search_without_usable_words_is_the_keys_alone() -> None:
+    keys = np.eye(2, dtype=np.float16)
+    key = np.array([[0.1, 0.9]], dtype=np.float16)
+    assert HybridIndex(["of the", "?!"], keys).nearest(["harbour"], key, 1) == [[1]]
+    assert HybridIndex(["harbour", "ferry"], keys).nearest(["of the"], key, 1) == [[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import signal
@@ -191,10 +192,12 @@ def write_questions(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("aggregation", ["stack", "select"])
 def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
-    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tmp_path: Path
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tmp_path: Path, aggregation: str
 ) -> None:
     """A second call on the finished folder gives the same parts without training."""
+    memory = dataclasses.replace(tiny_memory, aggregation=aggregation)
     retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
     config = RecipeConfig(
         prefix_steps=2, code_steps=3, prefix_windows=2, groups_per_step=1, k_cycle=(1, 2), pca_windows=8
@@ -203,14 +206,14 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
 
     def run() -> Checkpoint:
         recipe = Recipe(
-            tiny_backbone, retriever, tiny_memory, config, tmp_path / "run", lambda stage, *_: steps.append(stage)
+            tiny_backbone, retriever, memory, config, tmp_path / "run", lambda stage, *_: steps.append(stage)
         )
         parts = recipe.run(write_questions(tmp_path / "qa.jsonl"))
         assert parts is not None
         fingerprint = tiny_backbone.fingerprint(torch.bfloat16)
         return Checkpoint(
-            tiny_memory, tiny_backbone.shape, fingerprint, parts.encoding_prefix, parts.reading_prefix, parts.code,
-            parts.quantiser, {},
+            memory, tiny_backbone.shape, fingerprint, parts.encoding_prefix, parts.reading_prefix, parts.code,
+            parts.quantiser, {}, parts.select,
         )  # fmt: skip
 
     run().save(tmp_path / "one")
@@ -222,9 +225,31 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
     cmt = CMT.load(
         str(tiny_folders.llm), str(tmp_path / "one"), str(tiny_folders.retriever), tiny_folders.cache, device="cpu"
     )
-    (memory,) = cmt.compress(cmt.windows("News", "The capital of Norland is Varde."))
-    (answer,) = cmt.answer(["What is the capital of Norland?"], [[memory.code]], max_new_tokens=3)
-    assert answer.weights == [1.0]
+    windows = [*cmt.windows("News", "The capital of Norland is Varde."), *cmt.windows("", "It rained.")]
+    first, second = (made.code for made in cmt.compress(windows))
+    question = "What is the capital of Norland?"
+    alone, both = cmt.answer([question] * 2, [[first], [first, second]], max_new_tokens=3)
+    assert alone.weights == [1.0]
+    assert sum(both.weights) == pytest.approx(1.0)
+    assert len(both.weights) == 2
+
+
+def test_training_goes_on_from_a_checkpoint(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Without prefix steps the start's encoding prefix, bits and steps stay as they are, and its code is trained further."""
+    retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
+    start = copy.deepcopy(tiny_checkpoint)
+    config = RecipeConfig(prefix_steps=0, code_steps=2, groups_per_step=1, k_cycle=(1,))
+    recipe = Recipe(
+        tiny_backbone, retriever, tiny_memory, config, tmp_path / "run", lambda *_: None, copy.deepcopy(start)
+    )
+    parts = recipe.run(write_questions(tmp_path / "qa.jsonl"))
+    assert parts is not None
+    assert torch.equal(parts.encoding_prefix, start.encoding_prefix)
+    assert torch.equal(parts.quantiser.steps, start.quantiser.steps)
+    moved = (parts.code.decoder.detach() - start.code.decoder).abs().max()
+    assert 0 < float(moved) < 1e-3
 
 
 def test_code_stage_restores_rows_as_a_stored_memory_does(

@@ -1,0 +1,101 @@
+"""Answers of a CMT in a running batch: queries join with what they read, tokens come out, rows leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cmt_core.continuous import ContinuousBatch, TokenEngine
+from cmt_core.model import CMT
+from cmt_core.query import Query, Started
+from cmt_core.reading import Reading
+
+__all__ = ["AnswerBatch"]
+
+
+class AnswerBatch:
+    """A running batch of questions to `cmt`, on its own engine or on a given one; not thread-safe."""
+
+    def __init__(self, cmt: CMT, engine: TokenEngine | None = None) -> None:
+        self._cmt = cmt
+        self._engine: TokenEngine = engine or ContinuousBatch(cmt.backbone)
+        self._stop_ids: dict[int, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def prompt_tokens(self, query: Query) -> int:
+        """Tokens that a query gives the LLM to read, texts included."""
+        return len(self._prompt(query)) + (len(self._cmt.token_ids(_text(query))) if query.mode == "rag" else 0)
+
+    def join(self, queries: Sequence[Query]) -> list[Started]:
+        """Reads the prompts of `queries` and gives their first tokens. Raises MemoryFormatError for a foreign memory."""
+        kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
+        started: dict[int, Started] = {}
+        for kind in dict.fromkeys(kinds):
+            members = [i for i, other in enumerate(kinds) if other == kind]
+            started.update(zip(members, self._join_alike([queries[i] for i in members]), strict=True))
+        return [started[i] for i in range(len(queries))]
+
+    def step(self) -> dict[int, int | None]:
+        """The next token of every row, None where its answer has ended (the row stays until it is told to leave)."""
+        return {row: self._unless_stop(row, token) for row, token in self._engine.step().items()}
+
+    def leave(self, row: int) -> None:
+        """Ends a row."""
+        self._stop_ids.pop(row, None)
+        self._engine.leave(row)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, as far as they go."""
+        text: str = self._cmt.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @torch.inference_mode()
+    def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
+        reading = self._read(queries)
+        prompts = [self._prompt(query) for query in queries]
+        weights = [self._weight(query) for query in queries]
+        plain = self._cmt.context_of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
+        joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
+        self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
+        return [
+            Started(
+                one.row,
+                reading.prompt_tokens(i, prompts[i]),
+                reading.weights(i, one.attention),
+                self._unless_stop(one.row, one.token),
+            )
+            for i, one in enumerate(joined)
+        ]
+
+    def _read(self, queries: Sequence[Query]) -> Reading:
+        match queries[0].mode:
+            case "rag":
+                return self._cmt.context_of_text([query.passages for query in queries])
+            case "closed":
+                return self._cmt.context_of_nothing(len(queries))
+            case _:
+                return self._cmt.context([query.question for query in queries], [query.memories for query in queries])
+
+    def _prompt(self, query: Query) -> list[int]:
+        if query.mode == "closed":
+            return self._cmt.closed_prompt(query.question, query.earlier, query.instructions)
+        before = self._cmt.token_ids(_text(query)) if query.mode == "hybrid" else []
+        return before + self._cmt.prompt(query.question, query.earlier)
+
+    def _weight(self, query: Query) -> float:
+        """The share of the memory's scores; the rest are those of the same prompt without a memory."""
+        if query.mode == "closed":
+            return 1.0
+        if query.memory_weight is not None:
+            return query.memory_weight
+        return self._cmt.config.decoding_weight if query.mode == "memory" else 1.0
+
+    def _unless_stop(self, row: int, token: int) -> int | None:
+        return None if token in self._stop_ids[row] else token
+
+
+def _text(query: Query) -> str:
+    return "\n\n".join(query.passages)

@@ -1,0 +1,58 @@
+"""Finding by meaning and by words together: cosine of the retrieval keys plus a share of BM25.
+
+A small sentence encoder misses names and numbers that stand word for word in a text; BM25 (Robertson and Zaragoza 2009) finds
+them. BM25 is divided by the question's best score, so that the two are of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+import Stemmer
+from numpy.typing import NDArray
+
+__all__ = ["HybridIndex"]
+
+LEXICAL_WEIGHT = 0.4  # chosen on squad_dev's whole bank: recall@1 61 dense, 77 BM25, 80 both; flat from 0.3 to 0.5
+
+
+class HybridIndex:
+    """Exact search over N texts with keys (N, d); small enough for memory, as in evaluation."""
+
+    def __init__(self, texts: Sequence[str], keys: NDArray[np.float16], lexical_weight: float = LEXICAL_WEIGHT) -> None:
+        self._keys = keys.astype(np.float32)
+        self._stemmer = Stemmer.Stemmer("english")
+        self._bm25 = bm25s.BM25(k1=1.2, b=0.75)
+        words = self._words(texts) if lexical_weight else []
+        self._weight = lexical_weight if any(words) else 0.0
+        if self._weight:
+            self._bm25.index(words, show_progress=False)
+
+    def scores(self, questions: Sequence[str], keys: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Scores (B, N) of all texts for questions with keys (B, d)."""
+        cosine: NDArray[np.float32] = keys.astype(np.float32) @ self._keys.T
+        if not self._weight:
+            return cosine
+        words = np.stack([self._words_score(words) for words in self._words(questions)])
+        best = np.maximum(words.max(axis=1, keepdims=True), 1e-6)
+        both: NDArray[np.float32] = cosine + np.float32(self._weight) * (words / best).astype(np.float32)
+        return both
+
+    def nearest(self, questions: Sequence[str], keys: NDArray[np.float16], k: int) -> list[list[int]]:
+        """The k best rows of every question, best first."""
+        order = np.argsort(-self.scores(questions, keys), axis=1, kind="stable")[:, :k]
+        return [[int(row) for row in rows] for rows in order]
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        words: list[list[str]] = bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return words
+
+    def _words_score(self, words: list[str]) -> NDArray[np.float32]:
+        if not words:  # a question of stop words
+            return np.zeros(len(self._keys), dtype=np.float32)
+        scores: NDArray[np.float32] = self._bm25.get_scores(words)
+        return scores

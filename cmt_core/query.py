@@ -1,0 +1,53 @@
+"""What is asked of the LLM in a running batch: plain values, importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["GREEDY", "Mode", "Query", "Sampling", "Started"]
+
+Mode = Literal["memory", "rag", "hybrid", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, else from the smallest set of probability `top_p`."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question with what it reads: packed memories (memory, hybrid), texts (rag, hybrid), or nothing (closed).
+
+    `earlier` are the conversation's questions with their answers. `memory_weight` w mixes next-token scores with those of the
+    same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
+    checkpoint was trained (memory) or 1 (rag, hybrid).
+    `instructions` replace the system message where there is one (closed).
+    """
+
+    question: str
+    mode: Mode = "memory"
+    memories: Sequence[bytes] = ()
+    passages: Sequence[str] = ()
+    earlier: tuple[tuple[str, str], ...] = ()
+    instructions: str = ""
+    sampling: Sampling = GREEDY
+    memory_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A query that joined: its row's number, tokens of its prompt, each memory's weight, and its first token (None: it ended)."""
+
+    row: int
+    prompt_tokens: int
+    weights: list[float]
+    token: int | None
