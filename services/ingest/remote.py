@@ -66,6 +66,8 @@ class RemoteCompress:
     def __call__(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk] | RecordError]:
         """The chunks of each (title, text), or why there are none. Raises WorkerLost when the actor dies meanwhile."""
         with self._lock:
+            if not self._workers:
+                raise WorkerLost("there is no compressor")
             now_s = time.monotonic()
             worker = min(self._workers, key=lambda one: (now_s - one.lost_s < _AVOID_S, one.calls))
             worker.calls += 1
