@@ -148,6 +148,7 @@ def _settings(folder: Path, name: str, **flags: Any) -> Settings:
         bank__min_free_bytes=0,
         ingest__batch_windows=512,
         ingest__batch_wait_s=0.1,
+        ingest__batches_at_once=6,
         ingest__batch_tokens=65_536,
         ingest__token_wait_s=0.0,
         ingest__commit_rows=4096,

@@ -47,7 +47,7 @@ class _ConsumerActor(Consumer):
             RemoteWrite(writer),
             RemoteEpoch(kafka, bootstrap, writer),
             metrics,
-            depth=2 + math.ceil(most / ingest.consumers),
+            depth=ingest.batches_at_once or 2 + math.ceil(most / ingest.consumers),
             retry_for_s=ingest.retry_for_s,
         )
         self._pusher = MetricsPusher(f"consumer-{uuid.uuid4().hex[:12]}", metrics)
