@@ -6,9 +6,10 @@ It is no LanceDB bank, so that a score depends on the method alone.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cmt_core.data.qa import QAExample
+from cmt_core.errors import ConfigError
 from cmt_core.hybrid import LEXICAL_WEIGHT, HybridIndex
 from cmt_core.model import CMT, Memory
 from cmt_core.windows import Window
@@ -49,6 +50,17 @@ class EvaluationBank:
         index = HybridIndex([window.reading for window in windows], model.document_keys(windows), lexical_weight)
         made: list[Memory | None] = [*model.compress(windows)] if compress else [None] * len(windows)
         return cls(model, doc_ids, windows, made, index)
+
+    def read_by(self, model: CMT) -> EvaluationBank:
+        """The same windows, found alike, with the memories that `model` reads: these, or its own where it is another checkpoint.
+
+        Raises ConfigError when the other checkpoint splits documents elsewhere.
+        """
+        if model.model_id == self.model.model_id:
+            return replace(self, model=model)
+        if model.config.window_tokens != self.model.config.window_tokens:
+            raise ConfigError("checkpoints with windows of different sizes can't share one bank")
+        return replace(self, model=model, memories=[*model.compress(self.windows)])
 
     def part(self, doc_ids: Container[str]) -> EvaluationBank:
         """The bank as it would be with these documents only."""

@@ -84,6 +84,7 @@ def forgetting(
 def _answers(name: str, model: CMT, bank: EvaluationBank, asked: Sequence[QAExample], k: int) -> tuple[float, float]:
     compared = system(name, model)
     found = bank.nearest([row.question for row in asked], k)
+    bank = bank.read_by(compared.model)
     answers: list[str] = []
     for start in range(0, len(asked), _BATCH):
         part = [row.question for row in asked[start : start + _BATCH]]

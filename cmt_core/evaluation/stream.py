@@ -58,13 +58,15 @@ def evaluate_stream(
     seed: int = 0,
     max_new_tokens: int = 24,
     lexical_weight: float = LEXICAL_WEIGHT,
+    single_context: CMT | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[StreamScores]:
     """Scores each system on `questions` seeded questions against a bank of all documents (or `documents` of them).
 
-    Raises ConfigError for a system that is not known or that the checkpoint can't be, before anything slow.
+    `single_context` is the paper's checkpoint for the system of that name. Raises ConfigError for a system that is not known or
+    that the checkpoint can't be, before anything slow.
     """
-    compared = [system(name, model) for name in systems]
+    compared = [system(name, model, single_context) for name in systems]
     rows = list(examples)
     texts = {row.doc_id: (row.title, row.text) for row in rows}
     rng = random.Random(seed)
@@ -89,6 +91,7 @@ def score_system(
     report: Callable[[str], None] = lambda line: None,
 ) -> StreamScores:
     """One system's scores on the questions `asked` of `bank`."""
+    bank = bank.read_by(compared.model)
     started = time.perf_counter()
     found = bank.nearest([row.question for row in asked], k)
     answers = _answers(compared, bank, asked, found, max_new_tokens)

@@ -20,9 +20,11 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Score a checkpoint.", invoke_without_command=True)
 
-Dataset = Annotated[str, typer.Option(help="Dataset inside data_dir, or a path.")]
+Dataset = Annotated[str, typer.Option(help="Dataset inside data_dir, a path, or hf:NAME:SPLIT.")]
 Questions = Annotated[int, typer.Option(min=1, help="Questions asked, the same ones everywhere.")]
-Systems = Annotated[str, typer.Option(help="Of select, stack, rag_prefix, rag_bare, closed; comma-separated.")]
+Systems = Annotated[
+    str, typer.Option(help="Of select, single_context, stack, rag_prefix, rag_bare, closed; comma-separated.")
+]
 K = Annotated[int, typer.Option("--k", min=1, help="Documents read per question.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice of documents and questions.")]
 Out = Annotated[Path, typer.Option(help="Folder for the table, the JSON and the plot.")]
@@ -62,12 +64,15 @@ def stream(
     lexical_weight: Annotated[
         float | None, typer.Option(min=0, help="Share of BM25 beside the cosine of the keys; 0 is the keys alone.")
     ] = None,
+    single_context: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the paper's parts, for the system single_context.")
+    ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """The stream protocol: compress every document, then ask all questions against the full bank."""
     settings = read_settings(config)
     examples = _examples(settings, dataset)
-    _stream(settings, examples, systems, questions, documents, k, seed, lexical_weight, as_json)
+    _stream(settings, examples, systems, questions, documents, k, seed, lexical_weight, as_json, single_context)
 
 
 @app.command("retention")
@@ -180,6 +185,7 @@ def _stream(
     seed: int,
     lexical_weight: float | None,
     as_json: Path | None,
+    single_context: Path | None = None,
 ) -> None:
     from cmt_core.evaluation.stream import evaluate_stream
     from cmt_core.hybrid import LEXICAL_WEIGHT
@@ -193,6 +199,7 @@ def _stream(
         k=k,
         seed=seed,
         lexical_weight=LEXICAL_WEIGHT if lexical_weight is None else lexical_weight,
+        single_context=_model(settings, single_context) if single_context else None,
         report=_say,
     )
     rows = [dataclasses.asdict(score) for score in scores]
@@ -220,16 +227,19 @@ def _written(
         typer.echo(str(path))
 
 
-def _model(settings: Settings) -> Any:
+def _model(settings: Settings, checkpoint: Path | None = None) -> Any:
     from services.models import load_cmt
 
+    if checkpoint is not None:
+        chosen = settings.model.model_copy(update={"checkpoint": str(checkpoint)})
+        settings = settings.model_copy(update={"model": chosen})
     return load_cmt(settings)
 
 
 def _examples(settings: Settings, dataset: str) -> list[QAExample]:
-    from cmt_core.data.qa import read_qa
+    from cmt_core.data.readers import read_examples
 
-    return list(read_qa(_path(settings, dataset)))
+    return list(read_examples(dataset if dataset.startswith("hf:") else _path(settings, dataset)))
 
 
 def _path(settings: Settings, name: str) -> Path:

@@ -102,7 +102,7 @@ def test_same_seed_asks_the_same_questions(tiny_cmt: CMT) -> None:
 def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_filled(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.stream import evaluate_stream
 
-    for name, reason in (("select", "no `select` aggregation"), ("nonsense", "known are select, stack")):
+    for name, reason in (("select", "needs a checkpoint with that"), ("nonsense", "known are select, single")):
         with pytest.raises(ConfigError, match=reason):
             evaluate_stream(tiny_cmt, iter([]), systems=(name,))
 
