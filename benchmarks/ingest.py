@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.bars import Report
 from benchmarks.ingest_model import measure_model, measure_peers
 from benchmarks.ingest_stream import measure_stream
+from services.threads import use_all_cores
 
 RESULT = Path(__file__).parent / "results" / "ingest.json"
 
@@ -24,6 +25,7 @@ def main() -> int:
     parts = set(sys.argv[1:]) or {"stream", "model", "peers"}
     records = int(os.environ.get("BENCH_RECORDS", "40000"))
     report = Report()
+    use_all_cores()  # as the compressor's process does, before torch is loaded
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "stream" in parts:

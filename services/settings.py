@@ -116,6 +116,11 @@ class IngestSettings(_Group):
     consumers: int = Field(1, ge=1, description="consumer actors")
     batch_windows: int = Field(32, ge=1, description="windows that a consumer sends to the compressor together at most")
     batch_wait_s: float = Field(0.25, ge=0, description="how long a batch may wait to fill")
+    batches_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="batches that a consumer has under way; empty means two more than its share of compressors",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=64,

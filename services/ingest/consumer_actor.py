@@ -37,7 +37,7 @@ class _ConsumerActor(Consumer):
                 return AssignedSource(kafka, bootstrap)
             return KafkaSource(kafka, bootstrap, on_revoked, member=name)
 
-        self._compressors = RemoteCompress([actor for one in compressors if (actor := actor_or_none(one)) is not None])
+        self._compressors = RemoteCompress(compressors)
         most = max(ingest.compressors, ingest.max_compressors or 0)
         super().__init__(
             settings,
@@ -47,15 +47,15 @@ class _ConsumerActor(Consumer):
             RemoteWrite(writer),
             RemoteEpoch(kafka, bootstrap, writer),
             metrics,
-            depth=2 + math.ceil(most / ingest.consumers),
+            depth=ingest.batches_at_once or 2 + math.ceil(most / ingest.consumers),
             retry_for_s=ingest.retry_for_s,
         )
         self._pusher = MetricsPusher(f"consumer-{uuid.uuid4().hex[:12]}", metrics)
         self.start()
 
-    def use_compressors(self, actors: Sequence[Any]) -> None:
-        """The compressor pool from now on."""
-        self._compressors.use(actors)
+    def use_compressors(self, names: Sequence[str]) -> None:
+        """The compressor pool from now on, by name."""
+        self._compressors.use(names)
 
     def stop(self, timeout_s: float) -> bool:
         """As the consumer's own, and sends the last metrics."""

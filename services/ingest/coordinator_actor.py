@@ -25,7 +25,7 @@ from services.settings import Settings
 from services.stream.topic_identity import topic_identity
 from services.stream.topics import topic_partitions
 
-__all__ = ["coordinator_actor"]
+__all__ = ["IngestCoordinator", "coordinator_actor"]
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
@@ -106,7 +106,7 @@ class _RemotePool:
                 self._ready[name] = actor
 
 
-class _CoordinatorActor:
+class IngestCoordinator:
     """The coordinator with its thread, in an actor that Ray starts again when it dies."""
 
     def __init__(
@@ -168,5 +168,5 @@ def coordinator_actor(
 ) -> Any:
     """The handle of a new coordinator actor, which Ray starts again when it dies; `compressors` are names."""
     options = {"name": coordinator_name(settings), "namespace": HUB_NAMESPACE, "num_cpus": 0}
-    actor = ray.remote(_CoordinatorActor).options(**options, max_restarts=-1, max_task_retries=-1, max_concurrency=4)
+    actor = ray.remote(IngestCoordinator).options(**options, max_restarts=-1, max_task_retries=-1, max_concurrency=4)
     return actor.remote(settings, bootstrap, list(compressors), model_factory)

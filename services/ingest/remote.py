@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from services.bank.schema import Chunk, CommitReport
 from services.errors import RecordError, ServiceError, WorkerLost
+from services.ingest.names import actor_or_none
 from services.ingest.ports import BankRecord
 from services.settings import KafkaSettings
 from services.stream.topic_identity import topic_identity
@@ -53,21 +54,25 @@ class RemoteCompress:
     An actor that died a moment ago comes last, so that a retry goes to another where there is one.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self._lock = threading.Lock()
-        self._workers = [_Worker(actor) for actor in actors]
+        self._workers: dict[str, _Worker] = {}
+        self.use(names)
 
-    def use(self, actors: Sequence[Any]) -> None:
-        """The pool from now on; calls that are under way elsewhere go on."""
+    def use(self, names: Iterable[str]) -> None:
+        """The pool from now on, by the actors' names; calls that are under way elsewhere go on."""
         with self._lock:
-            known = {worker.actor: worker for worker in self._workers}
-            self._workers = [known.get(actor) or _Worker(actor) for actor in actors]
+            known = self._workers
+            found = {name: known.get(name) or _Worker(actor_or_none(name)) for name in names}
+            self._workers = {name: worker for name, worker in found.items() if worker.actor is not None}
 
     def __call__(self, documents: Sequence[tuple[str, str]]) -> list[list[Chunk] | RecordError]:
         """The chunks of each (title, text), or why there are none. Raises WorkerLost when the actor dies meanwhile."""
         with self._lock:
+            if not self._workers:
+                raise WorkerLost("there is no compressor")
             now_s = time.monotonic()
-            worker = min(self._workers, key=lambda one: (now_s - one.lost_s < _AVOID_S, one.calls))
+            worker = min(self._workers.values(), key=lambda one: (now_s - one.lost_s < _AVOID_S, one.calls))
             worker.calls += 1
         try:
             chunks: list[list[Chunk] | RecordError] = result(worker.actor.compress.remote(list(documents)))

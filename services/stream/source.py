@@ -14,6 +14,7 @@ starts at the earliest record.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
@@ -81,20 +82,20 @@ class _Source:
     def pause(self) -> None:
         """Stops fetching from all partitions, those assigned later included; `poll` keeps the membership alive."""
         self._paused = True
-        self._consumer.pause(*self._consumer.assignment())
+        self._each(self._consumer.pause, self._consumer.assignment())
 
     def resume(self) -> None:
         """Fetches again where `pause` stopped; no record is lost or repeated."""
         self._paused = False
-        self._consumer.resume(*(tp for tp in self._consumer.paused() if tp.partition not in self._held))
+        self._each(self._consumer.resume, [tp for tp in self._consumer.paused() if tp.partition not in self._held])
 
     def hold(self, partitions: set[int]) -> None:
         """Stops fetching from these partitions, until a later call leaves them out; `resume` does not."""
         freed, self._held = self._held - partitions, set(partitions)
         mine = self.assigned()
-        self._consumer.pause(*self._parts(partitions & mine))
+        self._each(self._consumer.pause, self._parts(partitions & mine))
         if not self._paused:
-            self._consumer.resume(*self._parts(freed & mine))
+            self._each(self._consumer.resume, self._parts(freed & mine))
 
     def commit(self, offsets: Mapping[int, int]) -> bool:
         """Commits {partition: NEXT offset to read}; partitions that are no longer assigned here are left out.
@@ -171,8 +172,14 @@ class _Source:
         return self._committed[tp.partition]
 
     def _pause_new(self, partitions: Iterable[Any]) -> None:
-        still = [tp for tp in partitions if self._paused or tp.partition in self._held]
-        self._consumer.pause(*still)
+        self._each(self._consumer.pause, [tp for tp in partitions if self._paused or tp.partition in self._held])
+
+    @staticmethod
+    def _each(action: Callable[[Any], None], partitions: Iterable[Any]) -> None:
+        """A partition that the group takes away at this moment needs neither pause nor resume."""
+        for tp in list(partitions):
+            with contextlib.suppress(KafkaError):
+                action(tp)
 
     def _parts(self, partitions: Iterable[int]) -> list[Any]:
         return [TopicPartition(self._topic, partition) for partition in sorted(partitions)]
