@@ -79,6 +79,7 @@ def load_scheduler(
         top_k=serve_settings.top_k,
         min_score=serve_settings.min_score,
         max_prompt_tokens=serve_settings.max_prompt_tokens,
+        join_at_once=16 if serve_settings.gpus else 4,
     )
     scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)
     scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second

@@ -33,12 +33,16 @@ class Retired(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt."""
+    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt.
+
+    `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last.
+    """
 
     max_batch: int = 8
     top_k: int | None = None
     min_score: float = 0.0
     max_prompt_tokens: int = 4096
+    join_at_once: int = 4
 
 
 class Ticket:
@@ -204,8 +208,8 @@ class Scheduler:
 
     def _next_to_join(self) -> list[Ticket]:
         with self._changed:
-            tickets = list(self._ready)
-            self._ready.clear()
+            many = min(len(self._ready), self._options.join_at_once)
+            tickets = [self._ready.popleft() for _ in range(many)]
             self._joining = len(tickets)
         return [ticket for ticket in tickets if not self._is_over(ticket)]
 

@@ -178,6 +178,7 @@ def test_question_joins_while_another_is_written_and_a_short_one_leaves_first(st
     model.allow(2)
     wait_until(lambda: len(long.events) >= 3)
     scheduler.submit(Ask("Who opened the bridge?", max_new_tokens=2), late)
+    wait_until(lambda: len(scheduler._ready) == 1)  # looked up; the running batch waits for its next step
     model.allow(2)
     assert reply(late.end()).answer == "Mayor Lund"
     assert not any(isinstance(event, Reply) for event in long.events)
@@ -419,3 +420,17 @@ def test_ingest_rate_and_freshness_are_of_the_window_and_survive_a_restart() -> 
     assert numbers.update([ingest(2, 1)]).records_per_s == 0.0
     now[0] = 6.0
     assert numbers.update([ingest(4, 0)]).records_per_s == 1.0
+
+
+def test_prompts_are_read_a_few_at_a_time_and_the_first_words_do_not_wait_for_all(
+    start: Callable[..., Scheduler],
+) -> None:
+    model = SteppedModel(steps=0)
+    scheduler = start(model, max_batch=16, join_at_once=2)
+    boxes = [Inbox() for _ in range(6)]
+    for box in boxes:
+        scheduler.submit(Ask("Why was the ferry cancelled?"), box)
+    wait_until(lambda: len(model.sizes) == 1)
+    assert model.sizes[0] <= 2
+    model.allow()
+    assert {reply(box.end()).answer for box in boxes} == {FERRY}
