@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench-ingest check format train eval screenshot clean browser
+.PHONY: help demo test faults bench-ingest bench-query check format train eval screenshot clean browser
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ train: $(VENV)/.run  ## train the shipped checkpoint again (an hour or two on 2 
 
 eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 	@$(BIN)/cmt eval stream --documents 600 --questions 300
+
+bench-query: $(VENV)/.dev  ## the query service under load, against its bars (half an hour; squad_dev in CMT_DATA_DIR)
+	@$(BIN)/python -m benchmarks.query
 
 screenshot: $(VENV)/.dev browser  ## docs/page.png and the README's demo output, from a real run
 	@PAGE_SCREENSHOTS=docs $(BIN)/python -m pytest -q tests/integration/test_demo.py

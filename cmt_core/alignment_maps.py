@@ -17,23 +17,27 @@ __all__ = ["LinearMaps", "LowRankMaps"]
 
 
 class LowRankMaps(nn.Module):
-    """h_l = v + v A_l B_l + b_l for each layer l, with A (L, D, r), B (L, r, D) from zero, b (L, D)."""
+    """h_l = s_l (v + v A_l B_l) + b_l for each layer l, with A (L, D, r), B (L, r, D) from zero, s (L, 1), b (L, D)."""
 
     def __init__(self, shape: KVShape, width: int, rank: int) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.randn(shape.layers, width, rank) * width**-0.5)
         self.up = nn.Parameter(torch.zeros(shape.layers, rank, width))
+        self.scale = nn.Parameter(torch.ones(shape.layers, 1))
         self.bias = nn.Parameter(torch.zeros(shape.layers, width))
 
     def forward(self, backbone: Backbone, memory: Tensor) -> Tensor:
         """Rows x (..., X) in the LLM's type of memory vectors (..., D)."""
         low = torch.einsum("...d,ldr->...lr", memory.float(), self.down)
-        inputs = memory.float()[..., None, :] + torch.einsum("...lr,lrd->...ld", low, self.up) + self.bias
-        return backbone.project(inputs.to(backbone.dtype))
+        moved = memory.float()[..., None, :] + torch.einsum("...lr,lrd->...ld", low, self.up)
+        return backbone.project((self.scale * moved + self.bias).to(backbone.dtype))
 
     @torch.no_grad()
-    def start_from_rows(self, rows: Tensor) -> None:
-        """The LLM's own projections already give keys and values of a fit size: nothing to set."""
+    def start_from_inputs(self, inputs: Tensor) -> None:
+        """Starts at the mean and spread of real inputs (N, L, D): a vector of the last layer is no input of the first."""
+        mean = inputs.mean(dim=0)
+        self.bias.copy_(mean)
+        self.scale.copy_((inputs - mean).square().mean(dim=(0, 2)).sqrt()[:, None])
 
 
 class LinearMaps(nn.Module):

@@ -194,6 +194,20 @@ class Backbone:
         probabilities: Tensor = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
         return probabilities
 
+    def layer_inputs(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+        """What every layer gets (B, T, L, D) while documents ids, mask (B, T) are read behind prefix (p, X)."""
+        captured: list[Tensor] = []
+        handles = [
+            layer.input_layernorm.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
+            for layer in self.model.model.layers
+        ]
+        try:
+            self.read(ids, mask, prefix)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.stack(captured, dim=2)
+
     def project(self, hidden: Tensor) -> Tensor:
         """Keys before rotary and values (..., X) that every layer's own norm and projections make of its input (..., L, D)."""
         parts: list[Tensor] = []

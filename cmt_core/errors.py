@@ -5,6 +5,7 @@ CoreError
 ├── ModelSourceError     a model or wheel that can't be found, fetched or verified
 ├── UnsupportedModelError  an LLM family whose keys and values can't be read and written here
 ├── CheckpointError      a checkpoint that is damaged or belongs to another LLM
+├── MissingPackageError  an optional package that this needs is not installed
 ├── MemoryFormatError    a packed memory whose size or layout is not this checkpoint's
 └── DataError            a dataset row that can't be read; says file and line
 
@@ -21,6 +22,7 @@ __all__ = [
     "CoreError",
     "DataError",
     "MemoryFormatError",
+    "MissingPackageError",
     "ModelSourceError",
     "UnsupportedModelError",
     "one_line",
@@ -62,6 +64,10 @@ class CheckpointError(CoreError):
 
 class MemoryFormatError(CoreError):
     """A packed memory does not have this checkpoint's layout."""
+
+
+class MissingPackageError(CoreError):
+    """An optional package is needed and not installed; the text says how to get it."""
 
 
 class DataError(CoreError):

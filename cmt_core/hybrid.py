@@ -21,14 +21,20 @@ LEXICAL_WEIGHT = 0.4  # chosen on squad_dev's whole bank: recall@1 61 dense, 77 
 class HybridIndex:
     """Exact search over N texts with keys (N, d); small enough for memory, as in evaluation."""
 
-    def __init__(self, texts: Sequence[str], keys: NDArray[np.float16], lexical_weight: float = LEXICAL_WEIGHT) -> None:
-        self._keys = keys.astype(np.float32)
+    def __init__(
+        self, texts: Sequence[str], keys: NDArray[np.floating], lexical_weight: float = LEXICAL_WEIGHT
+    ) -> None:
+        self._texts, self._keys, self._asked_weight = texts, keys.astype(np.float32), lexical_weight
         self._stemmer = Stemmer.Stemmer("english")
         self._bm25 = bm25s.BM25(k1=1.2, b=0.75)
         words = self._words(texts) if lexical_weight else []
         self._weight = lexical_weight if any(words) else 0.0
         if self._weight:
             self._bm25.index(words, show_progress=False)
+
+    def part(self, rows: Sequence[int]) -> HybridIndex:
+        """The index of these rows only; BM25's statistics are theirs, too."""
+        return HybridIndex([self._texts[row] for row in rows], self._keys[list(rows)], self._asked_weight)
 
     def scores(self, questions: Sequence[str], keys: NDArray[np.float16]) -> NDArray[np.float32]:
         """Scores (B, N) of all texts for questions with keys (B, d)."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from cmt_core.reading import DecodedMemories, Reading
 from cmt_core.retriever import Retriever
 from cmt_core.soft_memory import SoftMemory
 from cmt_core.windows import Window, split_document
+
+if TYPE_CHECKING:
+    from cmt_core.answering import AnswerBatch
 
 __all__ = ["CMT", "Answer", "Memory"]
 
@@ -140,6 +143,12 @@ class CMT:
         """The LLM by itself, through its own chat template."""
         prompts = [self.closed_prompt(question) for question in questions]
         return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
+
+    def answer_batch(self) -> AnswerBatch:
+        """A running batch, for answers that join and leave while others are being written."""
+        from cmt_core.answering import AnswerBatch  # it stands on this module
+
+        return AnswerBatch(self)
 
     @torch.inference_mode()
     def answer_bare(

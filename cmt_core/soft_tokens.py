@@ -24,7 +24,6 @@ class SoftTokens(nn.Module):
         super().__init__()
         self.start = start
         self.queries = nn.Parameter(torch.randn(vectors, width) * width**-0.5)
-        self.start_norm = nn.RMSNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(CrossBlock(width) for _ in range(blocks))
         self.out_norm = nn.RMSNorm(width, eps=1e-6)
 
@@ -44,7 +43,7 @@ class SoftTokens(nn.Module):
         """The hidden states (B, m, D) of the most salient tokens; zeros where a document has fewer than m."""
         index, found = salient_tokens(salience, mask, len(self.queries))
         picked = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        picked = self.start_norm(picked) * found[..., None]
+        picked = F.rms_norm(picked, picked.shape[-1:], eps=1e-6) * found[..., None]
         return F.pad(picked, (0, 0, 0, len(self.queries) - picked.shape[1]))
 
 

@@ -5,7 +5,6 @@ Results go to stdout, progress and errors to stderr. An error is one line and an
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,9 +14,11 @@ import typer
 import yaml
 
 from cmt_core.errors import ConfigError, CoreError
-from services.commands import dlq, feed, ingest
-from services.commands.options import Bank, Config, RayAddress, progress, read_settings
+from services.commands import dlq, evaluation, feed, ingest, train
+from services.commands.options import Bank, Config, progress, read_settings
 from services.errors import ServiceError
+from services.query.commands import register
+from services.query.serve_commands import serve_app
 
 __all__ = ["app", "main"]
 
@@ -30,13 +31,13 @@ app = typer.Typer(
 )
 bank_app = typer.Typer(help="Look at the memory bank.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
-eval_app = typer.Typer(help="Score a checkpoint.", no_args_is_help=True)
 app.add_typer(feed.app, name="feed")
 app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
+app.command("train")(train.train)
 app.add_typer(bank_app, name="bank")
 app.add_typer(config_app, name="config")
-app.add_typer(eval_app, name="eval")
+app.add_typer(evaluation.app, name="eval")
 
 Port = Annotated[int | None, typer.Option(help="Port of the query service.")]
 
@@ -71,37 +72,6 @@ def demo(
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
 
 
-@app.command()
-def serve(config: Config = None, bank: Bank = None, port: Port = None, ray: RayAddress = None) -> None:
-    """Answer questions over HTTP from the latest bank, until Ctrl-C."""
-    settings = read_settings(config, bank__uri=bank, serve__port=port, ray__address=ray)
-    from services.query.run import run_serve
-
-    run_serve(settings, progress)
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    config: Config = None,
-    url: Annotated[str | None, typer.Option(help="The query service; default from the settings.")] = None,
-    model: Annotated[str, typer.Option(help="cmt, cmt-rag or cmt-closed.")] = "cmt",
-    top_k: Annotated[int | None, typer.Option(min=1, help="Memories to read.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole response.")] = False,
-) -> None:
-    """Ask the running query service one question."""
-    settings = read_settings(config)
-    from services.query.client import ask_service
-
-    reply = ask_service(url or f"http://{settings.serve.host}:{settings.serve.port}", settings, question, model, top_k)
-    if as_json:
-        typer.echo(json.dumps(reply, indent=2, ensure_ascii=False))
-        return
-    typer.echo(reply["choices"][0]["message"]["content"])
-    for source in reply.get("sources", []):
-        typer.echo(f"  {source['score']:.2f}  {source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())
-
-
 @bank_app.command("stats")
 def bank_stats(
     config: Config = None,
@@ -125,89 +95,8 @@ def config_show(
     typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
 
 
-@app.command()
-def train(
-    output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
-    config: Config = None,
-    run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
-    dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
-    start: Annotated[
-        str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
-    ] = None,
-    prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
-    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the code.")] = 320,
-    top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
-    aggregation: Annotated[
-        str, typer.Option(help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all.")
-    ] = "select",
-    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
-) -> None:
-    """Train a memory checkpoint for the frozen LLM: prefix, PCA, bits, code."""
-    settings = read_settings(config)
-    if not prefix_steps and start is None:
-        _fail("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory", 2)
-    from cmt_core.checkpoint import checkpoint_folder
-    from cmt_core.training.command import train_checkpoint
-    from cmt_core.training.recipe import RecipeConfig
-
-    recipe = RecipeConfig(prefix_steps=prefix_steps, code_steps=code_steps, seed=seed)
-    model = settings.model
-    done = train_checkpoint(
-        recipe,
-        settings.data_dir / dataset,
-        run,
-        output,
-        llm=model.llm,
-        retriever=model.retriever,
-        cache_dir=model.cache_dir,
-        device=model.device,
-        top_k=top_k,
-        aggregation=aggregation,
-        start=checkpoint_folder(start) if start else None,
-        report=lambda line: progress.print(line, highlight=False),
-    )
-    if not done:
-        _fail(f"stopped; the same command goes on from {run}", 130)
-
-
-@eval_app.command("stream")
-def eval_stream(
-    dataset: Annotated[str, typer.Option(help="Dataset inside data_dir, or a path.")] = "squad_dev.jsonl.gz",
-    config: Config = None,
-    questions: Annotated[int, typer.Option(min=1)] = 300,
-    documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
-    systems: Annotated[str, typer.Option(help="Of select, stack, rag_prefix, rag_bare, closed.")] = (
-        "select,rag_prefix,rag_bare,closed"
-    ),
-    k: Annotated[int, typer.Option(min=1, help="Documents read per question.")] = 2,
-    seed: Annotated[int, typer.Option()] = 0,
-    lexical_weight: Annotated[
-        float | None, typer.Option(min=0, help="Share of BM25 beside the cosine of the keys; 0 is the keys alone.")
-    ] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
-) -> None:
-    """The stream protocol: compress every document, then ask all questions against the full bank."""
-    from cmt_core.data.qa import read_qa
-    from cmt_core.evaluation.stream import evaluate_stream
-    from cmt_core.hybrid import LEXICAL_WEIGHT
-    from services.models import load_cmt
-
-    settings = read_settings(config)
-    scores = evaluate_stream(
-        load_cmt(settings),
-        read_qa(Path(dataset) if Path(dataset).exists() else settings.data_dir / dataset),
-        systems=[name.strip() for name in systems.split(",") if name.strip()],
-        questions=questions,
-        documents=documents,
-        k=k,
-        seed=seed,
-        lexical_weight=LEXICAL_WEIGHT if lexical_weight is None else lexical_weight,
-        report=lambda line: progress.print(line, highlight=False),
-    )
-    rows = [dataclasses.asdict(score) for score in scores]
-    if as_json is not None:
-        as_json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    typer.echo("\n".join(json.dumps(row) for row in rows))
+register(app, read_settings)
+app.add_typer(serve_app(read_settings, progress), name="serve")
 
 
 def _fail(line: str, code: int) -> None:

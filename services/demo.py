@@ -1,7 +1,7 @@
 """`cmt demo`: questions before the news, the news through Kafka, the same questions after it.
 
 1. fetch the models, start the broker, Ray, the query service and the ingest actors, all on an empty bank
-2. ask every sample question
+2. ask every sample question of the LLM alone: an empty memory would only say that it does not know
 3. play the sample feeds through Kafka at a visible pace, and wait until the last record is in the bank
 4. ask every question again, print the table and the two scores
 5. stay up until Ctrl-C, or end with the verdict as exit code
@@ -26,7 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cmt_core.evaluation.metrics import contains_answer
-from services.errors import ServiceError
 from services.feed.fetch import read_all
 from services.feed.play import play
 from services.ingest.pipeline import IngestHandle, start_ingest
@@ -34,6 +33,7 @@ from services.models import fetch_models
 from services.query import app
 from services.query.client import ask_service
 from services.runtime import interruptible, ray_session
+from services.sample_news import SAMPLE_NEWS, read_questions, sample_locations
 from services.settings import Settings
 from services.stream.broker import open_broker
 from services.stream.producer import DocumentProducer
@@ -41,7 +41,6 @@ from services.stream.topics import ensure_topics
 
 __all__ = ["Asked", "DemoReport", "run_demo"]
 
-_SAMPLE_NEWS = Path(__file__).parents[1] / "examples" / "news"
 _MIN_SHARE_AFTER = 0.40
 _MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
@@ -88,8 +87,8 @@ class DemoReport:
 
 def run_demo(settings: Settings, *, news: Path | None, rate_per_s: float, once: bool, report: Path | None) -> int:
     """Runs the demo; the exit code is 0 when it passed (and, without `once`, when Ctrl-C ended it afterwards)."""
-    folder = news or _SAMPLE_NEWS
-    questions = _questions(folder)
+    folder = news or SAMPLE_NEWS
+    questions = read_questions(folder)
     app.refuse_taken_port(settings.serve.host, settings.serve.port)  # before anything slow
     with ExitStack() as stack:
         wait = stack.enter_context(interruptible())
@@ -133,20 +132,16 @@ def _before_and_after(
 ) -> DemoReport:
     seconds: dict[str, float] = {}
     with _timed(seconds, "ask_before"):
-        before = _ask_all(url, settings, questions, "asking before the news")
+        before = _ask_all(url, settings, questions, "cmt-closed", "asking the LLM alone")
     with _timed(seconds, "news"):
         _play(settings, ingest, producer, folder, rate_per_s)
     with _timed(seconds, "ask_after"):
-        after = _ask_all(url, settings, questions, "asking after the news")
+        after = _ask_all(url, settings, questions, "cmt", "asking after the news")
     return DemoReport([_row(*asked) for asked in zip(questions, before, after, strict=True)], seconds)
 
 
 def _play(settings: Settings, ingest: IngestHandle, producer: DocumentProducer, folder: Path, rate: float) -> None:
-    """Feeds in the order of their names, then updates, then deletions: the order in which they happened."""
-    feeds = sorted(
-        [*folder.glob("*.xml"), *folder.glob("*.feed.json")], key=lambda path: ("updates" in path.name, path.name)
-    )
-    locations = [str(path) for path in [*feeds, *sorted(folder.glob("deletions*.jsonl"))]]
+    locations = sample_locations(folder)
     items = list(read_all(locations, settings.feed))
     with _bar() as bar:
         task = bar.add_task("news through Kafka", total=len(items))
@@ -156,12 +151,14 @@ def _play(settings: Settings, ingest: IngestHandle, producer: DocumentProducer, 
         time.sleep(settings.serve.read_staleness_s)
 
 
-def _ask_all(url: str, settings: Settings, questions: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+def _ask_all(
+    url: str, settings: Settings, questions: Sequence[dict[str, Any]], model: str, label: str
+) -> list[dict[str, Any]]:
     with _bar() as bar, ThreadPoolExecutor(_CONCURRENCY) as pool:
         task = bar.add_task(label, total=len(questions))
 
         def ask(question: dict[str, Any]) -> dict[str, Any]:
-            reply = ask_service(url, settings, question["question"], "cmt")
+            reply = ask_service(url, settings, question["question"], model)
             bar.advance(task)
             return reply
 
@@ -229,17 +226,6 @@ def _write(path: Path, outcome: DemoReport) -> None:
         json.dumps({**figures, "rows": [asdict(row) for row in outcome.rows]}, indent=2, ensure_ascii=False) + "\n",
         encoding="utf-8",
     )
-
-
-def _questions(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "questions.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not rows or not all(row["question"] and row["answers"] for row in rows):
-            raise ValueError("no questions")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ServiceError(f"sample questions {path} can't be read: {error}") from None
-    return rows
 
 
 @contextmanager

@@ -6,36 +6,26 @@ padded with zeros.
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cmt_core.query import Query, Started
 from cmt_core.windows import Window, split_document
 from services.settings import Settings
 
-__all__ = ["LexicalAnswer", "LexicalMemory", "LexicalModel", "load_lexical"]
+__all__ = ["LexicalBatch", "LexicalMemory", "LexicalModel", "load_lexical"]
 
 _LENGTH = struct.Struct("<H")
 _COMMON = frozenset(
     re.findall(r"\w+", "a an and are at by did do does for from how in is it of on the to was were what when who")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LexicalAnswer:
-    """An answer of the lexical model; tokens are words."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: Literal["stop", "length"] = "stop"
-    weights: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +73,14 @@ class LexicalModel:
         unit: npt.NDArray[np.float32] = keys / np.maximum(lengths, 1e-6)
         return unit
 
-    def answer(
-        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], *, max_new_tokens: int
-    ) -> list[LexicalAnswer]:
-        """Reads the packed texts; a memory of the wrong size is a ValueError."""
-        texts = [[self._unpack(memory) for memory in own] for own in memories]
-        return [_quote(q, own, max_new_tokens, 0) for q, own in zip(questions, texts, strict=True)]
+    def answer_batch(self) -> LexicalBatch:
+        """A running batch that writes one word a step."""
+        return LexicalBatch(self)
 
-    def answer_rag(
-        self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
-    ) -> list[LexicalAnswer]:
-        """Reads the passages, whose words count as prompt tokens."""
-        sizes = [sum(len(text.split()) for text in own) for own in passages]
-        return [_quote(q, own, max_new_tokens, n) for q, own, n in zip(questions, passages, sizes, strict=True)]
-
-    def answer_closed(self, questions: Sequence[str], *, max_new_tokens: int) -> list[LexicalAnswer]:
-        """It knows nothing by itself, and says so."""
-        return [_quote(question, [], max_new_tokens, 0) for question in questions]
+    def read(self, query: Query) -> list[str]:
+        """The texts that a query gives to read; a memory of the wrong size is a ValueError."""
+        texts = [self._unpack(memory) for memory in query.memories] if query.mode in ("memory", "hybrid") else []
+        return [*texts, *query.passages] if query.mode in ("rag", "hybrid") else texts
 
     def _unpack(self, memory: bytes) -> str:
         if len(memory) != self.memory_bytes:
@@ -117,16 +98,71 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - _COMMON
 
 
-def _quote(question: str, texts: Sequence[str], limit: int, extra_tokens: int) -> LexicalAnswer:
+@dataclass(slots=True)
+class _Row:
+    """Words still to be written; `drawn` shuffles them instead, by the query's seed."""
+
+    words: list[str]
+    drawn: random.Random | None
+
+    def next(self) -> str | None:
+        if not self.words:
+            return None
+        return self.words.pop(self.drawn.randrange(len(self.words)) if self.drawn else 0)
+
+
+class LexicalBatch:
+    """Queries in progress; a token is a word, numbered as it first comes up."""
+
+    def __init__(self, model: LexicalModel) -> None:
+        self._model = model
+        self._rows: dict[int, _Row] = {}
+        self._numbers: dict[str, int] = {}
+        self._next_row = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def prompt_tokens(self, query: Query) -> int:
+        """Words of the question, of the conversation before it, and of texts to read."""
+        turns = [text for turn in query.earlier for text in turn]
+        return sum(len(text.split()) for text in [query.question, *turns, *query.passages])
+
+    def join(self, queries: Sequence[Query]) -> list[Started]:
+        """Reads what the queries give and writes each one's first word."""
+        read = [self._model.read(query) for query in queries]
+        return [self._start(query, texts) for query, texts in zip(queries, read, strict=True)]
+
+    def step(self) -> dict[int, int | None]:
+        """The next word of every row, None at its end."""
+        return {number: self._number(row.next()) for number, row in self._rows.items()}
+
+    def leave(self, row: int) -> None:
+        """Ends a row."""
+        del self._rows[row]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The words with spaces between them."""
+        words = list(self._numbers)
+        return " ".join(words[number] for number in ids)
+
+    def _start(self, query: Query, texts: Sequence[str]) -> Started:
+        sampling = query.sampling
+        row = _Row(_quote(query.question, texts), random.Random(sampling.seed) if sampling.temperature > 0 else None)
+        number, self._next_row = self._next_row, self._next_row + 1
+        self._rows[number] = row
+        wanted = _words(query.question)
+        shares = [0.01 + len(wanted & _words(text)) for text in texts[: len(query.memories) or len(texts)]]
+        weights = [share / sum(shares) for share in shares]
+        return Started(number, self.prompt_tokens(query), weights, self._number(row.next()))
+
+    def _number(self, word: str | None) -> int | None:
+        return None if word is None else self._numbers.setdefault(word, len(self._numbers))
+
+
+def _quote(question: str, texts: Sequence[str]) -> list[str]:
+    """The words of the sentence that shares most words with the question."""
     wanted = _words(question)
     scored = [(len(wanted & _words(s)), s) for text in texts for s in re.split(r"(?<=[.!?])\s+", text) if s]
     best = max(scored, key=lambda pair: pair[0], default=(0, ""))
-    words = (best[1] if best[0] else "I do not know.").split()
-    shares = [0.01 + len(wanted & _words(text)) for text in texts]
-    return LexicalAnswer(
-        text=" ".join(words[:limit]),
-        prompt_tokens=len(question.split()) + extra_tokens,
-        completion_tokens=min(len(words), limit),
-        finish_reason="length" if len(words) > limit else "stop",
-        weights=[share / sum(shares) for share in shares],
-    )
+    return (best[1] if best[0] else "I do not know.").split()

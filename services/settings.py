@@ -9,17 +9,19 @@ Times are seconds (`_s`), sizes bytes (`_bytes`).
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from services.errors import SettingsError
 
 __all__ = [
     "BankSettings",
+    "ClientSettings",
     "FeedSettings",
     "IngestSettings",
     "KafkaSettings",
@@ -148,11 +150,34 @@ class ServeSettings(_Group):
     top_k: int | None = Field(
         None, ge=1, le=64, description="memories read per question; empty means the checkpoint's own"
     )
-    max_batch: int = Field(8, ge=1, description="questions generated together")
-    batch_wait_s: float = Field(0.02, ge=0)
+    min_score: float = Field(0.3, ge=-1, le=1, description="least cosine of a relevant memory; below it: I don't know")
+    max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
-    read_staleness_s: float = Field(0.5, ge=0, description="how old the view of the bank may be")
-    api_key: SecretStr | None = Field(None, description="when set, /v1 asks for `Authorization: Bearer KEY`")
+    deadline_s: float = Field(120.0, gt=0, description="longest time for an answer; a request may ask for less")
+    max_prompt_tokens: int = Field(2048, ge=1, description="longest prompt with the texts that are read in it")
+    max_body_bytes: int = Field(256 * 1024, ge=1024, description="larger requests get HTTP 413")
+    read_staleness_s: float = Field(0.0, ge=0, description="how old the view of the bank may be; 0 looks every time")
+    api_keys: dict[str, str] = Field(
+        default_factory=dict, description="name: sha256 of its key (`cmt key NAME` makes one); none: loopback only"
+    )
+    allow_anonymous: bool = Field(False, description="serve beyond loopback without API keys")
+    rate_per_minute: float = Field(600.0, gt=0, description="questions a minute and API key; more get HTTP 429")
+    cors_origins: list[str] = Field(default_factory=list, description="origins whose pages may call the API")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_hashes(cls, keys: dict[str, str]) -> dict[str, str]:
+        for name, value in keys.items():
+            if not re.fullmatch(r"[0-9a-f]{64}", value):
+                raise ValueError(f"key {name!r} is no sha256 in hex; `cmt key {name}` makes one")
+        return keys
+
+
+class ClientSettings(_Group):
+    """How `cmt ask` and `cmt chat` reach a query service."""
+
+    url: str | None = Field(None, description="address of the query service; empty means serve.host and serve.port")
+    api_key: SecretStr | None = Field(None, description="sent as `Authorization: Bearer KEY`")
 
 
 class FeedSettings(_Group):
@@ -190,6 +215,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     ingest: IngestSettings = IngestSettings()
     serve: ServeSettings = ServeSettings()
+    client: ClientSettings = ClientSettings()
     feed: FeedSettings = FeedSettings()
     data_dir: Path = Field(Path("./data"), description="folder with local datasets for training and evaluation")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"

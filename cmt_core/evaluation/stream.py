@@ -77,12 +77,11 @@ def evaluate_stream(
     report(
         f"{len(bank.windows)} windows of {len(chosen)} documents compressed in {time.perf_counter() - started:.0f} s"
     )
-    return [score_system(one, model, bank, asked, k, max_new_tokens, report) for one in compared]
+    return [score_system(one, bank, asked, k, max_new_tokens, report) for one in compared]
 
 
 def score_system(
     compared: System,
-    model: CMT,
     bank: EvaluationBank,
     asked: Sequence[QAExample],
     k: int,
@@ -91,7 +90,7 @@ def score_system(
 ) -> StreamScores:
     """One system's scores on the questions `asked` of `bank`."""
     started = time.perf_counter()
-    found = bank.nearest(model, [row.question for row in asked], k)
+    found = bank.nearest([row.question for row in asked], k)
     answers = _answers(compared, bank, asked, found, max_new_tokens)
     seconds = time.perf_counter() - started
     oracle = None
@@ -99,7 +98,7 @@ def score_system(
         own = [[bank.own_window(row)] for row in asked]
         oracle = _answers(compared, bank, asked, own, max_new_tokens)
     hits = [[bank.doc_ids[row] == example.doc_id for row in rows] for rows, example in zip(found, asked, strict=True)]
-    stored = compared.reads == "memory"
+    stored = bank.made if compared.reads == "memory" else []
     scores = StreamScores(
         system=compared.name,
         k=0 if compared.reads == "nothing" else k,
@@ -112,14 +111,20 @@ def score_system(
         oracle_f1=None if oracle is None else _mean(f1, oracle, asked),
         recall_at_1=round(100 * sum(row[0] for row in hits) / len(hits), 2),
         recall_at_k=round(100 * sum(any(row) for row in hits) / len(hits), 2),
-        vectors_per_document=round(sum(m.n_tokens for m in bank.memories) / bank.documents, 1) if stored else 0.0,
-        bytes_per_document=round(sum(len(m.code) for m in bank.memories) / bank.documents, 1) if stored else 0.0,
+        vectors_per_document=_per_document(bank, [memory.n_tokens for memory in stored]),
+        bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
         prompt_tokens=sorted(answer.prompt_tokens for answer in answers)[len(answers) // 2],
         seconds=round(seconds, 1),
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")
     return scores
+
+
+def _per_document(bank: EvaluationBank, of_windows: Sequence[int]) -> float:
+    """Mean per document of a figure of the windows that were compressed."""
+    per_window = sum(of_windows) / max(1, len(of_windows))
+    return round(per_window * len(bank.windows) / bank.documents, 1)
 
 
 def _answers(

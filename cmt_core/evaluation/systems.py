@@ -52,7 +52,7 @@ def system(name: str, model: CMT) -> System:
 
 def _memory(model: CMT) -> Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[int]], int], list[Answer]]:
     def answer(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
-        return model.answer(asked, [[bank.memories[r].code for r in row] for row in rows], max_new_tokens=limit)
+        return model.answer(asked, bank.codes(rows), max_new_tokens=limit)
 
     return answer
 

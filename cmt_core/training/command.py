@@ -1,4 +1,4 @@
-"""What `cmt train` does: load the LLM, run the recipe, write the checkpoint folder."""
+"""What `cmt train` does: load the LLM, run the recipe, write the checkpoint folder and a plot of the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,10 +14,12 @@ from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
-from cmt_core.errors import CheckpointError
+from cmt_core.errors import CheckpointError, MissingPackageError
 from cmt_core.model_source import resolve_model
 from cmt_core.retriever import Retriever
-from cmt_core.training.recipe import Recipe, RecipeConfig
+from cmt_core.training.distributed import first_process_first, rank
+from cmt_core.training.plot import plot_run
+from cmt_core.training.recipe import Recipe, RecipeConfig, Report, TrainedParts
 
 __all__ = ["train_checkpoint"]
 
@@ -33,24 +36,31 @@ def train_checkpoint(
     device: str = "auto",
     top_k: int = 1,
     aggregation: str = "select",
+    memory: dict[str, Any] | None = None,
+    texts: Path | None = None,
     start: Path | None = None,
     report: Callable[[str], None] = print,
+    on_step: Report | None = None,
 ) -> bool:
     """Trains and writes the checkpoint to `output`; false when it was stopped and can go on from `run`.
 
-    `start` is the folder of a checkpoint to train further. Raises DataError, ModelSourceError, UnsupportedModelError, or
-    CheckpointError when `start` can't be read or belongs to another LLM.
+    `memory` are fields of MemoryConfig other than its defaults (the start's), `texts` plain text for `text_steps`, `start` the
+    folder of a checkpoint to train further; `on_step` replaces the lines that `report` gets at each step. Where
+    torch.distributed is set up, all processes train together and the first one writes. Raises DataError, ConfigError,
+    ModelSourceError, UnsupportedModelError, or CheckpointError when `start` can't be read or belongs to another LLM.
     """
     cache = cache_dir.expanduser()
     target = pick_device(device)
-    backbone = Backbone.load(resolve_model(llm, cache, report), target)
+    with first_process_first():
+        llm_folder, retriever_folder = resolve_model(llm, cache, report), resolve_model(retriever, cache, report)
+    backbone = Backbone.load(llm_folder, target)
     before = backbone.fingerprint()
     first = _start(start, backbone) if start else None
-    memory = dataclasses.replace(first.config if first else MemoryConfig(), top_k=top_k, aggregation=aggregation)
-    encoder = Retriever(resolve_model(retriever, cache, report), target)
+    chosen = _memory(first, backbone, {"top_k": top_k, "aggregation": aggregation} | (memory or {}))
     started = time.monotonic()
-    recipe = Recipe(backbone, encoder, memory, config, run, _progress(report, started), first)
-    parts = recipe.run(qa_file)
+    step = on_step or _progress(report, started)
+    recipe = Recipe(backbone, Retriever(retriever_folder, target), chosen, config, run, step, first)
+    parts = recipe.run(qa_file, texts)
     if parts is None:
         return False
     if backbone.fingerprint() != before:
@@ -60,22 +70,47 @@ def train_checkpoint(
         "before": first.training if first else None,
         "llm": llm,
         "retriever": retriever,
-        "sources": {name: source.licence for name, source in OPEN_SOURCES.items()},
+        "sources": {name: source.licence for name, source in OPEN_SOURCES.items()}
+        if config.sources == "open"
+        else {qa_file.name: "as its file says"},
     }
-    checkpoint = Checkpoint(
+    if rank() == 0:
+        _checkpoint(chosen, backbone, parts, training).save(output)
+        report(f"checkpoint written to {output}")
+        _plot(run, report)
+    return True
+
+
+def _memory(start: Checkpoint | None, backbone: Backbone, values: dict[str, Any]) -> MemoryConfig:
+    """The start's configuration (or the default) with `values`; soft tokens have the LLM's width."""
+    base = start.config if start else MemoryConfig()
+    if values.get("method", base.method) == "soft_tokens":
+        values = {"memory_width": backbone.width} | values
+    return dataclasses.replace(base, **values)
+
+
+def _checkpoint(memory: MemoryConfig, backbone: Backbone, parts: TrainedParts, training: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
         memory,
         backbone.shape,
         backbone.fingerprint(torch.bfloat16),
         parts.encoding_prefix.cpu(),
         parts.reading_prefix.cpu(),
-        parts.code.cpu(),
-        parts.quantiser.to(torch.device("cpu")),
+        parts.code.cpu() if parts.code else None,
+        parts.quantiser.to(torch.device("cpu")) if parts.quantiser else None,
         training,
         parts.select.cpu() if parts.select else None,
+        parts.soft.cpu() if parts.soft else None,
     )
-    checkpoint.save(output)
-    report(f"checkpoint written to {output}")
-    return True
+
+
+def _plot(run: Path, report: Callable[[str], None]) -> None:
+    try:
+        plot_run(run, run / "losses.png")
+    except MissingPackageError as error:
+        report(str(error))
+    else:
+        report(f"losses drawn in {run / 'losses.png'}")
 
 
 def _start(folder: Path, backbone: Backbone) -> Checkpoint:

@@ -1,12 +1,13 @@
-"""The `kv_code` recipe from data to checkpoint: prefix on text, PCA, bits, then the code; `cmt train` runs it.
+"""A recipe from data to checkpoint: prefix on text, then (plain text and) questions for the memory; `cmt train` runs it.
 
-Everything slow is kept in the run's folder, so that a stopped run goes on where it was.
+The memory is `kv_code` (PCA, bits, then the code) or `soft_tokens` with its parts, as the configuration says. Everything slow
+is kept in the run's folder, so that a stopped run goes on where it was.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,52 +18,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.aggregation import Select
+from cmt_core.alignment_maps import LowRankMaps
 from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
-from cmt_core.data.qa import by_document, read_qa
-from cmt_core.data.training_mix import OPEN_SOURCES, choose_documents
-from cmt_core.errors import ConfigError
+from cmt_core.data.plain_text import read_texts
+from cmt_core.data.qa import QuestionedDocument, by_document
+from cmt_core.data.readers import read_examples
+from cmt_core.data.training_mix import OPEN_SOURCES, Source, choose_documents
+from cmt_core.errors import ConfigError, DataError
 from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
 from cmt_core.retriever import Retriever
-from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, training_windows
+from cmt_core.soft_memory import SoftMemory
+from cmt_core.training.batches import TrainingWindow, cluster_order, collate, training_windows
+from cmt_core.training.distributed import first_process_first, rank
+from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
+from cmt_core.training.recipe_config import RecipeConfig, Report
+from cmt_core.training.soft_stage import SoftStage
 from cmt_core.training.stages import CodeStage, PrefixStage
+from cmt_core.training.text_windows import text_windows
 
-__all__ = ["Recipe", "RecipeConfig", "TrainedParts"]
+__all__ = ["Recipe", "RecipeConfig", "Report", "TrainedParts"]
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeConfig:
-    """Sizes of a training run. A step reads `groups_per_step` groups of `group_windows` neighbouring windows."""
-
-    prefix_steps: int = 160
-    prefix_lr: float = 2e-3
-    prefix_windows: int = 8
-    code_steps: int = 500
-    code_prefix_lr: float = 5e-4
-    code_lr: float = 2e-5
-    group_windows: int = 4
-    groups_per_step: int = 3
-    k_cycle: tuple[int, ...] = (1, 4, 2, 4)
-    gold_first: float = 0.7
-    pca_windows: int = 128
-    seed: int = 0
+_INPUT_WINDOWS = 16  # of the layers' inputs only mean and spread are wanted, and a token has L * D of them
+Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an optimiser writes into its groups
 
 
 @dataclass(slots=True)
 class TrainedParts:
-    """What a checkpoint is made of."""
+    """What a checkpoint is made of: a code with its quantiser (and ψ), or soft tokens' parts."""
 
     encoding_prefix: Tensor
     reading_prefix: Tensor
-    code: KVCode
-    quantiser: Quantiser
-    select: Select | None
+    code: KVCode | None = None
+    quantiser: Quantiser | None = None
+    select: Select | None = None
+    soft: SoftMemory | None = None
 
 
 class Recipe:
@@ -70,7 +64,7 @@ class Recipe:
 
     `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
     behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
-    encoding prefix stays as it was.
+    encoding prefix stays as it was. A start of another method gives its encoding prefix alone.
     """
 
     def __init__(
@@ -87,60 +81,107 @@ class Recipe:
         self.start = start
         self.memory, self.config = memory, config
         self.folder, self.report = folder, report
+        self.held_out: list[TrainingWindow] = []
+        self.texts: list[TrainingWindow] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, qa_file: Path) -> TrainedParts | None:
-        """Trains on the open sources of `qa_file`; None when stopped early (run it again to go on)."""
+    def run(self, qa_file: Path, texts: Path | None = None) -> TrainedParts | None:
+        """Trains on the open sources of `qa_file`, and first on plain `texts`; None when stopped early (run it to go on)."""
         torch.manual_seed(self.config.seed)
-        windows = self._windows(qa_file)
+        windows = self._windows(qa_file, texts)
         prefix = self._prefix_stage(windows)
-        return None if prefix is None else self._code_stage(windows, prefix)
+        if prefix is None:
+            return None
+        if self.memory.method == "soft_tokens":
+            return self._soft_stage(windows, prefix)
+        return self._code_stage(windows, prefix)
 
-    def _windows(self, qa_file: Path) -> list[TrainingWindow]:
-        documents = choose_documents(by_document(read_qa(qa_file)), OPEN_SOURCES, self.config.seed)
-        tokenizer = self.backbone.tokenizer
+    def _windows(self, qa_file: Path, texts: Path | None) -> list[TrainingWindow]:
+        if self.config.text_steps and texts is None:
+            raise ConfigError("text_steps need plain texts to train on")
+        documents = self._documents(qa_file)
+        tokenizer, size = self.backbone.tokenizer, self.memory.window_tokens
 
         def encode(text: str) -> list[int]:
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
             return ids
 
-        return training_windows(documents, encode, tokenizer.eos_token_id, self.memory.window_tokens)
+        kept = min(self.config.held_out_documents, len(documents) // 4) if self.config.evaluate_every_steps else 0
+        self.held_out = training_windows(documents[:kept], encode, self._pad_id, size)
+        if texts is not None and self.config.text_steps:
+            self.texts = text_windows(read_texts(texts), encode, self._pad_id, size)
+            if not self.texts:
+                raise DataError(f"{texts} holds no text")
+        return training_windows(documents[kept:], encode, self._pad_id, size)
+
+    def _documents(self, qa_file: Path) -> list[QuestionedDocument]:
+        found = by_document(read_examples(qa_file))
+        sources = OPEN_SOURCES
+        if self.config.sources == "all":
+            sources = {document.source: Source("as its file says") for document in found}
+        chosen = choose_documents(found, sources, self.config.seed)
+        if not chosen:
+            raise DataError(f"{qa_file} has no documents of the sources known here; --set sources=all takes any")
+        return chosen
 
     def _prefix_stage(self, windows: list[TrainingWindow]) -> Tensor | None:
-        config = self.config
+        config, device = self.config, self.backbone.device
         first = self.start.encoding_prefix if self.start else self._instruction_rows()
-        stage = PrefixStage(self.backbone, first.to(self.backbone.device), self.memory.window_tokens)
-        size = config.prefix_windows
-        order = _shuffled(len(windows), config.seed)
-
-        def batch_of(step: int, rng: random.Random) -> Batch:
-            rows = [order[(step * size + i) % len(order)] for i in range(size)]
-            return collate([[windows[row]] for row in rows], 1, self._pad_id, rng).to(self.backbone.device)
-
-        loop = LoopConfig(config.prefix_steps, seed=config.seed)
-        groups = stage.parameter_groups(config.prefix_lr)
-        done = run_stage(stage, groups, batch_of, loop, self.folder / "prefix", self._reporter("prefix", loop.steps))
+        stage = PrefixStage(self.backbone, first.to(device), self.memory.window_tokens)
+        feed = WindowFeed(windows, config.prefix_windows, config.seed, self._pad_id, device)
+        done = self._loop("prefix", stage, lambda: stage.parameter_groups(config.prefix_lr), feed, config.prefix_steps)
         return stage.prefix.detach() if done else None
 
     def _code_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
-        config = self.config
+        config, memory = self.config, self.memory
         code, quantiser, reading = self._start_code(windows, prefix)
         select = self._start_select()
-        stage = CodeStage(self.backbone, code, quantiser, prefix, self.memory.window_tokens, reading, select)
-        clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
-        size = config.groups_per_step
-
-        def batch_of(step: int, rng: random.Random) -> Batch:
-            chosen = [clusters[(step * size + i) % len(clusters)] for i in range(size)]
-            k = config.k_cycle[step % len(config.k_cycle)]
-            first = None if select is None else config.gold_first
-            batch = collate([[windows[row] for row in group] for group in chosen], k, self._pad_id, rng, first)
-            return batch.to(self.backbone.device)
-
-        loop = LoopConfig(config.code_steps, seed=config.seed)
-        groups = stage.parameter_groups(config.code_prefix_lr, config.code_lr)
-        done = run_stage(stage, groups, batch_of, loop, self.folder / "code", self._reporter("code", loop.steps))
+        weight = memory.decoding_weight
+        stage = CodeStage(self.backbone, code, quantiser, prefix, memory.window_tokens, reading, select, weight)
+        done = self._train_memory(
+            "code", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.code_lr), windows
+        )
         return TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser, select) if done else None
+
+    def _soft_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
+        config = self.config
+        soft = self._start_soft(windows, prefix)
+        kept = self.start if self.start and self.start.soft and not config.prefix_steps else None
+        reading = kept.reading_prefix if kept else prefix
+        stage = SoftStage(self.backbone, soft, prefix, reading.to(self.backbone.device))
+        done = self._train_memory(
+            "soft", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.soft_lr), windows
+        )
+        return TrainedParts(prefix, stage.reading_prefix.detach(), soft=soft) if done else None
+
+    def _train_memory(self, name: str, stage: Any, groups: Groups, windows: list[TrainingWindow]) -> bool:
+        """Plain text where there is some, then questions with distractors; true when it got to the end."""
+        config, device = self.config, self.backbone.device
+        single, first = self.memory.method == "soft_tokens", None
+        if single or self.memory.aggregation == "select":
+            first = config.gold_first
+        if self.texts:
+            feed = WindowFeed(self.texts, config.prefix_windows, config.seed, self._pad_id, device, single)
+            if not self._loop("text", stage, groups, feed, config.text_steps, single):
+                return False
+        clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
+        questions = ClusterFeed(
+            windows, clusters, config.groups_per_step, config.k_cycle, first, self._pad_id, device, single
+        )
+        return self._loop(name, stage, groups, questions, config.code_steps, single)
+
+    def _loop(self, name: str, stage: Any, groups: Groups, feed: Feed, steps: int, single: bool = False) -> bool:
+        config = self.config
+        loop = LoopConfig(
+            steps, seed=config.seed, accumulate=config.accumulate, evaluate_every_steps=config.evaluate_every_steps
+        )
+        size = config.prefix_windows
+        held = held_out_batches(self.held_out, size, self._pad_id, self.backbone.device, single)
+
+        def report(step: int, figures: dict[str, float]) -> None:
+            self.report(name, step, steps, figures)
+
+        return run_stage(stage, groups(), feed, loop, self.folder / name, report, held)
 
     def _start_select(self) -> Select | None:
         if self.memory.aggregation != "select":
@@ -149,6 +190,18 @@ class Recipe:
         if self.start and self.start.select:
             select.load_state_dict(self.start.select.state_dict())
         return select.to(self.backbone.device)
+
+    def _start_soft(self, windows: list[TrainingWindow], prefix: Tensor) -> SoftMemory:
+        torch.manual_seed(self.config.seed)  # again: a run that goes on here has another past than an unbroken one
+        soft = SoftMemory(self.memory, self.backbone.shape).to(self.backbone.device)
+        if self.start and self.start.soft:
+            soft.load_state_dict(self.start.soft.state_dict())
+        elif isinstance(soft.alignment, LowRankMaps):
+            few = windows[:_INPUT_WINDOWS]
+            soft.alignment.start_from_inputs(self._sample(few, prefix, self.backbone.layer_inputs))
+        else:
+            soft.alignment.start_from_rows(self._sample(windows, prefix, self.backbone.read))
+        return soft
 
     @torch.no_grad()
     def _instruction_rows(self) -> Tensor:
@@ -161,14 +214,12 @@ class Recipe:
     def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
         """Code, quantiser and reading prefix to train on."""
         device = self.backbone.device
-        if self.start:
-            if self.start.code is None or self.start.quantiser is None:
-                raise ConfigError("kv_code can't be trained further from a checkpoint of soft_tokens")
+        if self.start and self.start.code and self.start.quantiser:
             reading = prefix if self.config.prefix_steps else self.start.reading_prefix.to(device)
             return self.start.code.to(device).requires_grad_(True), self.start.quantiser.to(device), reading
-        return *self._pca(windows, prefix), prefix
+        with first_process_first():
+            return *self._pca(windows, prefix), prefix
 
-    @torch.no_grad()
     def _pca(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser]:
         """PCA of the keys and values of sample windows, and bits by the variance of its components."""
         path, device = self.folder / "pca.pt", self.backbone.device
@@ -177,16 +228,23 @@ class Recipe:
             state = torch.load(path, weights_only=True, map_location=device)
             code.load_state_dict(state["code"])
             return code, self._quantiser(state["sigma"])
-        sample = _shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
+        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape)
+        torch.save({"code": code.state_dict(), "sigma": sigma}, path)
+        return code, self._quantiser(sigma)
+
+    @torch.no_grad()
+    def _sample(
+        self, windows: Sequence[TrainingWindow], prefix: Tensor, read: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What `read` gives of the tokens of sample windows behind the prefix, (N, ...) in fp32."""
+        sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
         rows = []
         for start in range(0, len(sample), 8):
             chosen = [[windows[i]] for i in sample[start : start + 8]]
-            batch = collate(chosen, 1, self._pad_id, random.Random(0)).to(device)
-            exact = self.backbone.read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
+            batch = collate(chosen, 1, self._pad_id, random.Random(0)).to(self.backbone.device)
+            exact = read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
             rows.append(exact[batch.mask.bool()].float())
-        sigma = code.start_from_pca(torch.cat(rows), self.backbone.shape)
-        torch.save({"code": code.state_dict(), "sigma": sigma}, path)
-        return code, self._quantiser(sigma)
+        return torch.cat(rows)
 
     def _quantiser(self, sigma: Tensor) -> Quantiser:
         fitted = Quantiser.fit(sigma.double().cpu().numpy(), self.memory.bits_per_token)
@@ -194,26 +252,16 @@ class Recipe:
 
     def _keys(self, windows: list[TrainingWindow]) -> NDArray[np.float16]:
         path = self.folder / "keys.npy"
-        if path.exists():
-            loaded: NDArray[np.float16] = np.load(path)
-            if len(loaded) == len(windows):
-                return loaded
-        keys = self.retriever.keys([window.reading for window in windows])
-        np.save(path, keys)
-        return keys
-
-    def _reporter(self, stage: str, steps: int) -> Callable[[int, dict[str, float]], None]:
-        def report(step: int, figures: dict[str, Any]) -> None:
-            self.report(stage, step, steps, figures)
-
-        return report
+        with first_process_first():
+            if path.exists():
+                loaded: NDArray[np.float16] = np.load(path)
+                if len(loaded) == len(windows):
+                    return loaded
+            keys = self.retriever.keys([window.reading for window in windows])
+            if rank() == 0:
+                np.save(path, keys)
+            return keys
 
     @property
     def _pad_id(self) -> int:
         return int(self.backbone.tokenizer.eos_token_id)
-
-
-def _shuffled(count: int, seed: int) -> list[int]:
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order

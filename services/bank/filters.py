@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from services.bank.document_filter import DocumentFilter
 from services.bank.schema import GUARD_CHUNK
 
-__all__ = ["CURRENT", "ingested_after", "of_documents", "quoted", "visible"]
+__all__ = ["CURRENT", "ingested_after", "matching", "of_documents", "quoted", "visible"]
 
 CURRENT = f"superseded_at IS NULL AND (deleted_at IS NULL OR chunk_no = {GUARD_CHUNK})"
 """The one newest version of every document: its live chunks, or the guard row of its delete."""
@@ -32,6 +33,20 @@ def of_documents(documents: Iterable[tuple[str, str]]) -> str:
         by_namespace.setdefault(namespace, []).append(quoted(doc_id))
     parts = (f"(namespace = {quoted(name)} AND doc_id IN ({', '.join(ids)}))" for name, ids in by_namespace.items())
     return "(" + " OR ".join(parts) + ")"
+
+
+def matching(wanted: DocumentFilter) -> str:
+    """Rows of the documents that a filter lets through."""
+    parts = [
+        f"{column} IN ({', '.join(quoted(value) for value in values)})"
+        for column, values in (("source", wanted.sources), ("doc_id", wanted.doc_ids))
+        if values
+    ]
+    if wanted.published_after is not None:
+        parts.append(f"published_at >= {_literal(wanted.published_after)}")
+    if wanted.published_before is not None:
+        parts.append(f"published_at < {_literal(wanted.published_before)}")
+    return " AND ".join(parts) or "true"
 
 
 def visible(now: datetime, as_of: datetime | None = None) -> str:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.query import ColumnOrdering
 
-from services.bank.filters import ingested_after, of_documents, quoted, visible
-from services.bank.schema import BankLayout, BankStats, DocumentInfo, Hit
+from services.bank.document_filter import DocumentFilter
+from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
+from services.bank.schema import BankLayout, BankStats, DocumentInfo, DocumentVersion, Hit
 from services.bank.store import BankStore, bank_errors
 from services.errors import BankUnavailable
 
@@ -26,6 +27,11 @@ _Keys = npt.NDArray[np.floating[Any]]
 
 _ABOUT_COLUMNS = ["doc_id", "title", "url", "source", "published_at", "ingested_at"]
 _HIT_COLUMNS = ["namespace", "chunk_no", "text", "n_tokens", "key", "memory", *_ABOUT_COLUMNS]
+_VERSION_ABOUT = [
+    *("title", "url", "source", "published_at", "ingested_at"),
+    *("superseded_at", "deleted_at", "expires_at"),
+]
+_VERSION_COLUMNS = ["chunk_no", "text", *_VERSION_ABOUT]
 _INFO_COLUMNS = ["namespace", "n_chunks", *_ABOUT_COLUMNS]
 
 
@@ -55,12 +61,19 @@ class BankReader:
         self._checked_s = float("-inf")
         self._latest_ingested: tuple[int, datetime | None] = (0, None)
 
-    def search(self, keys: _Keys, k: int, namespace: str = "default", as_of: datetime | None = None) -> list[list[Hit]]:
+    def search(
+        self,
+        keys: _Keys,
+        k: int,
+        namespace: str = "default",
+        as_of: datetime | None = None,
+        wanted: DocumentFilter | None = None,
+    ) -> list[list[Hit]]:
         """The k best chunks of a namespace for each query key, best first; `keys` is (B, d_key).
 
         Exact: every visible row is compared by cosine similarity, no index. The payload column is read for the rows
-        found only. `as_of` (aware) asks the bank as it was at that moment. Raises ValueError for keys of another
-        shape, or with no direction.
+        found only. `as_of` (aware) asks the bank as it was at that moment, `wanted` narrows the documents. Raises
+        ValueError for keys of another shape, or with no direction.
         """
         queries = _checked_queries(keys)
         if k < 1:
@@ -69,6 +82,8 @@ class BankReader:
             return []
         self._require_width(queries.shape[1])
         where = f"namespace = {quoted(namespace)} AND {visible(self._clock(), as_of)}"
+        if wanted is not None:
+            where += f" AND {matching(wanted)}"
         empty: list[list[Hit]] = [[] for _ in queries]
         return self._read(lambda table: _search(table, queries, k, where), empty)
 
@@ -90,6 +105,11 @@ class BankReader:
         """A live document with the text of its chunks joined by newlines, or None."""
         where = f"{of_documents([(namespace, doc_id)])} AND {visible(self._clock())}"
         return self._read(lambda table: _document(table, where), None)
+
+    def history(self, doc_id: str, namespace: str = "default") -> list[DocumentVersion]:
+        """Every version of a document that the bank still has, newest first, with its text; a delete ends the last one."""
+        where = f"{of_documents([(namespace, doc_id)])} AND chunk_no >= 0"
+        return self._read(lambda table: _versions(table, where), [])
 
     def _read(self, question: Callable[[Any], _Answer], empty: _Answer) -> _Answer:
         """Asks one table version; once more on a fresh one, since maintenance may have removed files under it."""
@@ -182,6 +202,21 @@ def _document(table: Any, where: str) -> DocumentInfo | None:
     text = "\n".join(row["text"] for row in rows)
     first = rows[0]
     return _info(first, bool(_updated(table, [(first["namespace"], first["doc_id"])])), text)
+
+
+def _versions(table: Any, where: str) -> list[DocumentVersion]:
+    rows = table.search().where(where).select(_VERSION_COLUMNS).to_arrow().to_pylist()
+    by_start: dict[datetime, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: int(row["chunk_no"])):
+        by_start.setdefault(row["ingested_at"], []).append(row)
+    return [
+        DocumentVersion(
+            text="\n".join(row["text"] for row in chunks),
+            chunks=len(chunks),
+            **{name: chunks[0][name] for name in _VERSION_ABOUT},
+        )
+        for _, chunks in sorted(by_start.items(), reverse=True)
+    ]
 
 
 def _updated(table: Any, documents: list[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -27,6 +27,7 @@ __all__ = [
     "CommitReport",
     "DocumentDelete",
     "DocumentInfo",
+    "DocumentVersion",
     "DocumentWrite",
     "Hit",
     "Position",
@@ -217,6 +218,22 @@ class DocumentInfo:
     chunks: int
     updated: bool
     text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentVersion:
+    """One version of a document: when it came, and when and why it stopped counting (all None: it is live)."""
+
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    ingested_at: datetime
+    superseded_at: datetime | None
+    deleted_at: datetime | None
+    expires_at: datetime | None
+    chunks: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

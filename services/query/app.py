@@ -7,32 +7,33 @@ stop()
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
-import socket
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from services.errors import PortInUse, ServiceError
-from services.metrics import Metrics, Snapshot
+from services.errors import ServiceError
+from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher, hub_handle
 from services.models import load_cmt
+from services.query.addresses import refuse_open_door, refuse_taken_port
 from services.query.api import create_api
-from services.query.engine import Answerer, Ask, Failure, Found, Overview, Reply
+from services.query.asks import Ask, Event, Failure, Found, Loaded, Overview, Versions
+from services.query.hot_swap import HotSwap, Target, target_of, with_target
 from services.query.lazy_reader import LazyReader
+from services.query.live import LiveEngine
 from services.query.ports import AnsweringModel, BankFactory, MemoryReader, ModelFactory
-from services.query.schema import ApiError
+from services.query.remote import HubSnapshots, RemoteEngine, last_line
+from services.query.scheduler import Scheduler, SchedulerOptions
 from services.query.service import QueryService
+from services.query.tombstones import Tombstones
 from services.settings import Settings
 from services.threads import use_all_cores
 
@@ -42,6 +43,7 @@ __all__ = [
     "Gateway",
     "build_app",
     "load_cmt",
+    "load_scheduler",
     "open_bank",
     "refuse_taken_port",
     "remove",
@@ -50,9 +52,9 @@ __all__ = [
 ]
 
 APP_NAME = "cmt"
-_LOOK_S = 3.0  # how long a look at the bank may take before the engine counts as not reachable
+_VERSION = "1"  # of the code: equal for every deployment of this process, so that a new user_config restarts nothing
+_GATEWAY_DRAIN_S = 5.0  # open event streams never end by themselves
 
-T = TypeVar("T")
 _kept: list[Any] = []  # the metrics hub lives as long as this process holds its handle
 
 
@@ -66,101 +68,76 @@ def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
     return BankReader(settings.bank.uri, layout, settings.serve.read_staleness_s, options)
 
 
+def load_scheduler(
+    settings: Settings, model_factory: ModelFactory, bank_factory: BankFactory, metrics: Metrics
+) -> Scheduler:
+    """The model and the bank of the settings, ready to answer."""
+    serve_settings = settings.serve
+    model = model_factory(settings)
+    options = SchedulerOptions(
+        max_batch=serve_settings.max_batch,
+        top_k=serve_settings.top_k,
+        min_score=serve_settings.min_score,
+        max_prompt_tokens=serve_settings.max_prompt_tokens,
+    )
+    scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)
+    scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
+    return scheduler
+
+
 class Engine:
-    """The LLM with a reader of the bank; questions are batched and the model works in a thread of its own."""
+    """The LLM with a reader of the bank, in threads of their own."""
 
     def __init__(self, settings: Settings, model_factory: ModelFactory, bank_factory: BankFactory) -> None:
         use_all_cores(settings.serve.gpus)
         metrics = Metrics()
-        model = model_factory(settings)
-        bank = LazyReader(lambda: bank_factory(settings, model))
-        self._answerer = Answerer(model, bank, top_k=settings.serve.top_k, metrics=metrics)
-        self._answerer.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._look_threads = ThreadPoolExecutor(2, thread_name_prefix="bank")
-        self._answer_batch.set_max_batch_size(settings.serve.max_batch)
-        self._answer_batch.set_batch_wait_timeout_s(settings.serve.batch_wait_s)
+
+        def load(target: Target) -> Scheduler:
+            return load_scheduler(with_target(settings, target), model_factory, bank_factory, metrics)
+
+        self._swap = HotSwap(load, target_of(settings))
+        self._live = LiveEngine(self._swap)
         self._pusher = MetricsPusher(f"engine-{uuid.uuid4().hex[:12]}", metrics)
 
-    async def ask(self, ask: Ask) -> Reply | Failure:
-        """Answers one question together with those that arrive at the same time."""
-        outcome: Reply | Failure = await self._answer_batch(ask)
-        return outcome
+    def reconfigure(self, target: dict[str, str]) -> None:
+        """Serve's hook for a new user_config; returns at once, since Serve sends no questions here until it has."""
+        self._swap.switch(target)
+
+    async def ask(self, ask: Ask) -> AsyncIterator[Event]:
+        """The answer to a question, piece by piece."""
+        async for event in self._live.ask(ask):
+            yield event
 
     async def search(self, ask: Ask) -> Found | Failure:
         """What the bank holds for a question."""
-        return await _in(self._model_thread, lambda: self._answerer.search(ask))
+        return await self._live.search(ask)
 
     async def overview(self, n: int, namespace: str) -> Overview | Failure:
         """Size of the bank and its latest documents; never waits behind the model."""
-        return await _in(self._look_threads, lambda: self._answerer.overview(n, namespace))
+        return await self._live.overview(n, namespace)
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)  # type: ignore[untyped-decorator, unused-ignore]
-    async def _answer_batch(self, asks: list[Ask]) -> list[Reply | Failure]:
-        return await _in(self._model_thread, lambda: self._answerer.answer(asks))
+    async def history(self, doc_id: str, namespace: str) -> Versions | Failure:
+        """Every version of a document."""
+        return await self._live.history(doc_id, namespace)
+
+    async def loaded(self) -> Loaded:
+        """What answers here now."""
+        return self._live.loaded()
 
 
 class Gateway:
     """The HTTP side: admission, OpenAI's schema, statistics, metrics of all processes, the page."""
 
     def __init__(self, settings: Settings, engine: Any) -> None:
-        self._service = QueryService(settings, _RemoteEngine(engine), Metrics(), _Hub().snapshots)
+        tombstones = Tombstones(settings.kafka)
+        self._service = QueryService(settings, RemoteEngine(engine), Metrics(), HubSnapshots(), tombstones)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self._service)
 
 
-class _RemoteEngine:
-    """The engine's deployment handle, with Ray's errors turned into HTTP 503."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-        self._seen = False
-
-    async def ask(self, ask: Ask) -> Reply | Failure:
-        await self._must_be_up()
-        outcome: Reply | Failure = await _reached(self._handle.ask.remote(ask))
-        return outcome
-
-    async def search(self, ask: Ask) -> Found | Failure:
-        await self._must_be_up()
-        found: Found | Failure = await _reached(self._handle.search.remote(ask))
-        return found
-
-    async def overview(self, n: int, namespace: str) -> Overview | Failure:
-        try:
-            seen: Overview | Failure = await asyncio.wait_for(
-                _reached(self._handle.overview.remote(n, namespace)), _LOOK_S
-            )
-        except TimeoutError:
-            raise _unavailable("the engine does not answer" if self._seen else "the LLM is still loading") from None
-        self._seen = True
-        return seen
-
-    async def _must_be_up(self) -> None:
-        """A question must not wait in Serve's router for minutes while the LLM is loading."""
-        if not self._seen:
-            await self.overview(0, "default")
-
-
-class _Hub:
-    """The snapshots in the metrics hub; none while it can't be reached."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    async def snapshots(self) -> list[Snapshot]:
-        try:
-            self._handle = self._handle or hub_handle()
-            found: list[Snapshot] = await asyncio.wait_for(self._handle.snapshots.remote(), 2.0)
-        except (RayError, TimeoutError, ValueError):
-            self._handle = None
-            return []
-        return found
-
-
 def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: BankFactory) -> Any:
-    """The Serve application, not yet deployed."""
+    """The Serve application, not yet deployed; deployed again with another target it restarts nothing (decision 0022)."""
     options = settings.serve
     # the gateway bounds the questions, so the engine's own bound must leave room for looks at the bank
     inside = options.max_queued + options.max_batch * options.replicas + 64
@@ -169,20 +146,28 @@ def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: Ban
         num_replicas=options.replicas,
         max_ongoing_requests=inside,
         max_constructor_retry_count=1,
+        user_config=target_of(settings),
         ray_actor_options={"num_gpus": options.gpus, "num_cpus": 0 if options.gpus else 1},
     )(Engine)
-    gateway = serve.deployment(name="Gateway", max_ongoing_requests=inside + 1024, ray_actor_options={"num_cpus": 0})(
-        serve.ingress()(Gateway)
-    )
+    gateway = serve.deployment(
+        name="Gateway",
+        max_ongoing_requests=inside + 1024,
+        graceful_shutdown_timeout_s=_GATEWAY_DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(Gateway))
+    engine, gateway = (one.options(version=_VERSION, _internal=True) for one in (engine, gateway))
     return gateway.bind(settings, engine.bind(settings, model_factory, bank_factory))
 
 
 def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = open_bank) -> str:
     """Deploys the service, waits until the LLM is loaded, and gives its URL.
 
-    Raises PortInUse when the port is taken and ServiceError when the engine can't start; Ray must be initialised.
+    Raises SettingsError when strangers could ask, PortInUse when the port is taken and ServiceError when the engine can't
+    start; Ray must be initialised.
     """
     host, port = settings.serve.host, settings.serve.port
+    refuse_open_door(settings.serve)
     refuse_taken_port(host, port)
     _kept[:] = [hub_handle()]
     logs = LoggingConfig(log_level=settings.log_level, enable_access_log=False)
@@ -193,7 +178,7 @@ def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_fa
             build_app(settings, model_factory, bank_factory), name=APP_NAME, route_prefix="/", logging_config=logs
         )
     except (RuntimeError, RayError, RayServeException) as error:
-        reason = _why_not_deployed() or _last_line(str(error))
+        reason = _why_not_deployed() or last_line(str(error))
         serve.shutdown()
         raise ServiceError(f"the query service can't start: {reason}") from None
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
@@ -212,48 +197,8 @@ def stop() -> None:
         serve.shutdown()
 
 
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raises PortInUse when something listens there: Serve binds with SO_REUSEPORT and would silently share the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortInUse(f"port {port} on {host} can't be used: {error.strerror or error}") from None
-
-
 def _why_not_deployed() -> str | None:
     """What a deployment's constructor raised; Serve's own error only names the deployment."""
     application = serve.status().applications.get(APP_NAME)
     messages = [one.message for one in application.deployments.values()] if application else []
-    return next((_last_line(message) for message in messages if "Traceback" in message), None)
-
-
-async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
-
-
-async def _reached(response: Any) -> Any:
-    try:
-        return await response
-    except BackPressureError:
-        wait = {"Retry-After": "1"}
-        detail = "the engine's queue is full"
-        raise ApiError(429, detail, type_="rate_limit_error", code="queue_full", headers=wait) from None
-    except (RayError, RayServeException) as error:
-        raise _unavailable(f"the engine failed: {_last_line(str(error))}") from None
-
-
-def _unavailable(reason: str) -> ApiError:
-    return ApiError(503, reason, type_="server_error", code="engine_unavailable", headers={"Retry-After": "2"})
-
-
-def _last_line(trace: str) -> str:
-    """The exception's own line from a remote trace: `services.errors.BankMismatch: text` gives `text`."""
-    lines: Sequence[str] = [line.strip() for line in trace.splitlines() if line.strip()]
-    raised = [
-        line for line in lines if re.match(r"[\w.]+(Error|Exception|Unavailable|Mismatch|Full|InUse)\b.*?: ", line)
-    ]
-    text = raised[-1] if raised else (lines[-1] if lines else "no reason was given")
-    return re.sub(r"^(services|cmt_core)\.errors\.\w+: ", "", text)
+    return next((last_line(message) for message in messages if "Traceback" in message), None)

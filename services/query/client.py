@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -9,9 +12,15 @@ import httpx
 from services.errors import ServiceError
 from services.settings import Settings
 
-__all__ = ["ask_service"]
+__all__ = ["ask_service", "service_url", "stream_answer"]
 
 _TIMEOUT_S = 120.0
+
+
+def service_url(settings: Settings) -> str:
+    """Where the settings say that the service is."""
+    host = "127.0.0.1" if settings.serve.host in ("0.0.0.0", "::", "") else settings.serve.host
+    return settings.client.url or f"http://{f'[{host}]' if ':' in host else host}:{settings.serve.port}"
 
 
 def ask_service(url: str, settings: Settings, question: str, model: str, top_k: int | None = None) -> dict[str, Any]:
@@ -19,20 +28,59 @@ def ask_service(url: str, settings: Settings, question: str, model: str, top_k: 
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
     if top_k is not None:
         body["cmt"] = {"top_k": top_k}
-    key = settings.serve.api_key
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    with _one_line(url):
+        response = httpx.post(_address(url), json=body, headers=_headers(settings), timeout=_TIMEOUT_S)
+        _refuse_errors(url, response)
+        reply: dict[str, Any] = response.json()
+        return reply
+
+
+def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The chunks of a streamed answer, the last one with `sources` and `cmt`. Raises ServiceError in one line."""
+    asked = body | {"stream": True}
+    with (
+        _one_line(url),
+        httpx.stream("POST", _address(url), json=asked, headers=_headers(settings), timeout=_TIMEOUT_S) as response,
+    ):
+        if response.status_code != httpx.codes.OK:
+            response.read()
+            _refuse_errors(url, response)
+        for line in response.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            if line == "data: [DONE]":
+                return
+            chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise ServiceError(f"{url} stopped in the middle of the answer: {chunk['error']['message']}")
+            yield chunk
+        raise ServiceError(f"{url} ended the connection in the middle of the answer")
+
+
+@contextmanager
+def _one_line(url: str) -> Iterator[None]:
     try:
-        response = httpx.post(f"{url.rstrip('/')}/v1/chat/completions", json=body, headers=headers, timeout=_TIMEOUT_S)
+        yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(f"no query service at {url}: {error} (start one with `cmt serve`)") from None
-    if response.status_code != httpx.codes.OK:
-        raise ServiceError(f"{url} answered {response.status_code}: {_reason(response)}")
-    reply: dict[str, Any] = response.json()
-    return reply
+    except ValueError:
+        raise ServiceError(f"{url} does not speak like a query service") from None
 
 
-def _reason(response: httpx.Response) -> str:
+def _address(url: str) -> str:
+    return f"{url.rstrip('/')}/v1/chat/completions"
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    key = settings.client.api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+
+def _refuse_errors(url: str, response: httpx.Response) -> None:
+    if response.status_code == httpx.codes.OK:
+        return
     try:
-        return str(response.json()["error"]["message"])
+        reason = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return response.reason_phrase
+        reason = response.reason_phrase
+    raise ServiceError(f"{url} answered {response.status_code}: {reason}")

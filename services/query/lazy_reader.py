@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from services.bank.document_filter import DocumentFilter
 from services.errors import BankError, BankUnavailable
-from services.query.ports import BankStats, DocumentInfo, Hit, MemoryReader
+from services.query.ports import BankStats, DocumentInfo, DocumentVersion, Hit, MemoryReader
 
 __all__ = ["LazyReader"]
 
@@ -31,10 +33,19 @@ class LazyReader:
         self._retry_at = 0.0
 
     def search(
-        self, keys: npt.NDArray[np.float32], k: int, namespace: str, as_of: datetime | None
+        self,
+        keys: npt.NDArray[np.floating[Any]],
+        k: int,
+        namespace: str,
+        as_of: datetime | None,
+        wanted: DocumentFilter | None = None,
     ) -> Sequence[Sequence[Hit]]:
         """The k best hits for each of B keys (B, d_key)."""
-        return self._opened().search(keys, k, namespace, as_of)
+        return self._opened().search(keys, k, namespace, as_of, wanted)
+
+    def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:
+        """Every version of a document, newest first."""
+        return self._opened().history(doc_id, namespace)
 
     def latest(self, n: int, namespace: str) -> Sequence[DocumentInfo]:
         """The n documents that came in last, newest first."""

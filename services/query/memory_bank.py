@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["InMemoryBank", "StoredDocument", "StoredStats", "StoredWindow"]
+from services.bank.document_filter import DocumentFilter
+
+__all__ = ["InMemoryBank", "StoredDocument", "StoredStats", "StoredVersion", "StoredWindow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,22 @@ class StoredStats:
     latest_ingested_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A live version of a document."""
+
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    ingested_at: datetime | None
+    chunks: int
+    text: str
+    superseded_at: datetime | None = None
+    deleted_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
 class InMemoryBank:
     """Windows in a list, searched exactly by inner product."""
 
@@ -72,10 +91,19 @@ class InMemoryBank:
         self._rows.append((key, replace(window, ingested_at=ingested_at)))
 
     def search(
-        self, keys: npt.NDArray[np.float32], k: int, namespace: str, as_of: datetime | None
+        self,
+        keys: npt.NDArray[np.floating[Any]],
+        k: int,
+        namespace: str,
+        as_of: datetime | None,
+        wanted: DocumentFilter | None = None,
     ) -> list[list[StoredWindow]]:
         """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`."""
-        seen = [(key, row) for key, row in self._rows if row.namespace == namespace and _known(row, as_of)]
+        seen = [
+            (key, row)
+            for key, row in self._rows
+            if row.namespace == namespace and _known(row, as_of) and _wanted(row, wanted)
+        ]
         return [_best(key, seen, k) for key in keys]
 
     def latest(self, n: int, namespace: str) -> list[StoredDocument]:
@@ -91,6 +119,14 @@ class InMemoryBank:
         ]
         return sorted(documents, key=lambda d: d.ingested_at or datetime.min.replace(tzinfo=UTC), reverse=True)[:n]
 
+    def history(self, doc_id: str, namespace: str) -> list[StoredVersion]:
+        """The one version of a document, or none: this bank forgets what it replaces."""
+        rows = [row for _, row in self._rows if (row.namespace, row.doc_id) == (namespace, doc_id)]
+        text = "\n".join(row.text for row in rows)
+        return [
+            StoredVersion(r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), text) for r in rows[:1]
+        ]
+
     def stats(self) -> StoredStats:
         """Size now; every added window is a version."""
         rows = [row for _, row in self._rows]
@@ -103,8 +139,20 @@ def _known(row: StoredWindow, as_of: datetime | None) -> bool:
     return as_of is None or (row.ingested_at is not None and row.ingested_at <= as_of)
 
 
+def _wanted(row: StoredWindow, wanted: DocumentFilter | None) -> bool:
+    if wanted is None:
+        return True
+    at = row.published_at
+    return (
+        (not wanted.sources or row.source in wanted.sources)
+        and (not wanted.doc_ids or row.doc_id in wanted.doc_ids)
+        and (wanted.published_after is None or (at is not None and at >= wanted.published_after))
+        and (wanted.published_before is None or (at is not None and at < wanted.published_before))
+    )
+
+
 def _best(
-    key: npt.NDArray[np.float32], rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]], k: int
+    key: npt.NDArray[np.floating[Any]], rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]], k: int
 ) -> list[StoredWindow]:
     scored = [replace(row, score=float(key @ own)) for own, row in rows]
     return sorted(scored, key=lambda row: -row.score)[:k]

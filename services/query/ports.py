@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from cmt_core.query import Query, Started
+from services.bank.document_filter import DocumentFilter
 from services.settings import Settings
 
 __all__ = [
-    "Answer",
     "AnsweringModel",
     "BankFactory",
     "BankStats",
     "DocumentInfo",
+    "DocumentVersion",
     "Hit",
     "MemoryReader",
     "ModelFactory",
+    "RunningBatch",
 ]
 
 
-class Answer(Protocol):
-    """One generated answer; `weights` has one entry per memory and sums to 1."""
+class RunningBatch(Protocol):
+    """Answers in progress (`cmt_core.answering.AnswerBatch`); belongs to one thread."""
 
-    @property
-    def text(self) -> str: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def completion_tokens(self) -> int: ...
-    @property
-    def finish_reason(self) -> Literal["stop", "length"]: ...
-    @property
-    def weights(self) -> Sequence[float]: ...
+    def __len__(self) -> int: ...
+
+    def prompt_tokens(self, query: Query) -> int:
+        """Tokens that a query gives the LLM to read."""
+        ...
+
+    def join(self, queries: Sequence[Query]) -> Sequence[Started]:
+        """Reads the prompts and gives their first tokens."""
+        ...
+
+    def step(self) -> Mapping[int, int | None]:
+        """The next token of every row, None where its answer has ended."""
+        ...
+
+    def leave(self, row: int) -> None:
+        """Ends a row."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, as far as they go."""
+        ...
 
 
 class AnsweringModel(Protocol):
@@ -54,20 +68,8 @@ class AnsweringModel(Protocol):
         """Search keys of questions, (B, d_key)."""
         ...
 
-    def answer(
-        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], *, max_new_tokens: int
-    ) -> Sequence[Answer]:
-        """Answers B questions, each from its own k packed memories."""
-        ...
-
-    def answer_rag(
-        self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
-    ) -> Sequence[Answer]:
-        """Answers B questions, each with its own k passages as text in the prompt."""
-        ...
-
-    def answer_closed(self, questions: Sequence[str], *, max_new_tokens: int) -> Sequence[Answer]:
-        """Answers B questions from the LLM's own weights."""
+    def answer_batch(self) -> RunningBatch:
+        """A running batch of its own, on the model."""
         ...
 
 
@@ -121,6 +123,31 @@ class DocumentInfo(Protocol):
     def updated(self) -> bool: ...
 
 
+class DocumentVersion(Protocol):
+    """One version of a document, live while the last three times are None or to come."""
+
+    @property
+    def title(self) -> str | None: ...
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def published_at(self) -> datetime | None: ...
+    @property
+    def ingested_at(self) -> datetime | None: ...
+    @property
+    def superseded_at(self) -> datetime | None: ...
+    @property
+    def deleted_at(self) -> datetime | None: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+
+
 class BankStats(Protocol):
     """Size and version of the bank."""
 
@@ -142,9 +169,18 @@ class MemoryReader(Protocol):
     """The reading side of the bank (`services.bank.reader.BankReader`); its errors are BankError."""
 
     def search(
-        self, keys: npt.NDArray[np.floating[Any]], k: int, namespace: str, as_of: datetime | None
+        self,
+        keys: npt.NDArray[np.floating[Any]],
+        k: int,
+        namespace: str,
+        as_of: datetime | None,
+        wanted: DocumentFilter | None,
     ) -> Sequence[Sequence[Hit]]:
         """The k best hits, best first, for each of B keys (B, d_key)."""
+        ...
+
+    def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:
+        """Every version of a document, newest first."""
         ...
 
     def latest(self, n: int, namespace: str) -> Sequence[DocumentInfo]:

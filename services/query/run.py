@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ray
 from rich.console import Console
 
 from services.models import fetch_models
 from services.query import app
+from services.query.addresses import refuse_open_door, refuse_taken_port
+from services.query.session_note import forget_session, remember_session
 from services.runtime import interruptible, ray_session
 from services.settings import Settings
 
@@ -13,15 +16,21 @@ __all__ = ["run_serve"]
 
 
 def run_serve(settings: Settings, console: Console) -> None:
-    """Serves until Ctrl-C or SIGTERM. Raises PortInUse, ServiceError or CoreError when it can't start."""
-    app.refuse_taken_port(settings.serve.host, settings.serve.port)  # before anything slow
+    """Serves until Ctrl-C or SIGTERM.
+
+    Raises SettingsError, PortInUse, ServiceError or CoreError when it can't start.
+    """
+    refuse_open_door(settings.serve)  # before anything slow
+    refuse_taken_port(settings.serve.host, settings.serve.port)
     fetch_models(settings.model, console)
     with interruptible() as wait, ray_session(settings.ray):
         console.print("loading the LLM", highlight=False)
         url = app.start(settings)
+        remember_session(settings, ray.get_runtime_context().gcs_address)
         try:
             console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it", highlight=False)
             wait(None)
             console.print("stopping", highlight=False)
         finally:
+            forget_session(settings)
             app.remove()

@@ -1,19 +1,15 @@
-"""A headless Chromium for tests, driven over its DevTools socket."""
+"""A headless Chromium for tests: Playwright drives the system's own one, so nothing is downloaded."""
 
 from __future__ import annotations
 
-import base64
-import itertools
-import json
 import shutil
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from websockets.sync.client import connect
+from playwright.sync_api import ConsoleMessage, Dialog, Error, sync_playwright
 
 __all__ = ["Browser", "needs_chromium", "until"]
 
@@ -26,79 +22,69 @@ needs_chromium = pytest.mark.skipif(
 
 
 class Browser:
-    """One tab of a headless Chromium."""
+    """One tab of a headless Chromium; `problems` collects what it complains about."""
 
     def __init__(self, folder: Path) -> None:
         assert CHROMIUM is not None
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
-        where = [f"--user-data-dir={folder}", "--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"]
-        quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen([CHROMIUM, *flags, *where], stdout=quiet, stderr=quiet)
-        port_file = folder / "DevToolsActivePort"
-        until(lambda: port_file.exists() and port_file.read_text().count("\n") >= 1, within_s=60)
-        port = port_file.read_text().splitlines()[0]
-        tab = next(t for t in httpx.get(f"http://127.0.0.1:{port}/json").json() if t["type"] == "page")
-        self._socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
-        self._ids = itertools.count(1)
         self.problems: list[str] = []
-        self.send("Page.enable")
-        self.send("Runtime.enable")
-        self.send("Log.enable")
+        self._playwright = sync_playwright().start()
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        self._context = self._playwright.chromium.launch_persistent_context(
+            folder, executable_path=CHROMIUM, headless=True, args=flags
+        )
+        self.page = self._context.pages[0] if self._context.pages else self._context.new_page()
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._note)
+        self.page.on("dialog", self._dismiss)
 
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
-        number = next(self._ids)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=30))
-            if message.get("id") == number:
-                assert "error" not in message, message
-                result: dict[str, Any] = message["result"]
-                return result
-            self._note(message)
+    def _note(self, message: ConsoleMessage) -> None:
+        """Keeps errors, blocked content included; a request that fails is told on the page and tested there."""
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.problems.append(message.text)
 
-    def _note(self, message: dict[str, Any]) -> None:
-        """Keeps what the browser complains about: exceptions, blocked content, dialogs."""
-        if message.get("method") in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening"):
-            self.problems.append(json.dumps(message["params"]))
-        entry = message.get("params", {}).get("entry", {})
-        if message.get("method") == "Log.entryAdded" and entry.get("source") in ("security", "javascript"):
-            self.problems.append(entry["text"])
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.problems.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def js(self, expression: str) -> Any:
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return self.page.evaluate(expression)
 
     def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url=url)
-        until(lambda: self.js("document.readyState") == "complete" and self.js("location.href") == url)
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.goto(url, wait_until="load")
 
     def text(self, selector: str) -> str:
-        found: str = self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
-        return found
+        """What a person reads there, empty while there is no such element."""
+        try:
+            found = self.page.query_selector(selector)
+            return found.inner_text() if found else ""
+        except Error:  # the element was exchanged between the two looks
+            return ""
 
     def ask(self, question: str) -> None:
-        self.js(f"document.getElementById('question').value = {json.dumps(question)}")
-        self.js("document.getElementById('send').click()")
-        until(lambda: self.js("document.querySelector('.answer:not(.waiting)') !== null"))
+        self.page.fill("#question", question)
+        self.page.click("#send")
+        self.page.wait_for_selector(".answer:not(.waiting)", timeout=20_000)
+
+    def write(self, text: str) -> None:
+        """Text into the focused element, as it comes from a keyboard."""
+        self.page.keyboard.insert_text(text)
+
+    def press(self, key: str) -> None:
+        """A key, as it comes from a keyboard."""
+        self.page.keyboard.press(key)
 
     def screenshot(self, path: Path) -> int:
-        image = base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-        path.write_bytes(image)
-        return len(image)
+        """The whole page; returns the bytes of the picture."""
+        return len(self.page.screenshot(path=path, full_page=True))
 
     def close(self) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(timeout=20)
+        self._context.close()
+        self._playwright.stop()
 
 
-def until(claim: Any, within_s: float = 20.0) -> None:
+def until(claim: Callable[[], bool], within_s: float = 20.0) -> None:
     end = time.monotonic() + within_s
     while not claim():
         assert time.monotonic() < end, "it never came true"

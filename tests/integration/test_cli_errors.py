@@ -47,7 +47,7 @@ def test_broken_settings_file(tmp_path: Path) -> None:
 
 
 def test_effective_settings_are_shown_with_secrets_masked(tmp_path: Path) -> None:
-    result = cmt(tmp_path, "config", "show", CMT_SERVE__API_KEY="swordfish", CMT_KAFKA__TOPIC="news")
+    result = cmt(tmp_path, "config", "show", CMT_CLIENT__API_KEY="swordfish", CMT_KAFKA__TOPIC="news")
     assert result.code == 0
     assert "topic: news" in result.out
     assert "swordfish" not in result.out

@@ -6,26 +6,24 @@ Skipped, with the reason printed, where no Chromium is installed. `PAGE_SCREENSH
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-import uvicorn
 
 from services.lexical import LexicalModel
 from services.metrics import Metrics, Snapshot
-from services.query.api import create_api
-from services.query.engine import Answerer, Ask, Failure, Found, Overview, Reply
-from services.query.memory_bank import InMemoryBank, StoredWindow
-from services.query.service import QueryService
-from services.settings import load_settings
+from services.query.asks import UNKNOWN, Ask, Event, Failure, Overview
+from services.query.live import LiveEngine
+from services.query.memory_bank import InMemoryBank
 from tests.integration.browser import Browser, needs_chromium, until
+from tests.integration.serve_desk import SlowModel
+from tests.serving import Served, api_of, publish, swap_of
 
 pytestmark = needs_chromium
 
-NOW = datetime.now(UTC)
 ARTICLES = (
     ("bridge", "Aarhus opens its new harbour bridge", "Mayor Lund opened the bridge in Aarhus on Monday.", 4),
     ("ferry", "Storm stops the Samso ferry", "The ferry to Samso was cancelled by a storm on Sunday.", 55),
@@ -34,37 +32,29 @@ ARTICLES = (
 )
 
 
-class LocalEngine:
-    """The answerer in this process; `broken` makes the bank unreadable."""
+class PageEngine(LiveEngine):
+    """The real engine on the lexical model; `broken` makes the bank unreadable, `slow` lets an answer be watched."""
 
-    def __init__(self) -> None:
-        self.model, self.bank = LexicalModel(), InMemoryBank()
-        self._answerer = Answerer(self.model, self.bank)
+    def __init__(self, slow: bool = False) -> None:
+        self.model, self.bank = SlowModel() if slow else LexicalModel(), InMemoryBank()
+        super().__init__(swap_of(self.model, self.bank))
         self.broken = False
 
-    def publish(self, doc_id: str, title: str, text: str, minutes_ago: int = 0) -> None:
-        at = NOW - timedelta(minutes=minutes_ago)
+    def publish(self, doc_id: str, title: str, text: str, minutes_ago: float = 0) -> None:
+        at = datetime.now(UTC) - timedelta(minutes=minutes_ago)
         url = "javascript:alert(1)" if "<" in doc_id else f"https://news.example/{doc_id}"
-        window = StoredWindow(
-            doc_id,
-            text,
-            self.model.pack(text),
-            title=title,
-            url=url,
-            source="The Example",
-            published_at=at,
-            ingested_at=at,
-        )
-        self.bank.add(self.model.query_keys([text])[0], window)
+        about: Any = {"url": url, "source": "The Example", "published_at": at, "ingested_at": at}
+        publish(self.bank, self.model, doc_id, text, title, **about)
 
-    async def ask(self, ask: Ask) -> Reply | Failure:
-        return Failure("bank", "the disk is gone") if self.broken else self._answerer.answer([ask])[0]
-
-    async def search(self, ask: Ask) -> Found | Failure:
-        return self._answerer.search(ask)
+    async def ask(self, ask: Ask) -> AsyncIterator[Event]:
+        if self.broken:
+            yield Failure("bank", "the disk is gone")
+            return
+        async for event in super().ask(ask):
+            yield event
 
     async def overview(self, n: int, namespace: str) -> Overview | Failure:
-        return Failure("bank", "the disk is gone") if self.broken else self._answerer.overview(n, namespace)
+        return Failure("bank", "the disk is gone") if self.broken else await super().overview(n, namespace)
 
 
 async def ingest_snapshots() -> list[Snapshot]:
@@ -76,22 +66,12 @@ async def ingest_snapshots() -> list[Snapshot]:
     return [metrics.snapshot()]
 
 
-class Served:
-    """The application on a real port, in a thread."""
+class Page(Served):
+    """The application on a real port."""
 
-    def __init__(self) -> None:
-        self.engine = LocalEngine()
-        service = QueryService(load_settings(), self.engine, Metrics(), ingest_snapshots)
-        config = uvicorn.Config(create_api(service), host="127.0.0.1", port=0, log_level="error")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        until(lambda: self._server.started)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(timeout=10)
+    def __init__(self, slow: bool = False) -> None:
+        self.engine = PageEngine(slow)
+        super().__init__(api_of(self.engine, snapshots=ingest_snapshots))
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +82,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    running = Served()
+def served() -> Iterator[Page]:
+    running = Page()
     yield running
     running.stop()
 
 
 @pytest.fixture
-def filled(served: Served) -> Served:
+def filled(served: Page) -> Page:
     for doc_id, title, text, minutes in ARTICLES:
         served.engine.publish(doc_id, title, text, minutes)
     return served
@@ -126,23 +106,24 @@ def live(browser: Browser) -> None:
     until(lambda: browser.text("#status-text") == "Live")
 
 
-def test_page_shows_live_numbers_and_an_answer_with_its_sources(
-    browser: Browser, filled: Served, pictures: Path
-) -> None:
+def test_page_shows_live_numbers_and_an_answer_with_its_sources(browser: Browser, filled: Page, pictures: Path) -> None:
     browser.open(filled.url)
     live(browser)
     assert browser.text("#c-documents") == "4"
     assert browser.text("#c-dead") == "1"
-    assert "3 waiting" in browser.text("#n-rate")
+    assert browser.text("#c-lag") == "3waiting"
+    assert browser.js("document.querySelectorAll('.spark path.line[d]').length") == 3
     browser.ask("Who opened the bridge in Aarhus?")
     assert browser.text(".answer .said") == "Mayor Lund opened the bridge in Aarhus on Monday."
     assert browser.js("document.querySelector('.sources a').href") == "https://news.example/bridge"
-    assert browser.js("document.querySelectorAll('.sources .bar.weight').length") == 3
+    assert (
+        browser.js("document.querySelectorAll('.sources .bar.weight rect').length") == 1
+    )  # the others are not relevant
     until(lambda: browser.text("#c-questions") == "1")
     assert browser.screenshot(pictures / "desk.png") > 20_000
 
 
-def test_new_article_appears_highlighted_without_a_reload(browser: Browser, filled: Served) -> None:
+def test_new_article_appears_highlighted_without_a_reload(browser: Browser, filled: Page) -> None:
     browser.open(filled.url)
     live(browser)
     filled.engine.publish("new", "Parliament passes the budget", "Parliament passed the budget.")
@@ -150,7 +131,7 @@ def test_new_article_appears_highlighted_without_a_reload(browser: Browser, fill
     assert browser.text("#c-documents") == "5"
 
 
-def test_markup_and_script_links_from_feeds_stay_text(browser: Browser, filled: Served) -> None:
+def test_markup_and_script_links_from_feeds_stay_text(browser: Browser, filled: Page) -> None:
     browser.problems.clear()
     browser.open(filled.url)
     live(browser)
@@ -163,7 +144,7 @@ def test_markup_and_script_links_from_feeds_stay_text(browser: Browser, filled: 
 
 @pytest.mark.parametrize(("width", "height", "dark"), [(400, 860, False), (400, 860, True), (1280, 900, True)])
 def test_page_fits_its_window(
-    browser: Browser, filled: Served, pictures: Path, width: int, height: int, dark: bool
+    browser: Browser, filled: Page, pictures: Path, width: int, height: int, dark: bool
 ) -> None:
     browser.open(filled.url, width, height, dark)
     live(browser)
@@ -172,16 +153,17 @@ def test_page_fits_its_window(
     assert browser.screenshot(pictures / f"{width}-{'dark' if dark else 'light'}.png") > 15_000
 
 
-def test_empty_memory_is_explained(browser: Browser, served: Served, pictures: Path) -> None:
+def test_empty_memory_is_explained(browser: Browser, served: Page, pictures: Path) -> None:
     browser.open(served.url)
     live(browser)
     assert "empty" in browser.text("#stream-empty")
     browser.ask("Who opened the bridge?")
+    assert browser.text(".answer.unknown .said") == UNKNOWN
     assert "holds nothing" in browser.text(".answer .note")
     browser.screenshot(pictures / "empty.png")
 
 
-def test_unreadable_bank_and_stopped_server_are_told_in_words(browser: Browser, filled: Served, pictures: Path) -> None:
+def test_unreadable_bank_and_stopped_server_are_told_in_words(browser: Browser, filled: Page, pictures: Path) -> None:
     browser.open(filled.url)
     live(browser)
     filled.engine.broken = True
@@ -190,19 +172,90 @@ def test_unreadable_bank_and_stopped_server_are_told_in_words(browser: Browser, 
     browser.ask("Who opened the bridge?")
     assert "the disk is gone" in browser.text(".answer.failed .said")
     filled.stop()
-    until(lambda: browser.text("#status-text") == "Server not reachable")
-    assert "can't be reached" in browser.text("#problem")
+    until(lambda: browser.text("#status-text") == "Server not reachable", within_s=40)
+    until(lambda: "can't be reached" in browser.text("#problem"))
     browser.screenshot(pictures / "down.png")
 
 
-def test_every_control_has_a_name_and_enter_asks(browser: Browser, filled: Served) -> None:
+def test_every_control_has_a_name_and_enter_asks(browser: Browser, filled: Page) -> None:
     browser.open(filled.url)
     live(browser)
     nameless = """[...document.querySelectorAll('input, textarea, button')].filter((node) =>
         !(node.labels?.length || node.textContent.trim() || node.getAttribute('aria-label'))).map((node) => node.id)"""
     assert browser.js(nameless) == []
     browser.js("document.getElementById('question').focus()")
-    browser.send("Input.insertText", text="Who opened the bridge in Aarhus?")
-    for kind in ("keyDown", "keyUp"):
-        browser.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    browser.write("Who opened the bridge in Aarhus?")
+    browser.press("Enter")
     until(lambda: "Lund" in browser.text(".answer .said"))
+    browser.js("document.activeElement.blur()")
+    browser.press("/")
+    assert browser.js("document.activeElement.id") == "question"
+    assert browser.text("#question") == ""
+
+
+def test_answer_is_written_word_by_word_and_escape_stops_it(browser: Browser) -> None:
+    page = Page(slow=True)
+    page.engine.publish("long", "A long story", f"The story {'goes on and ' * 100} ends.")
+    browser.open(page.url)
+    live(browser)
+    browser.js("document.getElementById('question').value = 'How does the story go on?'")
+    browser.js("document.getElementById('send').click()")
+    until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
+    assert browser.js("!document.getElementById('stop').hidden")
+    browser.press("Escape")
+    until(lambda: browser.text(".answer.failed .said") == "Stopped.")
+    assert browser.js("document.getElementById('stop').hidden")
+    until(lambda: not page.engine.busy)  # the engine has stopped too
+    page.stop()
+
+
+def test_same_question_side_by_side_with_times(browser: Browser, filled: Page, pictures: Path) -> None:
+    browser.open(filled.url)
+    live(browser)
+    browser.js("document.getElementById('question').value = 'Who opened the bridge in Aarhus?'")
+    browser.js("document.getElementById('compare').click()")
+    until(lambda: browser.js("document.querySelectorAll('.side .bar.time').length") == 3)
+    said = browser.js("[...document.querySelectorAll('.side .said')].map((node) => node.textContent)")
+    assert "Mayor Lund" in said[0]
+    assert "Mayor Lund" in said[1]
+    assert said[2] == "I do not know."
+    names = browser.js("[...document.querySelectorAll('.side h3')].map((node) => node.textContent)")
+    assert names == ["Memory", "Text in prompt", "No memory"]
+    assert browser.screenshot(pictures / "compare.png") > 20_000
+
+
+def test_slider_asks_the_same_question_in_the_past(browser: Browser, filled: Page) -> None:
+    browser.open(filled.url)
+    live(browser)
+    browser.ask("Who opened the bridge in Aarhus?")
+    assert "Lund" in browser.text(".answer .said")
+    move = "(step) => { const s = document.getElementById('past'); s.value = step;"
+    events = "s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change')); }"
+    browser.js(f"({move} {events})(5)")  # three hours ago: the bridge came 4 minutes ago
+    until(lambda: browser.text(".group:first-child .answer.unknown .said") == UNKNOWN)
+    assert "3 hours ago" in browser.text(".group:first-child .tag.past")
+    browser.js(f"({move} {events})(12)")
+    until(lambda: "Lund" in browser.text(".group:first-child .answer:not(.waiting) .said"))
+    assert browser.js("document.querySelector('.group:first-child .tag.past')") is None
+
+
+def test_theme_can_be_chosen_and_is_kept(browser: Browser, filled: Page) -> None:
+    browser.open(filled.url)
+    live(browser)
+    light = browser.js("getComputedStyle(document.body).backgroundColor")
+    browser.js("document.getElementById('theme').click()")
+    dark = browser.js("getComputedStyle(document.body).backgroundColor")
+    assert dark != light
+    browser.open(filled.url + "?again")
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == dark
+    browser.js("localStorage.clear()")
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Browser, filled: Page) -> None:
+    browser.problems.clear()
+    browser.open(filled.url)
+    live(browser)
+    loaded = browser.js("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert any(name.endswith("page.js") for name in loaded)
+    assert all(name.startswith(filled.url) for name in loaded)
+    assert browser.problems == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import sys
+import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,67 +15,29 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import ray
 
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
-from services.bank.writer import BankWriter
-from services.errors import PortInUse, ServiceError
-from services.lexical import LexicalAnswer, LexicalModel
+from services.errors import PortInUse, ServiceError, SettingsError
+from services.lexical import LexicalModel
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher
 from services.query.app import start, stop
+from services.query.asks import UNKNOWN
+from services.query.keys import hash_of
 from services.query.ports import AnsweringModel
 from services.settings import Settings, load_settings
-
-NOW = datetime.now(UTC)
-MODEL = LexicalModel()
-LAYOUT = BankLayout(MODEL.model_id, MODEL.d_key, MODEL.memory_bytes)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Desk:
-    """Writes articles into the real bank."""
-
-    def __init__(self, uri: str) -> None:
-        self._writer = BankWriter(uri, LAYOUT)
-        self._offset = 0
-
-    def publish(self, doc_id: str, title: str, text: str) -> None:
-        self._offset += 1
-        chunk = Chunk(text, MODEL.query_keys([text])[0], MODEL.pack(text), len(text.split()))
-        write = DocumentWrite(
-            namespace="default",
-            doc_id=doc_id,
-            title=title,
-            url=f"https://news.example/{doc_id}",
-            source="The Example",
-            published_at=NOW,
-            expires_at=None,
-            position=Position(0, 0, self._offset, NOW),
-            chunks=(chunk,),
-        )
-        self._writer.commit([write])
-
-
-def quick_model(settings: Settings) -> AnsweringModel:
-    return LexicalModel()
-
-
-def slow_model(settings: Settings) -> AnsweringModel:
-    """A model whose every batch takes 3 s."""
-
-    class Slow(LexicalModel):
-        def answer_closed(self, questions: Any, *, max_new_tokens: int) -> list[LexicalAnswer]:
-            time.sleep(3.0)
-            return super().answer_closed(questions, max_new_tokens=max_new_tokens)
-
-    return Slow()
+from tests.integration.serve_desk import (
+    MODEL,
+    NOW,
+    Desk,
+    ask,
+    client,
+    eventually,
+    quick_model,
+    ray_for,
+    settings_for,
+    slow_model,
+    text_of,
+)
 
 
 def loads_after(seconds: float) -> Callable[[Settings], AnsweringModel]:
@@ -90,45 +52,20 @@ def broken_model(settings: Settings) -> AnsweringModel:
     raise ServiceError("checkpoint `missing` was not found")
 
 
-def settings_for(uri: str, **flags: Any) -> Settings:
-    return load_settings(bank__uri=uri, serve__port=free_port(), **flags)
-
-
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    # this module is not importable in Ray's workers, so its functions travel by value
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    stop()
-    ray.shutdown()
+    with ray_for(__name__):
+        yield
 
 
 @pytest.fixture(scope="module")
 def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Desk]]:
-    uri = str(tmp_path_factory.mktemp("bank") / "memories")
-    desk = Desk(uri)
+    desk = Desk(str(tmp_path_factory.mktemp("bank") / "memories"))
     desk.publish("bridge", "Bridge opens", "Mayor Lund opened the bridge in Aarhus on Monday.")
     desk.publish("ferry", "Ferry stops", "The ferry to Samso was cancelled by a storm.")
-    url = start(settings_for(uri), model_factory=quick_model)
+    url = start(settings_for(desk.uri), model_factory=quick_model)
     yield url, desk
     stop()
-
-
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30.0)
-
-
-def ask(url: str, question: str, model: str = "cmt", **options: Any) -> Any:
-    messages: Any = [{"role": "user", "content": question}]
-    return client(url).chat.completions.create(model=model, messages=messages, **options)
-
-
-def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.1)
 
 
 def test_openai_client_gets_an_answer_with_sources_from_the_bank(served: tuple[str, Desk]) -> None:
@@ -142,21 +79,127 @@ def test_openai_client_gets_an_answer_with_sources_from_the_bank(served: tuple[s
     assert reply.model_extra["cmt"]["model_id"] == MODEL.model_id
 
 
-def test_article_is_answerable_seconds_after_its_commit_and_unknown_before(served: tuple[str, Desk]) -> None:
+def test_openai_client_streams_words_then_sources_then_usage(served: tuple[str, Desk]) -> None:
+    chunks = list(
+        ask(served[0], "Who opened the bridge in Aarhus?", stream=True, stream_options={"include_usage": True})
+    )
+    assert text_of(chunks) == "Mayor Lund opened the bridge in Aarhus on Monday."
+    last, usage = chunks[-2:]
+    assert last.choices[0].finish_reason == "stop"
+    assert last.model_extra["sources"][0]["doc_id"] == "bridge"
+    assert last.model_extra["cmt"]["mode"] == "memory"
+    assert usage.usage.completion_tokens == 9
+
+
+def test_asynchronous_client_gets_whole_and_streamed_answers_at_once(served: tuple[str, Desk]) -> None:
+    async def run() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0) as client:
+
+            async def whole() -> str:
+                message: Any = {"role": "user", "content": "Who opened the bridge in Aarhus?"}
+                reply = await client.chat.completions.create(model="cmt", messages=[message])
+                return reply.choices[0].message.content or ""
+
+            async def streamed() -> str:
+                prompt = "Why was the ferry to Samso cancelled?"
+                stream = await client.completions.create(model="cmt-rag", prompt=prompt, stream=True)
+                return "".join([chunk.choices[0].text async for chunk in stream])
+
+            return list(await asyncio.gather(*(whole() if n % 2 else streamed() for n in range(8))))
+
+    answers = asyncio.run(run())
+    assert (
+        answers
+        == [
+            "Ferry stops The ferry to Samso was cancelled by a storm.",  # a passage begins with its title
+            "Mayor Lund opened the bridge in Aarhus on Monday.",
+        ]
+        * 4
+    )
+
+
+def test_follow_up_question_is_understood_from_the_turn_before(served: tuple[str, Desk]) -> None:
+    turns: Any = [
+        {"role": "user", "content": "Why was the ferry to Samso cancelled?"},
+        {"role": "assistant", "content": "a storm"},
+        {"role": "user", "content": "And who said so?"},
+    ]
+    reply = client(served[0]).chat.completions.create(model="cmt", messages=turns)
+    assert reply.model_extra is not None
+    assert reply.model_extra["sources"][0]["doc_id"] == "ferry"
+
+
+def test_article_is_answerable_within_a_second_of_its_commit_and_unknown_before(served: tuple[str, Desk]) -> None:
     url, desk = served
     question = "Which comet was photographed over Skagen?"
-    assert "Skagen" not in ask(url, question).choices[0].message.content
+    assert ask(url, question).choices[0].message.content == UNKNOWN
     before = datetime.now(UTC) + timedelta(milliseconds=1)
     time.sleep(0.01)
-    desk.publish("comet", "Comet seen", "The comet Halvorsen was photographed over Skagen.")
+    committed_s = desk.publish("comet", "Comet seen", "The comet Halvorsen was photographed over Skagen.")
     eventually(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, within_s=5.0)
+    assert time.monotonic() - committed_s < 1.0
     past = ask(url, question, extra_body={"cmt": {"as_of": before.isoformat()}})
-    assert "Halvorsen" not in past.choices[0].message.content
+    assert past.choices[0].message.content == UNKNOWN
 
 
-def test_the_three_models_are_listed_and_answer_differently(served: tuple[str, Desk]) -> None:
+def test_deleted_article_is_gone_from_the_next_answer_after_its_commit(served: tuple[str, Desk]) -> None:
+    url, desk = served
+    for number in range(3):
+        question = f"Which whale number{number} was seen near Grenaa?"
+        desk.publish(f"whale-{number}", "A whale", f"The whale number{number} Moby was seen near Grenaa.")
+        assert "Moby" in ask(url, question).choices[0].message.content
+        desk.delete(f"whale-{number}")
+        answer = ask(url, question)  # the very next one
+        assert "Moby" not in answer.choices[0].message.content
+        assert f"whale-{number}" not in {source["doc_id"] for source in answer.model_extra["sources"]}
+    story = httpx.get(f"{url}/v1/documents/whale-1").json()
+    assert (story["state"], len(story["history"])) == ("deleted", 1)
+    assert story["history"][0]["deleted_at"] > story["history"][0]["ingested_at"]
+
+
+def test_document_tells_its_versions_newest_first(served: tuple[str, Desk]) -> None:
+    url, desk = served
+    desk.publish("vote", "Vote", "Parliament votes on the tunnel.")
+    desk.publish("vote", "Vote is over", "Parliament approved the tunnel.")
+    story = httpx.get(f"{url}/v1/documents/vote").json()
+    assert [one["state"] for one in story["history"]] == ["live", "superseded"]
+    assert [one["text"] for one in story["history"]] == [
+        "Parliament approved the tunnel.",
+        "Parliament votes on the tunnel.",
+    ]
+    missing = httpx.get(f"{url}/v1/documents/never")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "document_not_found")
+
+
+def test_filters_reach_the_bank(served: tuple[str, Desk]) -> None:
     url, _ = served
-    assert [model.id for model in client(url).models.list()] == ["cmt", "cmt-rag", "cmt-closed"]
+    question = "What of the bridge in Aarhus and the ferry to Samso?"
+    for wanted, expected in (({"doc_ids": ["ferry"]}, {"ferry"}), ({"sources": ["It's nobody"]}, set())):
+        reply = ask(url, question, extra_body={"cmt": {"filters": wanted}})
+        assert {source["doc_id"] for source in reply.model_extra["sources"]} == expected
+
+
+def test_events_tell_of_an_article_that_arrives(served: tuple[str, Desk]) -> None:
+    url, desk = served
+    seen: list[str] = []
+    with httpx.stream("GET", f"{url}/v1/events", timeout=20.0) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            seen.append(line)
+            if line == "event: stats" and seen.count(line) == 1:
+                desk.publish("event", "News arrives", "Something arrives.")
+            if line.startswith("data: ") and seen[-2].startswith("id: "):
+                break
+    article = json.loads(seen[-1].removeprefix("data: "))
+    assert (article["doc_id"], article["title"]) == ("event", "News arrives")
+    last_id = seen[-2].removeprefix("id: ")
+    with httpx.stream("GET", f"{url}/v1/events", headers={"Last-Event-ID": last_id[:-9]}, timeout=20.0) as stream:
+        assert any("News arrives" in line for line in stream.iter_lines() if line.startswith("data: "))
+
+
+def test_the_models_are_listed_and_answer_differently(served: tuple[str, Desk]) -> None:
+    url, _ = served
+    assert [model.id for model in client(url).models.list()] == ["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"]
     question = "Why was the ferry to Samso cancelled?"
     memory, text, closed = (ask(url, question, model) for model in ("cmt", "cmt-rag", "cmt-closed"))
     assert "storm" in memory.choices[0].message.content
@@ -165,30 +208,20 @@ def test_the_three_models_are_listed_and_answer_differently(served: tuple[str, D
     assert "storm" not in closed.choices[0].message.content
 
 
-def test_questions_at_the_same_time_share_batches_and_keep_their_answers(served: tuple[str, Desk]) -> None:
+def test_questions_at_the_same_time_keep_their_answers(served: tuple[str, Desk]) -> None:
     url, _ = served
     questions = ["Who opened the bridge in Aarhus?", "Why was the ferry to Samso cancelled?"] * 8
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda q: ask(url, q).choices[0].message.content, questions))
     assert all(("Lund" if "bridge" in q else "storm") in a for q, a in zip(questions, answers, strict=True))
-    eventually(lambda: batch_histogram(url)[0] < batch_histogram(url)[1])
-
-
-def batch_histogram(url: str) -> tuple[float, float]:
-    """Batches and questions so far, from /metrics."""
-    lines = dict(
-        line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if not line.startswith("#")
-    )
-    name = "cmt_query_batch_questions"
-    return float(lines.get(f"{name}_count", "0")), float(lines.get(f"{name}_sum", "0"))
 
 
 def test_refusals_are_the_openai_clients_own_errors(served: tuple[str, Desk]) -> None:
     url, _ = served
     with pytest.raises(openai.BadRequestError, match="topk"):
         ask(url, "Who?", extra_body={"cmt": {"topk": 3}})
-    with pytest.raises(openai.BadRequestError, match="streaming"):
-        ask(url, "Who?", stream=True)
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        ask(url, "Who?", stream=True, tools=[{"type": "function", "function": {"name": "f"}}])
     with pytest.raises(openai.NotFoundError, match="cmt-rag"):
         ask(url, "Who?", model="other")
 
@@ -230,7 +263,7 @@ def test_search_page_and_probes_answer(served: tuple[str, Desk]) -> None:
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
     page = httpx.get(f"{url}/")
     assert "text/html" in page.headers["content-type"]
-    for path in ("app.js", "style.css"):
+    for path in ("page.js", "style.css"):
         assert f"static/{path}" in page.text
         assert httpx.get(f"{url}/static/{path}").status_code == 200
 
@@ -262,8 +295,8 @@ def test_page_is_up_while_the_llm_loads_and_readiness_says_so(local_ray: None, t
     starter.join(timeout=60.0)
     assert httpx.get(f"{url}/readyz").status_code == 200
     empty = ask(url, "Who opened the bridge?")
+    assert empty.choices[0].message.content == UNKNOWN
     assert empty.model_extra["sources"] == []
-    assert "nothing" in empty.model_extra["cmt"]["notes"][0]
     stop()
     assert get(url, "/healthz") is None
 
@@ -275,29 +308,50 @@ def get(url: str, path: str) -> int | None:
         return None
 
 
-def test_full_queue_is_429_with_retry_after_and_the_health_check_stays_quick(local_ray: None, tmp_path: Path) -> None:
+def test_full_queue_is_429_and_a_client_that_goes_away_frees_its_place(local_ray: None, tmp_path: Path) -> None:
     stop()
-    settings = settings_for(str(tmp_path / "bank"), serve__max_batch=1, serve__max_queued=1, serve__api_key="k3y")
+    keys = {"desk": hash_of("k3y")}
+    uri = str(tmp_path / "bank")
+    desk = Desk(uri)
+    desk.publish("long", "A long story", f"The story {'goes on and ' * 60} ends.")
+    settings = settings_for(
+        uri, serve__max_batch=1, serve__max_queued=1, serve__api_keys=keys, model__max_new_tokens=200
+    )
     url = start(settings, model_factory=slow_model)
-    body = {"model": "cmt-closed", "messages": [{"role": "user", "content": "Who?"}]}
+    body = {"model": "cmt", "messages": [{"role": "user", "content": "How does the story go on?"}], "stream": True}
     headers = {"Authorization": "Bearer k3y"}
     assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 401
+    with (
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30.0) as first,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        words = first.iter_lines()
+        while "story" not in next(words):
+            pass
 
-    def post(_: int) -> httpx.Response:
-        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30.0)
+        def post(_: int) -> httpx.Response:
+            short = body | {"stream": False, "max_tokens": 2}
+            return httpx.post(f"{url}/v1/chat/completions", json=short, headers=headers, timeout=60.0)
 
-    with ThreadPoolExecutor(6) as pool:
-        waiting = pool.map(post, range(6))
-        time.sleep(0.5)
-        started = time.perf_counter()
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        assert time.perf_counter() - started < 1.5  # half of what the running batch takes
+        waiting = pool.map(post, range(4))
+        eventually(lambda: 'status="429"} 3.0' in httpx.get(f"{url}/metrics").text)
+        assert httpx.get(f"{url}/readyz").status_code == 200  # while one is written, one waits, three were refused
+        first.close()  # the client goes away in the middle of its answer
         answers = list(waiting)
-    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+    assert sorted(answer.status_code for answer in answers) == [200, 429, 429, 429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json()["error"]["code"] == "queue_full"
+    eventually(lambda: "cmt_query_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text)
+    assert "cmt_query_queued 0.0" in httpx.get(f"{url}/metrics").text
+    desk.close()
     stop()
+
+
+def test_door_is_not_opened_to_strangers_without_keys(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="allow_anonymous") as refused:
+        start(settings_for(str(tmp_path), serve__host="0.0.0.0"), model_factory=quick_model)
+    assert "\n" not in str(refused.value)
 
 
 def test_model_that_cannot_be_loaded_is_one_line(local_ray: None, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cmt_core.alignment import Context
 from cmt_core.answering import AnswerBatch
-from cmt_core.generation import generate
+from cmt_core.generation import generate, prefill
 from cmt_core.model import CMT
 from cmt_core.query import Query, Sampling
 from cmt_core.reading import DecodedMemories, Reading
@@ -183,3 +184,23 @@ def test_memory_read_again_is_not_decoded_again_and_answers_alike(exact_cmt: CMT
     assert all(memory in exact_cmt.decoded for memory in query.memories)
     exact_cmt.format.code.decoder.data.zero_()  # a second decoding would read zeros
     assert alone(exact_cmt, query) == first
+
+
+@pytest.mark.parametrize("shift", [-20, 300])
+def test_only_positions_relative_to_the_question_count(exact_cmt: CMT, corpus: tuple[str, ...], shift: int) -> None:
+    """What lets another engine number its tokens as it likes: keys are rotated relative to the question's first position."""
+    backbone = exact_cmt.backbone
+    code = exact_cmt.compress(exact_cmt.windows("", corpus[0]))[0].code
+    (rows,) = exact_cmt._decoded([code])
+    positions = torch.arange(len(rows))[None]
+    contexts = [
+        Context(
+            backbone.cache(rows[None], positions + moved),
+            torch.ones(1, len(rows), dtype=torch.bool),
+            torch.tensor([len(rows) + 16 + moved]),
+        )
+        for moved in (0, shift)
+    ]
+    here, moved = (prefill(backbone, context, [exact_cmt.prompt("Who opened it?")]) for context in contexts)
+    torch.testing.assert_close(moved.logits, here.logits, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(moved.attention, here.attention, atol=1e-4, rtol=1e-3)

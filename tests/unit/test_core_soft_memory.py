@@ -117,6 +117,23 @@ def test_low_rank_maps_start_at_the_llms_own_projections(tiny_backbone: Backbone
     assert all(parameter.grad is None for parameter in tiny_backbone.model.parameters())
 
 
+@torch.no_grad()
+def test_low_rank_maps_start_at_real_inputs_of_each_layer(tiny_backbone: Backbone) -> None:
+    ids = torch.randint(2, 300, (4, 30), generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(0, tiny_backbone.shape.width)
+    inputs = tiny_backbone.layer_inputs(ids, torch.ones_like(ids), nothing)
+    states = tiny_backbone.model(input_ids=ids, output_hidden_states=True).hidden_states[:3]
+    torch.testing.assert_close(inputs, torch.stack(states, dim=2), atol=1e-4, rtol=1e-4)
+    torch.manual_seed(0)
+    maps = LowRankMaps(tiny_backbone.shape, D, 4)
+    maps.start_from_inputs(inputs.flatten(0, 1))
+    made = maps.scale * torch.randn(5000, 1, D) + maps.bias
+    flat = inputs.flatten(0, 1)
+    assert float(((made.mean(dim=0) - flat.mean(dim=0)).abs() / maps.scale).max()) < 0.1
+    spread = (flat - flat.mean(dim=0)).square().mean(dim=(0, 2))
+    torch.testing.assert_close((made - made.mean(dim=0)).square().mean(dim=(0, 2)), spread, atol=0.02, rtol=0.05)
+
+
 def test_linear_maps_start_at_the_mean_and_spread_of_real_rows(tiny_backbone: Backbone) -> None:
     torch.manual_seed(0)
     maps = LinearMaps(tiny_backbone.shape, D)

@@ -171,3 +171,11 @@ def test_original_answers_stood_in_the_first_version_already(question: dict[str,
 def test_first_version_lacks_the_updated_answers(question: dict[str, Any]) -> None:
     first = ORIGINALS[question["article_id"]].text.lower()
     assert [answer for answer in question["answers"] if answer.lower() in first] == []
+
+
+def test_sample_questions_stand_on_the_articles_latest_text() -> None:
+    from services.sample_news import sample_questions
+
+    examples = sample_questions()
+    assert len(examples) >= 40
+    assert all(any(answer.lower() in row.text.lower() for answer in row.answers) for row in examples)

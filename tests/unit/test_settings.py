@@ -84,11 +84,11 @@ def test_unreadable_json_in_environment_is_one_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CMT_SERVE__API_KEY", "swordfish")
+    monkeypatch.setenv("CMT_CLIENT__API_KEY", "swordfish")
     monkeypatch.setenv("CMT_BANK__STORAGE_OPTIONS", '{"aws_secret_access_key": "swordfish"}')
     settings = load_settings()
-    assert settings.serve.api_key is not None
-    assert settings.serve.api_key.get_secret_value() == "swordfish"
+    assert settings.client.api_key is not None
+    assert settings.client.api_key.get_secret_value() == "swordfish"
     assert "swordfish" not in str(settings.masked())
     assert "swordfish" not in repr(settings)
 

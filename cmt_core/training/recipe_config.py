@@ -1,0 +1,39 @@
+"""Sizes and rates of a training run, as `cmt train --set` reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["RecipeConfig", "Report"]
+
+Report = Callable[[str, int, int, dict[str, float]], None]  # stage, step, steps, figures
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeConfig:
+    """Sizes of a training run. A batch reads `groups_per_step` groups of `group_windows` neighbouring windows.
+
+    `code_steps` are the memory's, whichever method it has. `text_steps` on plain text come before its questions. A step's
+    gradient is the mean over `accumulate` batches. With `evaluate_every_steps`, `held_out_documents` are kept out of training.
+    `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
+    """
+
+    prefix_steps: int = 160
+    prefix_lr: float = 2e-3
+    prefix_windows: int = 8
+    code_steps: int = 500
+    code_prefix_lr: float = 5e-4
+    code_lr: float = 2e-5
+    group_windows: int = 4
+    groups_per_step: int = 3
+    k_cycle: tuple[int, ...] = (1, 4, 2, 4)
+    gold_first: float = 0.7
+    pca_windows: int = 128
+    seed: int = 0
+    soft_lr: float = 3e-4
+    text_steps: int = 0
+    accumulate: int = 1
+    evaluate_every_steps: int = 0
+    held_out_documents: int = 48
+    sources: str = "open"

@@ -1,0 +1,18 @@
+"""Which documents of a namespace a question may be answered from; plain values, importable without Arrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["DocumentFilter"]
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFilter:
+    """Every condition that is given must hold; times are aware, `published_before` is exclusive."""
+
+    sources: tuple[str, ...] = ()
+    doc_ids: tuple[str, ...] = ()
+    published_after: datetime | None = None
+    published_before: datetime | None = None

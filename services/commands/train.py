@@ -1,0 +1,105 @@
+"""`cmt train`: a memory checkpoint for the frozen LLM, on this machine or on several workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.commands.options import Config, RayAddress, progress, read_settings
+from services.errors import SettingsError
+
+__all__ = ["train"]
+
+_MEMORY = "Memory and recipe"
+
+
+def train(
+    output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
+    config: Config = None,
+    run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
+    dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
+    start: Annotated[
+        str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
+    ] = None,
+    prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
+    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the memory.")] = 320,
+    top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    aggregation: Annotated[
+        str,
+        typer.Option(
+            help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all, `single_context` (of "
+            "soft tokens) one context of fixed size."
+        ),
+    ] = "select",
+    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Plain text (.txt, a folder, .jsonl) for text_steps.", rich_help_panel=_MEMORY),
+    ] = None,
+    settings_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="KEY=VALUE of the memory (method=soft_tokens, alignment=low_rank, matching=cosine, objective=contrast, ...) "
+            "or the recipe (accumulate=4, evaluate_every_steps=50, text_steps=200, ...); docs/method.md has all.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, by Ray Train.", rich_help_panel=_MEMORY)
+    ] = 1,
+    ray: RayAddress = None,
+) -> None:
+    """Train a memory checkpoint for the frozen LLM: prefix, then the memory."""
+    settings = read_settings(config, ray__address=ray)
+    if not prefix_steps and start is None:
+        raise SettingsError("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory")
+    from cmt_core.checkpoint import checkpoint_folder
+    from cmt_core.config import MemoryConfig
+    from cmt_core.training.overrides import parse_overrides
+    from cmt_core.training.recipe import RecipeConfig
+
+    memory, recipe = parse_overrides(settings_ or (), MemoryConfig(), RecipeConfig())
+    sizes: dict[str, Any] = {"prefix_steps": prefix_steps, "code_steps": code_steps, "seed": seed}
+    model = settings.model
+    arguments: dict[str, Any] = {
+        "config": RecipeConfig(**(sizes | recipe)),
+        "qa_file": (settings.data_dir / dataset).absolute(),
+        "run": run.absolute(),
+        "output": output.absolute(),
+        "llm": model.llm,
+        "retriever": model.retriever,
+        "cache_dir": model.cache_dir,
+        "device": model.device,
+        "top_k": top_k,
+        "aggregation": aggregation,
+        "memory": memory,
+        "texts": texts.absolute() if texts else None,
+        "start": checkpoint_folder(start).absolute() if start else None,
+    }
+    done = _alone(arguments) if workers == 1 else _together(arguments, workers, settings)
+    if not done:
+        progress.print(f"cmt: stopped; the same command goes on from {run}", style="red", highlight=False)
+        sys.exit(130)
+
+
+def _alone(arguments: dict[str, Any]) -> bool:
+    from cmt_core.training.command import train_checkpoint
+    from services.commands.training_bar import TrainingBar
+
+    def report(line: str) -> None:
+        progress.print(line, highlight=False)
+
+    if not progress.is_terminal:  # a bar would fill a log file with its own past
+        return train_checkpoint(**arguments, report=report)
+    with TrainingBar(progress) as bar:
+        return train_checkpoint(**arguments, report=report, on_step=bar.on_step)
+
+
+def _together(arguments: dict[str, Any], workers: int, settings: Any) -> bool:
+    from services.distributed_training import train_on_workers
+
+    return train_on_workers(arguments, workers, settings.ray, progress)

@@ -1,0 +1,42 @@
+"""Where the service may listen: beyond loopback only with API keys, or when told so."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from services.errors import PortInUse, SettingsError
+from services.settings import ServeSettings
+
+__all__ = ["is_loopback", "refuse_open_door", "refuse_taken_port"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_open_door(serve: ServeSettings) -> None:
+    """Raises SettingsError when strangers could ask without a key."""
+    if is_loopback(serve.host) or serve.api_keys or serve.allow_anonymous:
+        return
+    raise SettingsError(
+        f"serve.host {serve.host} can be reached from other machines and serve.api_keys is empty: "
+        "make a key with `cmt key NAME`, or set serve.allow_anonymous (--allow-anonymous)"
+    )
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises PortInUse when something listens there: Serve binds with SO_REUSEPORT and would silently share the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortInUse(f"port {port} on {host} can't be used: {error.strerror or error}") from None

@@ -1,0 +1,106 @@
+"""Exchanges the checkpoint or the bank while questions are being answered: the old one answers until the new one is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from cmt_core.errors import CoreError
+from services.errors import ServiceError
+from services.query.asks import Ask, Event
+from services.query.scheduler import Retired, Scheduler, Ticket
+from services.settings import Settings
+
+__all__ = ["HotSwap", "Target", "revision_of", "target_of", "with_target"]
+
+Target = Mapping[str, str]
+"""What is served: llm, checkpoint, retriever, bank."""
+
+_log = logging.getLogger(__name__)
+
+
+def target_of(settings: Settings) -> dict[str, str]:
+    """What the settings say to serve."""
+    model = settings.model
+    return {
+        "llm": model.llm,
+        "checkpoint": model.checkpoint,
+        "retriever": model.retriever,
+        "bank": settings.bank.uri,
+    }
+
+
+def with_target(settings: Settings, target: Target) -> Settings:
+    """The settings that serve `target`."""
+    model = {name: target[name] for name in ("llm", "checkpoint", "retriever")}
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update=model),
+            "bank": settings.bank.model_copy(update={"uri": target["bank"]}),
+        }
+    )
+
+
+def revision_of(target: Target) -> str:
+    """A short name of a target."""
+    return hashlib.sha256(json.dumps(dict(target), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class HotSwap:
+    """Holds the scheduler that answers; `load(target)` makes another one, and blocks while it does."""
+
+    def __init__(self, load: Callable[[Target], Scheduler], target: Target) -> None:
+        self._load = load
+        self._lock = threading.Lock()  # one exchange at a time
+        self.current = load(target)
+        self.target = dict(target)
+        self._wanted = self.revision
+        self.error: str | None = None
+
+    @property
+    def revision(self) -> str:
+        """A short name of what answers now."""
+        return revision_of(self.target)
+
+    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> tuple[Scheduler, Ticket]:
+        """Hands a question to whichever scheduler takes it."""
+        while True:
+            scheduler = self.current
+            try:
+                return scheduler, scheduler.submit(ask, deliver)
+            except Retired:  # exchanged between the two lines above
+                continue
+
+    def switch(self, target: Target) -> threading.Thread | None:
+        """Loads `target` in the background, unless it is what is wanted already; questions go on meanwhile.
+
+        Both are in memory until the old one has finished its answers. When it can't be loaded the old one stays, and
+        `error` says why.
+        """
+        revision = revision_of(target)
+        if revision == self._wanted and self.error is None:
+            return None
+        self._wanted, self.error = revision, None
+        if revision == self.revision:
+            return None  # back to what is loaded
+        thread = threading.Thread(target=self._exchange, args=(target, revision), name="reload", daemon=True)
+        thread.start()
+        return thread
+
+    def _exchange(self, target: Target, revision: str) -> None:
+        with self._lock:
+            if revision != self._wanted:
+                return  # another one was asked for meanwhile
+            try:
+                fresh = self._load(target)
+            except (ServiceError, CoreError) as error:
+                self.error = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever the new one does, the old one goes on answering
+                _log.exception("the new model or bank can't be loaded")
+                self.error = f"{type(error).__name__}: {error}"
+            else:
+                old, self.current, self.target = self.current, fresh, dict(target)
+                old.stop()

@@ -1,0 +1,70 @@
+"""Finds what the bank holds for questions: keys, search, the best score over a question's lookups, the relevance threshold."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Sequence
+
+from services.metrics import Metrics
+from services.query.asks import Ask, Failure, Found
+from services.query.grouping import in_groups, isolated
+from services.query.ports import AnsweringModel, Hit, MemoryReader
+
+__all__ = ["Retrieval"]
+
+
+class Retrieval:
+    """Looks questions up; questions of the same options share one search. Thread-safe."""
+
+    def __init__(
+        self, model: AnsweringModel, bank: MemoryReader, *, top_k: int | None, min_score: float, metrics: Metrics
+    ) -> None:
+        self._model = model
+        self._bank = bank
+        self._top_k = top_k or model.default_top_k
+        self._min_score = min_score
+        self._metrics = metrics
+        self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once
+
+    def find(self, asks: Sequence[Ask], *, relevant_only: bool = True) -> list[Found | Failure]:
+        """What the bank holds for each question now; a question that can't be looked up fails alone."""
+
+        def run(group: Sequence[Ask]) -> list[Found]:
+            return self._search(group, relevant_only)
+
+        return in_groups(asks, self._options, lambda group: isolated(group, run))
+
+    def _options(self, ask: Ask) -> Hashable:
+        return ask.mode != "closed" and (ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted)
+
+    def _search(self, asks: Sequence[Ask], relevant_only: bool) -> list[Found]:
+        first = asks[0]
+        if first.mode == "closed":
+            return [Found() for _ in asks]
+        started = time.perf_counter()
+        texts = [ask.lookups or (ask.question,) for ask in asks]
+        with self._encoding:
+            keys = self._model.query_keys([text for own in texts for text in own])  # (lookups, d_key)
+        k = first.top_k or self._top_k
+        version = self._bank.stats().version
+        rows = iter(self._bank.search(keys, k, first.namespace, first.as_of, first.wanted))
+        hits = [_best([hit for _ in own for hit in next(rows)], k) for own in texts]
+        seconds = time.perf_counter() - started
+        self._metrics.observe("cmt_query_retrieve_seconds", seconds)
+        return [
+            self._found(ask, own, version, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)
+        ]
+
+    def _found(self, ask: Ask, hits: Sequence[Hit], version: int, took_ms: float, relevant_only: bool) -> Found:
+        least = self._min_score if ask.min_score is None else ask.min_score
+        kept = tuple(hit for hit in hits if hit.score >= least or not relevant_only)
+        return Found(kept, version, took_ms, float(hits[0].score) if hits else None)
+
+
+def _best(hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The k best of several lookups' hits, each window once, by its best score."""
+    unique: dict[tuple[str, int], Hit] = {}
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.doc_id, hit.chunk_no)):
+        unique.setdefault((hit.doc_id, hit.chunk_no), hit)
+    return list(unique.values())[:k]

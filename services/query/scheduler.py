@@ -1,0 +1,296 @@
+"""The engine of one replica: questions join and leave the running batch between any two tokens; no Ray, no HTTP.
+
+Two threads of its own. `bank` looks questions up, and only as many as may join, so that nobody reads an old bank.
+`model` repeats, as long as anybody is there:
+
+1. rows whose client went away or whose deadline has passed leave
+2. questions that were looked up join: their prompts are read, their first tokens come out
+3. every running row gets one token more, and those that are done leave
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.errors import BankError
+from services.metrics import Metrics
+from services.query.answer_row import AnswerRow, query_of, unknown_reply
+from services.query.asks import Ask, Delta, Event, Failure, Found, Overview, Reply, Versions
+from services.query.grouping import failure_of, isolated
+from services.query.ports import AnsweringModel, MemoryReader
+from services.query.retrieval import Retrieval
+
+__all__ = ["Retired", "Scheduler", "SchedulerOptions", "Ticket"]
+
+
+class Retired(Exception):
+    """The scheduler takes nothing new: it is being stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt."""
+
+    max_batch: int = 8
+    top_k: int | None = None
+    min_score: float = 0.0
+    max_prompt_tokens: int = 4096
+
+
+class Ticket:
+    """A question on its way; `deliver` is called from the engine's threads, and a cancelled question gets nothing more."""
+
+    def __init__(self, ask: Ask, deliver: Callable[[Event], None]) -> None:
+        self.ask = ask
+        self.arrived_s = time.monotonic()
+        self.found = Found()
+        self.gone = False
+        self._deliver = deliver
+
+    def send(self, event: Event) -> None:
+        """Hands an event over, unless nobody waits for it any more."""
+        if not self.gone:
+            self.gone = not isinstance(event, Delta)  # a Reply or a Failure is the last one
+            self._deliver(event)
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() - self.arrived_s > self.ask.deadline_s
+
+    def ms(self) -> float:
+        """Milliseconds since it came."""
+        return (time.monotonic() - self.arrived_s) * 1e3
+
+
+class Scheduler:
+    """Answers questions with `model` from what `bank` holds, until `stop`."""
+
+    def __init__(
+        self,
+        model: AnsweringModel,
+        bank: MemoryReader,
+        options: SchedulerOptions = SchedulerOptions(),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._model, self._bank, self._options = model, bank, options
+        self._metrics = metrics or Metrics()
+        self._retrieval = Retrieval(
+            model, bank, top_k=options.top_k, min_score=options.min_score, metrics=self._metrics
+        )
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._looking = 0  # questions that are being looked up
+        self._joining = 0  # questions whose prompts are being read
+        self._ready: deque[Ticket] = deque()
+        self._rows: dict[int, AnswerRow] = {}
+        self._stopping = False
+        self._batch = model.answer_batch()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("bank", self._look_up_forever), ("model", self._generate_forever))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def model_id(self) -> str:
+        """The checkpoint that answers."""
+        return self._model.model_id
+
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return len(self._rows)
+
+    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
+        """Queues a question; `deliver` gets its answer piece by piece, from another thread. Raises Retired."""
+        ticket = Ticket(ask, deliver)
+        with self._changed:
+            if self._stopping:
+                raise Retired
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forgets a question, wherever it is; a running one leaves before the next token."""
+        with self._changed:
+            if not ticket.gone:
+                self._metrics.count("cmt_query_cancelled_total")
+            ticket.gone = True
+            self._changed.notify_all()
+
+    def search(self, ask: Ask) -> Found | Failure:
+        """What the bank holds for `ask.question`, relevant or not; any thread may call it."""
+        return self._retrieval.find([ask], relevant_only=False)[0]
+
+    def overview(self, n: int, namespace: str) -> Overview | Failure:
+        """Size of the bank and its `n` latest documents; never waits behind the model."""
+        try:
+            latest = tuple(self._bank.latest(n, namespace)) if n else ()
+            return Overview(self._bank.stats(), latest, self._model.model_id)
+        except (BankError, ValueError) as error:
+            return Failure("bank" if isinstance(error, BankError) else "question", str(error))
+
+    def history(self, doc_id: str, namespace: str) -> Versions | Failure:
+        """Every version of a document."""
+        try:
+            return Versions(tuple(self._bank.history(doc_id, namespace)))
+        except (BankError, ValueError) as error:
+            return Failure("bank" if isinstance(error, BankError) else "question", str(error))
+
+    def stop(self) -> None:
+        """Answers what is inside, takes nothing new, and ends the threads."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _look_up_forever(self) -> None:
+        while tickets := self._next_to_look_up():
+            found = self._retrieval.find([ticket.ask for ticket in tickets])
+            with self._changed:
+                self._looking = 0
+                for ticket, one in zip(tickets, found, strict=True):
+                    self._looked_up(ticket, one)
+                self._changed.notify_all()
+
+    def _next_to_look_up(self) -> list[Ticket]:
+        """Those that may join now, in the order they came; empty when the scheduler stops."""
+        with self._changed:
+            while True:
+                self._drop_gone(self._waiting)
+                room = self._options.max_batch - len(self._rows) - len(self._ready) - self._joining
+                if self._waiting and room > 0:
+                    tickets = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+                    self._looking = len(tickets)
+                    return tickets
+                if self._stopping and not self._waiting:
+                    return []
+                self._changed.wait(1.0 if self._waiting else None)  # waiting ones have deadlines
+
+    def _looked_up(self, ticket: Ticket, found: Found | Failure) -> None:
+        if isinstance(found, Failure):
+            ticket.send(found)
+            return
+        ticket.found = found
+        if ticket.ask.mode != "closed" and not found.hits:
+            self._metrics.count("cmt_query_unknown_total")
+            reply = unknown_reply(ticket.ask, found, self._model.model_id, ticket.ms())
+            ticket.send(Delta(reply.answer))
+            ticket.send(reply)
+            return
+        self._ready.append(ticket)
+
+    def _generate_forever(self) -> None:
+        while self._wait_for_work():
+            self._leave([row for row, one in self._rows.items() if self._is_over(one.ticket)])
+            self._join(self._next_to_join())
+            self._advance()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not self._rows and not self._ready:
+                if self._stopping and not self._waiting and not self._looking:
+                    return False
+                self._changed.wait(0.2 if self._stopping else None)
+            return True
+
+    def _next_to_join(self) -> list[Ticket]:
+        with self._changed:
+            tickets = list(self._ready)
+            self._ready.clear()
+            self._joining = len(tickets)
+        return [ticket for ticket in tickets if not self._is_over(ticket)]
+
+    def _join(self, tickets: Sequence[Ticket]) -> None:
+        if not tickets:
+            self._joining = 0
+            return
+        self._metrics.observe("cmt_query_batch_questions", len(self._rows) + len(tickets))
+        for ticket, outcome in zip(tickets, isolated(tickets, self._read), strict=True):
+            if isinstance(outcome, Failure):
+                ticket.send(outcome)
+            else:
+                self._take(outcome, outcome.first_token)
+        self._joining = 0
+        self._settle()
+
+    def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
+        """Reads the prompts of those that are not too long, together."""
+        queries = [query_of(ticket.ask, ticket.found) for ticket in tickets]
+        sizes = [self._batch.prompt_tokens(query) for query in queries]
+        fit = [i for i, size in enumerate(sizes) if size <= self._options.max_prompt_tokens]
+        started = dict(zip(fit, self._batch.join([queries[i] for i in fit]), strict=True)) if fit else {}
+        return [
+            AnswerRow(tickets[i], started[i], self._batch.text)
+            if i in started
+            else Failure(
+                "too_long",
+                f"the prompt has {size} tokens, {self._options.max_prompt_tokens} are allowed: ask a shorter question, "
+                "or read fewer sources",
+            )
+            for i, size in enumerate(sizes)
+        ]
+
+    def _take(self, row: AnswerRow, token: int | None) -> None:
+        """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
+        self._rows[row.number] = row
+        if text := row.push(token):
+            row.ticket.send(Delta(text))
+        if row.finish_reason is None:
+            return
+        reply = row.reply(self._model.model_id)
+        self._measure(row.ticket.ask, reply)
+        row.ticket.send(reply)
+
+    def _advance(self) -> None:
+        if not self._rows:
+            return
+        try:
+            tokens = self._batch.step()
+        except Exception as error:  # noqa: BLE001 - the running batch is lost; the next one starts afresh
+            for row in self._rows.values():
+                row.ticket.send(failure_of(error))
+            self._rows.clear()
+            self._batch = self._model.answer_batch()
+            return
+        for number, token in tokens.items():
+            self._take(self._rows[number], token)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Rows that are done leave, and those who wait are told that there is room."""
+        self._leave([number for number, row in self._rows.items() if row.finish_reason is not None])
+
+    def _leave(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._batch.leave(number)
+            del self._rows[number]
+        if numbers:
+            with self._changed:
+                self._changed.notify_all()
+        self._metrics.gauge("cmt_query_running", len(self._rows))
+
+    def _is_over(self, ticket: Ticket) -> bool:
+        if ticket.late:
+            ticket.send(Failure("deadline", f"the deadline of {ticket.ask.deadline_s:g} s has passed"))
+        return ticket.gone
+
+    def _drop_gone(self, tickets: deque[Ticket]) -> None:
+        for _ in range(len(tickets)):
+            ticket = tickets.popleft()
+            if not self._is_over(ticket):
+                tickets.append(ticket)
+
+    def _measure(self, ask: Ask, reply: Reply) -> None:
+        self._metrics.observe("cmt_query_generate_seconds", reply.generate_ms / 1e3)
+        self._metrics.observe("cmt_query_first_token_seconds", reply.first_token_ms / 1e3, mode=ask.mode)
+        self._metrics.count("cmt_query_prompt_tokens_total", reply.prompt_tokens, mode=ask.mode)
+        self._metrics.count("cmt_query_completion_tokens_total", reply.completion_tokens, mode=ask.mode)

@@ -1,0 +1,155 @@
+// The live side of the page: counters, charts and the ticker, told by /v1/events.
+import { Refused, eventsOf, explain, getJson } from "./api.js";
+import { Spark } from "./charts.js";
+import { ago, bytes, count, duration, make, setText, titleNode } from "./format.js";
+
+const SHOWN = 14;
+const RETRY_MS = 1000;
+const $ = (id) => document.getElementById(id);
+
+export class Live {
+  constructor(onArticles) {
+    this.onArticles = onArticles;
+    this.articles = [];
+    this.sparks = {
+      documents: new Spark($("s-documents"), { fromZero: false }),
+      lag: new Spark($("s-lag")),
+      fresh: new Spark($("s-fresh")),
+    };
+    this.stopped = new AbortController();
+    setInterval(() => this.tick(), 1000);
+  }
+
+  namespace() { return $("namespace").value.trim() || "default"; }
+
+  // Listens for ever; a listener that was cut off looks at everything again and goes on.
+  async run() {
+    for (;;) {
+      this.stopped = new AbortController();
+      try {
+        await this.follow(this.namespace());
+      } catch (error) {
+        if (error instanceof Refused) this.showProblem(error);
+        else if (error.name !== "AbortError") console.error(error);
+      }
+      await new Promise((resume) => setTimeout(resume, RETRY_MS));
+    }
+  }
+
+  restart() { this.stopped.abort(); }
+
+  async follow(namespace) {
+    const query = `namespace=${encodeURIComponent(namespace)}`;
+    const stats = await getJson(`v1/stats?latest=${SHOWN}&${query}`);
+    this.showAll(stats.latest);
+    this.showNumbers(stats);
+    for await (const { event, data } of eventsOf(`v1/events?${query}`, { signal: this.stopped.signal })) {
+      const body = JSON.parse(data);
+      if (event === "article") this.showNew(body);
+      else if (event === "stats") this.showNumbers(body);
+      else if (event === "problem") this.showProblem(new Refused(body.status, body.message));
+    }
+    throw new Refused(0, "The server ended the connection.");
+  }
+
+  showAll(latest) {
+    this.articles = latest.slice(0, SHOWN);
+    $("articles").replaceChildren(...this.articles.map(articleNode));
+    this.afterArticles();
+  }
+
+  showNew(article) {
+    const list = $("articles");
+    this.articles = [article, ...this.articles.filter((one) => one.doc_id !== article.doc_id)].slice(0, SHOWN);
+    for (const item of [...list.children]) if (item.dataset.id === article.doc_id) item.remove();
+    const item = articleNode(article);
+    item.classList.add("new");
+    setTimeout(() => item.classList.remove("new"), 6000);
+    list.prepend(item);
+    while (list.children.length > SHOWN) list.lastChild.remove();
+    this.afterArticles();
+  }
+
+  afterArticles() {
+    $("stream-empty").hidden = this.articles.length > 0;
+    setText("stream-empty", "The memory is empty. Articles appear here seconds after they are published to Kafka.");
+    this.onArticles(this.articles);
+  }
+
+  showNumbers(stats) {
+    this.stats = stats;
+    this.seenAt = Date.now();
+    showStatus("live", "Live");
+    document.body.classList.remove("stale");
+    $("problem").hidden = true;
+    $("key-box").hidden = true;
+    const ingest = stats.ingest;
+    counter("c-documents", count(stats.documents));
+    counter("c-questions", count(stats.questions_answered));
+    counter("c-lag", ingest.lag_records === null ? "–" : count(ingest.lag_records), ingest.lag_records === null ? "" : "waiting");
+    if (ingest.freshness_s === null) counter("c-fresh", "–");
+    else counter("c-fresh", ...duration(ingest.freshness_s));
+    setText("n-rate", ingest.running ? `${count(ingest.records_per_s)} records/s` : "no ingest is running");
+    counter("c-dead", count(ingest.dead_letters));
+    setText("n-dead", ingest.dead_letters ? "unreadable, kept aside" : "every record was read");
+    $("dead").classList.toggle("alarm", ingest.dead_letters > 0);
+    setText("foot", `Checkpoint ${stats.model_id}, bank version ${count(stats.version)}`);
+    this.tick();
+  }
+
+  // Once a second: ages grow, and the charts move on.
+  tick() {
+    const stats = this.stats;
+    if (!stats) return;
+    setText("n-documents", stats.latest_ingested_at ? `latest ${ago(stats.latest_ingested_at)}` : "none yet");
+    setText("n-bank", `${count(stats.rows)} memories${stats.bytes ? `, ${bytes(stats.bytes)}` : ""}`);
+    this.sparks.documents.push(stats.documents, `Documents in memory: ${stats.documents}`);
+    this.sparks.lag.push(stats.ingest.lag_records, `Records waiting: ${stats.ingest.lag_records ?? "unknown"}`);
+    this.sparks.fresh.push(stats.ingest.freshness_s, `Seconds from published to answerable: ${stats.ingest.freshness_s ?? "unknown"}`);
+    for (const item of $("articles").children) {
+      const about = aboutOf(item.article);
+      if (item.lastChild.textContent !== about) item.lastChild.textContent = about;
+    }
+  }
+
+  showProblem(error) {
+    document.body.classList.add("stale");
+    $("problem").hidden = error.status === 401;
+    setText("problem", explain(error));
+    if (error.status === 401) {
+      showStatus("wait", "API key needed");
+      $("key-box").hidden = false;
+    } else if (error.status === 503 || error.status === 429) {
+      showStatus("wait", error.message.includes("loading") ? "Loading the model" : "Not ready");
+    } else {
+      showStatus("down", error.status === 0 ? "Server not reachable" : "Server error");
+    }
+  }
+}
+
+function showStatus(kind, text) {
+  $("status").dataset.state = kind;
+  setText("status-text", text);
+}
+
+function counter(id, value, unit) {
+  const node = $(id);
+  if (node.textContent === `${value}${unit || ""}`) return;
+  node.textContent = value;
+  if (unit) node.append(make("small", "", unit));
+}
+
+function aboutOf(article) {
+  return [article.source, ago(article.published_at || article.ingested_at)].filter(Boolean).join(" · ");
+}
+
+function articleNode(article) {
+  const item = make("li");
+  item.article = article;
+  item.dataset.id = article.doc_id;
+  const head = make("div");
+  head.append(titleNode(article));
+  if (article.updated) head.append(make("span", "tag", "updated"));
+  item.append(head, make("div", "about", aboutOf(article)));
+  return item;
+}

@@ -1,0 +1,33 @@
+"""Deletes documents the way everything else reaches the bank: as records in Kafka."""
+
+from __future__ import annotations
+
+import threading
+
+from services.settings import KafkaSettings
+from services.stream.producer import DocumentProducer
+
+__all__ = ["Tombstones"]
+
+_FLUSH_S = 10.0
+
+
+class Tombstones:
+    """Sends tombstones; connects with the first one, so that the service starts without Kafka. Thread-safe."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._producer: DocumentProducer | None = None
+
+    def delete(self, doc_id: str, namespace: str) -> None:
+        """Returns when all in-sync replicas have the tombstone. Raises BrokerError."""
+        with self._lock:
+            if self._producer is None:
+                self._producer = DocumentProducer(self._settings, self._bootstrap())
+            self._producer.delete(doc_id, namespace)
+            self._producer.flush(_FLUSH_S)
+
+    def _bootstrap(self) -> str:
+        """The given brokers, or the embedded one, which `cmt ingest`, `cmt feed` or `cmt demo` keeps running."""
+        return self._settings.bootstrap_servers or f"127.0.0.1:{self._settings.embedded_port}"

@@ -1,0 +1,52 @@
+"""The sample news that ships with the project: invented articles, updates, a deletion, and questions about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cmt_core.data.qa import QAExample
+from services.errors import ServiceError
+from services.feed.fetch import read_all
+from services.settings import FeedSettings
+from services.stream.record import Document
+
+__all__ = ["SAMPLE_NEWS", "read_questions", "sample_locations", "sample_questions"]
+
+SAMPLE_NEWS = Path(__file__).parents[1] / "examples" / "news"
+
+
+def sample_locations(folder: Path = SAMPLE_NEWS) -> list[str]:
+    """Feeds in the order of their names, then updates, then deletions: the order in which they happened."""
+    feeds = sorted(
+        [*folder.glob("*.xml"), *folder.glob("*.feed.json")], key=lambda path: ("updates" in path.name, path.name)
+    )
+    return [str(path) for path in [*feeds, *sorted(folder.glob("deletions*.jsonl"))]]
+
+
+def read_questions(folder: Path = SAMPLE_NEWS) -> list[dict[str, Any]]:
+    """The questions with `answers` and `article_id`. Raises ServiceError in one line."""
+    path = folder / "questions.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not rows or not all(row["question"] and row["answers"] for row in rows):
+            raise ValueError("no questions")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ServiceError(f"sample questions {path} can't be read: {error}") from None
+    return rows
+
+
+def sample_questions(folder: Path = SAMPLE_NEWS) -> list[QAExample]:
+    """The questions with the articles as they stand after all updates and deletions."""
+    articles: dict[str, Document] = {}
+    for item in read_all(sample_locations(folder), FeedSettings()):
+        if isinstance(item, Document):
+            articles[item.id] = item
+        else:
+            articles.pop(item.id, None)
+    return [
+        QAExample(article.id, article.title or "", article.text, row["question"], tuple(row["answers"]))
+        for row in read_questions(folder)
+        if (article := articles.get(row["article_id"])) is not None
+    ]

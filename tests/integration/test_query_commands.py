@@ -1,0 +1,160 @@
+"""`cmt ask`, `cmt chat`, `cmt key` and `cmt serve reload` as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.query.asks import UNKNOWN
+from services.query.keys import hash_of
+from tests.integration.conftest import find_free_port
+from tests.serving import LocalEngine, Served, api_of, publish
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    engine = LocalEngine()
+    hostile = "Storm \x1b[31mwarning\x07 <b>"
+    old = datetime.now(UTC) - timedelta(days=1)
+    publish(
+        engine.bank, engine.model, "ferry", "The ferry to Samso was cancelled by a storm.", hostile, ingested_at=old
+    )
+    running = Served(api_of(engine))
+    yield running
+    running.stop()
+
+
+def cmt(folder: Path, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CMT_")}
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "300", **environment},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_ask_prints_the_answer_and_its_sources(served: Served, tmp_path: Path) -> None:
+    done = cmt(tmp_path, "ask", "Who opened the bridge in Aarhus?", "--url", served.url)
+    assert done.returncode == 0, done.stderr
+    answer, source = done.stdout.splitlines()
+    assert answer == "Mayor Lund opened the bridge in Aarhus on Monday."
+    assert source.split() == ["100%", "Bridge", "opens", "https://news.example/a-1"]
+
+
+@pytest.mark.parametrize("arguments", [("ask",), ("ask", "-")])
+def test_ask_reads_its_question_from_a_pipe(served: Served, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = cmt(tmp_path, *arguments, "--json", stdin="Who opened the bridge in Aarhus?\n", CMT_CLIENT__URL=served.url)
+    answer = json.loads(done.stdout)
+    assert answer["answer"].startswith("Mayor Lund")
+    assert answer["sources"][0]["doc_id"] == "a-1"
+    assert answer["cmt"]["mode"] == "memory"
+
+
+def test_ask_in_the_past_and_in_another_mode(served: Served, tmp_path: Path) -> None:
+    question = "Why was the ferry to Samso cancelled?"
+    past = cmt(tmp_path, "ask", question, "--as-of", "2 days ago", "--url", served.url)
+    assert past.stdout.splitlines()[0] == UNKNOWN
+    assert "holds nothing" in past.stdout
+    later = cmt(tmp_path, "ask", question, "--as-of", "an hour ago", "--url", served.url)
+    assert "storm" in later.stdout
+    closed = cmt(tmp_path, "ask", question, "--mode", "closed", "--url", served.url)
+    assert closed.stdout.splitlines() == ["I do not know."]
+
+
+def test_title_from_a_feed_can_not_write_to_the_terminal(served: Served, tmp_path: Path) -> None:
+    done = cmt(tmp_path, "ask", "Why was the ferry to Samso cancelled?", "--url", served.url)
+    assert "\x1b" not in done.stdout
+    assert "\x07" not in done.stdout
+    assert "warning" in done.stdout
+
+
+def test_chat_understands_a_follow_up_and_ends_with_its_input(served: Served, tmp_path: Path) -> None:
+    lines = "Why was the ferry to Samso cancelled?\nAnd who paid?\n"
+    done = cmt(tmp_path, "chat", "--url", served.url, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning") == 2  # both answers were read from the same article
+    assert UNKNOWN not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("ask", "Who?", "--as-of", "soon"), 2, "not understood"),
+        (("ask", "Who?", "--as-of", "2999-01-01"), 2, "still to come"),
+        (("ask", "Who?", "--url", "http://127.0.0.1:9"), 1, "no query service"),
+        (("chat", "--url", "http://127.0.0.1:9"), 1, "no query service"),
+        (("serve", "--host", "0.0.0.0"), 2, "allow_anonymous"),
+        (("serve", "reload", "--port", "9"), 1, "cmt serve"),
+    ],
+)
+def test_what_can_not_be_done_is_one_line(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = cmt(tmp_path, *arguments, stdin="Who?\n")
+    assert done.returncode == code, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cmt: ")]
+    assert words in line
+    assert "Traceback" not in done.stderr
+
+
+def test_empty_question_is_told_in_one_line(served: Served, tmp_path: Path) -> None:
+    done = cmt(tmp_path, "ask", "--url", served.url, stdin="")
+    assert done.returncode == 1
+    assert "empty" in done.stderr
+
+
+def test_key_is_printed_once_and_its_hash_opens_the_door(tmp_path: Path) -> None:
+    made = cmt(tmp_path, "key", "desk")
+    key = made.stdout.strip()
+    assert len(key) > 40
+    assert key not in made.stderr
+    assert hash_of(key) in made.stderr
+    (tmp_path / "cmt.yaml").write_text(made.stderr)  # the line is fit for the settings as it stands
+    shown = cmt(tmp_path, "config", "show", "--json")
+    assert json.loads(shown.stdout)["serve"]["api_keys"] == {"desk": hash_of(key)}
+    wrong = cmt(tmp_path, "config", "show", CMT_SERVE__API_KEYS='{"desk": "in the clear"}')
+    assert wrong.returncode == 2
+    assert "sha256" in wrong.stderr
+
+
+def test_reload_finds_the_running_service_and_exchanges_its_bank(tmp_path: Path) -> None:
+    """With the real LLM: what a person runs in two terminals."""
+    port = find_free_port()
+    log = tmp_path / "serve.log"
+    command = [sys.executable, "-m", "services.cli", "serve", "--port", str(port), "--bank", "first"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+    try:
+        end = time.monotonic() + 200
+        while "Ctrl-C ends it" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.3)
+        done = cmt(tmp_path, "serve", "reload", "--port", str(port), "--bank", "second")
+        assert done.returncode == 0, done.stderr
+        assert "from bank second" in done.stderr
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 200
+        missing = cmt(tmp_path, "serve", "reload", "--port", str(port), "--checkpoint", "nowhere")
+        assert missing.returncode == 1
+        assert "goes on as it was" in missing.stderr
+        asked = cmt(tmp_path, "ask", "Who?", "--url", f"http://127.0.0.1:{port}")
+        assert asked.stdout.splitlines()[0] == UNKNOWN
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0

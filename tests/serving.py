@@ -1,0 +1,107 @@
+"""The query service in this process: the real engine on the lexical model and the in-memory bank, behind the real routes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from services.lexical import LexicalModel
+from services.metrics import Metrics, Snapshot
+from services.query.api import create_api
+from services.query.asks import Ask, Event
+from services.query.hot_swap import HotSwap
+from services.query.live import LiveEngine
+from services.query.memory_bank import InMemoryBank, StoredWindow
+from services.query.ports import AnsweringModel, MemoryReader
+from services.query.scheduler import Scheduler, SchedulerOptions
+from services.query.service import QueryService
+from services.settings import Settings, load_settings
+from tests.integration.browser import until
+
+BRIDGE = "Mayor Lund opened the bridge in Aarhus on Monday. It cost 12 million."
+
+
+def swap_of(model: AnsweringModel, bank: MemoryReader, options: SchedulerOptions | None = None) -> HotSwap:
+    options = options or SchedulerOptions(min_score=0.3)
+    return HotSwap(lambda target: Scheduler(model, bank, options), {"llm": "lexical"})
+
+
+def publish(
+    bank: InMemoryBank, model: LexicalModel, doc_id: str, text: str, title: str | None = None, **about: Any
+) -> None:
+    window = StoredWindow(doc_id, text, model.pack(text), title=title, **about)
+    bank.add(model.query_keys([text])[0], window)
+
+
+class LocalEngine(LiveEngine):
+    """The engine in this process; it remembers what it was asked, and waits before every answer while `gate` is shut."""
+
+    def __init__(self, gate: asyncio.Event | None = None, options: SchedulerOptions | None = None) -> None:
+        self.model, self.bank = LexicalModel(), InMemoryBank()
+        publish(self.bank, self.model, "a-1", BRIDGE, "Bridge opens", url="https://news.example/a-1")
+        super().__init__(swap_of(self.model, self.bank, options))
+        self.asked: list[Ask] = []
+        self._gate = gate
+
+    async def ask(self, ask: Ask) -> AsyncIterator[Event]:
+        self.asked.append(ask)
+        if self._gate is not None:
+            await self._gate.wait()
+        async for event in super().ask(ask):
+            yield event
+
+
+class SentTombstones:
+    """Where deletions go when the test is not about Kafka."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def delete(self, doc_id: str, namespace: str) -> None:
+        self.sent.append((namespace, doc_id))
+
+
+async def no_snapshots() -> list[Snapshot]:
+    return []
+
+
+def api_of(
+    engine: LiveEngine,
+    settings: Settings | None = None,
+    snapshots: Callable[[], Any] = no_snapshots,
+    tombstones: SentTombstones | None = None,
+) -> FastAPI:
+    settings = settings or load_settings()
+    return create_api(QueryService(settings, engine, Metrics(), snapshots, tombstones or SentTombstones()))
+
+
+def client_of(engine: LiveEngine, settings: Settings | None = None, **options: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(api_of(engine, settings, **options))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+class Served:
+    """An application on a real port, in a thread."""
+
+    def __init__(self, api: FastAPI) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="critical"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        until(lambda: self._server.started)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True  # event streams never end by themselves
+        self._thread.join(timeout=10)
+
+
+def day(number: int) -> datetime:
+    return datetime(2026, 5, number, tzinfo=UTC)

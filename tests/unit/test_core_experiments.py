@@ -1,0 +1,118 @@
+"""The paper's experiments on a tiny real model: the right documents are in each bank, and Φ stays as it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cmt_core.data.articles import read_articles
+from cmt_core.data.qa import QAExample
+from cmt_core.errors import ConfigError, DataError
+from cmt_core.evaluation.report import markdown_table, write_experiment
+
+if TYPE_CHECKING:
+    from cmt_core.model import CMT
+
+EXAMPLES = [
+    QAExample(f"d{i}", "", f"Town number {i} has {i + 100} bells.", f"How many bells has town {i}?", (str(i + 100),))
+    for i in range(12)
+]
+
+
+def test_retention_asks_the_same_questions_of_growing_banks(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.experiments import retention
+
+    points = retention(tiny_cmt, EXAMPLES, [3, 12], systems=("stack", "closed"), questions=3, k=1)
+    assert [(point.x, point.system, point.documents) for point in points] == [
+        (3.0, "stack", 3),
+        (3.0, "closed", 3),
+        (12.0, "stack", 12),
+        (12.0, "closed", 12),
+    ]
+    assert points[1].f1 == points[3].f1  # closed book can't see the bank
+    assert points[0].oracle_f1 == points[2].oracle_f1  # nor does a question's own document change
+
+
+def test_robustness_adds_documents_that_nobody_asks_about(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.experiments import robustness
+
+    points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.75], relevant=3, systems=("stack",), questions=3, k=1)
+    assert [(point.x, point.documents) for point in points] == [(0.0, 3), (75.0, 12)]
+    assert points[0].f1_kept in (0.0, 100.0)
+
+
+def test_scaling_goes_on_with_filler(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.experiments import scaling
+
+    filler = [(f"f{i}", "", f"Filler number {i} about the sea.") for i in range(8)]
+    points = scaling(tiny_cmt, EXAMPLES, [4, 20, 500], filler=filler, systems=("stack",), questions=2, k=2)
+    assert [point.documents for point in points] == [4, 20]  # there are no 500 documents
+    assert all(point.search_ms > 0 for point in points)
+
+
+def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.bank import EvaluationBank
+
+    documents = [(row.doc_id, row.title, row.text) for row in EXAMPLES[:4]]
+    lazy, full = (EvaluationBank.fill(tiny_cmt, documents, compress=now) for now in (False, True))
+    assert lazy.made == []
+    assert lazy.codes([[2], [0, 2]]) == full.codes([[2], [0, 2]])
+    assert len(lazy.made) == 2
+
+
+def test_fine_tuning_changes_the_copy_and_never_the_llm(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.forgetting import forgetting
+
+    before = tiny_cmt.backbone.fingerprint()
+    scores = forgetting(
+        tiny_cmt, EXAMPLES, ["The capital of Norland is Varde."], documents=6, questions=3, epochs=2, k=1
+    )
+    assert [(row.system, row.epochs, row.llm_unchanged) for row in scores] == [
+        ("closed", 0, True),
+        ("stack", 0, True),
+        ("closed", 1, False),
+        ("closed", 2, False),
+    ]
+    assert scores[0].other_text_nats == scores[1].other_text_nats != scores[3].other_text_nats
+    assert tiny_cmt.backbone.fingerprint() == before
+
+
+def test_experiment_is_written_as_table_json_and_plot(tiny_cmt: CMT, tmp_path: Path) -> None:
+    from cmt_core.evaluation.experiments import retention
+
+    points = retention(tiny_cmt, EXAMPLES, [3, 6], systems=("stack",), questions=2, k=1)
+    paths = write_experiment(tmp_path / "out", "retention", points, x="x", y="f1", x_label="documents", about={"k": 1})
+    assert {path.suffix for path in paths} >= {".md", ".json"}
+    table = paths[0].read_text(encoding="utf-8")
+    assert table.count("\n| ") == 3 + 1  # head, rule, two rows
+    assert json.loads(paths[1].read_text(encoding="utf-8"))["points"][1]["documents"] == 6
+    assert all(path.stat().st_size > 0 for path in paths)
+
+
+def test_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    from cmt_core.evaluation.forgetting import ForgettingScores
+
+    row = ForgettingScores("closed", 0, 0.0, 0.0, 1.0, True)
+    with pytest.raises(ConfigError, match="can't be written"):
+        write_experiment(tmp_path / "file" / "x", "f", [row], x="epochs", y="f1", x_label="", about={})
+
+
+def test_markdown_table_leaves_missing_figures_empty() -> None:
+    assert (
+        markdown_table([{"system": "closed", "f1": 1.25, "oracle_f1": None}]).splitlines()[2] == "| closed | 1.2 |  |"
+    )
+
+
+def test_articles_are_read_and_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write('{"id": "1", "title": "T", "text": "x"}\n\n{"id": "2", "text": "y"}\n{"id": 3, "text": "z"}\n')
+    articles = read_articles(path)
+    assert [next(articles), next(articles)] == [("1", "T", "x"), ("2", "", "y")]
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz:4: id, title and text must be strings"):
+        next(articles)

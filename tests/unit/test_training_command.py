@@ -1,0 +1,42 @@
+"""`cmt train` from the terminal: its bar, and settings that are refused before anything is loaded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cmt_core.errors import ConfigError
+from services.cli import app
+from services.commands.training_bar import TrainingBar
+from services.errors import SettingsError
+
+
+def test_bar_shows_each_stage_with_loss_and_speed() -> None:
+    screen = io.StringIO()
+    with TrainingBar(Console(file=screen, force_terminal=True, width=140)) as bar:
+        bar.on_step("prefix", 1, 2, {"loss": 2.5, "tokens_per_s": 1234.4})
+        bar.on_step("soft", 49, 100, {"loss": 1.25, "tokens_per_s": 99.0, "held_out": 1.5})
+    last = screen.getvalue()
+    for shown in ("prefix", "2/2", "loss 2.500", "1,234 tokens/s", "soft", "50/100", "loss 1.250 (held out 1.500)"):
+        assert shown in last, shown
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "complaint"),
+    [
+        (["--set", "acumulate=4"], ConfigError, "unknown configuration key 'acumulate'"),
+        (["--set", "accumulate=four"], ConfigError, "accumulate must be of type int"),
+        (["--prefix-steps", "0"], SettingsError, "--prefix-steps 0 needs --start"),
+    ],
+)
+def test_settings_that_cannot_work_end_the_command_at_once(
+    tmp_path: Path, options: list[str], error: type[Exception], complaint: str
+) -> None:
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "out"), "--run", str(tmp_path / "run"), *options])
+    assert isinstance(result.exception, error)
+    assert complaint in str(result.exception)
+    assert not (tmp_path / "run").exists()
