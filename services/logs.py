@@ -8,7 +8,7 @@ import warnings
 
 __all__ = ["set_up_logging"]
 
-_NOISY = ("kafka", "ray", "ray.serve", "httpx", "httpcore", "transformers", "asyncio", "urllib3", "filelock")
+_NOISY = ("ray", "ray.serve", "httpx", "httpcore", "transformers", "asyncio", "urllib3", "filelock")
 
 
 def set_up_logging(level: str) -> None:
@@ -16,6 +16,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.getLevelName(level), logging.ERROR))
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it logs what it raises, and each refused connection
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ core prints past Python's logging
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about it at every start

@@ -67,8 +67,7 @@ class EmbeddedBroker:
         """
         if self._process is not None:
             return
-        if _listens(self.port):
-            _cluster_of(self.bootstrap)
+        if self._runs_already():
             return
         cluster = f"cmt-{uuid.uuid4().hex}"
         self._process = _spawn(self.port, cluster)
@@ -101,6 +100,18 @@ class EmbeddedBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _runs_already(self) -> bool:
+        """Whether a broker answers at the port; one that was just killed still accepts connections for a moment."""
+        if not _listens(self.port):
+            return False
+        try:
+            _cluster_of(self.bootstrap)
+        except PortInUse:
+            if _listens(self.port):
+                raise
+            return False
+        return True
 
     def _wait(self, cluster: str) -> None:
         """Until our broker answers; when another process won the race for the port, that one's broker is used."""
