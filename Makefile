@@ -40,7 +40,7 @@ eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 bench-query: $(VENV)/.dev  ## the query service under load, against its bars (half an hour; squad_dev in CMT_DATA_DIR)
 	@$(BIN)/python -m benchmarks.query
 
-screenshot: $(VENV)/.dev browser  ## docs/page.png and the README's demo output, from a real run
+screenshot: $(VENV)/.dev browser  ## docs/page.png, from a real run
 	@PAGE_SCREENSHOTS=docs $(BIN)/python -m pytest -q tests/integration/test_demo.py
 
 clean:  ## remove the virtual environment and caches

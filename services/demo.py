@@ -41,7 +41,7 @@ from services.stream.topics import ensure_topics
 
 __all__ = ["Asked", "DemoReport", "run_demo"]
 
-_MIN_SHARE_AFTER = 0.40
+_MIN_SHARE_AFTER = 0.60
 _MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
 _CATCH_UP_S = 180.0
@@ -81,7 +81,7 @@ class DemoReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the memory knows at least 40% of the news, and three times what the LLM knew without it."""
+        """Whether the memory knows at least 60% of the news, and three times what the LLM knew without it."""
         return self.after >= _MIN_SHARE_AFTER * len(self.rows) and self.after >= _MIN_RATIO * self.before
 
 

@@ -87,7 +87,7 @@ def _question(number: int) -> dict[str, Any]:
 def test_memory_answers_the_news_that_the_llm_can_not_know(demo: RunningDemo) -> None:
     total = len(demo.report["rows"])
     assert total >= 40
-    assert demo.report["after"] >= 0.4 * total
+    assert demo.report["after"] >= 0.6 * total
     assert demo.report["after"] >= 3 * demo.report["before"]
     assert demo.report["passed"] is True
 
@@ -168,7 +168,6 @@ def test_page_answers_from_the_news(demo: RunningDemo, tmp_path: Path) -> None:
         browser.ask(right["question"])
         assert browser.text(".answer .said").strip() == right["after"]
         assert browser.screenshot(pictures / "page.png") > 20_000
-        (pictures / "demo-output.txt").write_text(demo.printed.read_text())
     finally:
         browser.close()
 

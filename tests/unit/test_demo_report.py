@@ -13,7 +13,7 @@ def _report(total: int, before: int, after: int) -> DemoReport:
 
 @pytest.mark.parametrize(
     ("before", "after", "passed"),
-    [(0, 40, True), (0, 39, False), (14, 40, False), (13, 40, True), (100, 100, False), (0, 0, False)],
+    [(0, 60, True), (0, 59, False), (21, 60, False), (20, 60, True), (100, 100, False), (0, 0, False)],
 )
-def test_verdict_needs_forty_percent_and_three_times_closed_book(before: int, after: int, passed: bool) -> None:
+def test_verdict_needs_sixty_percent_and_three_times_closed_book(before: int, after: int, passed: bool) -> None:
     assert _report(100, before, after).passed is passed
