@@ -31,7 +31,7 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-train: $(VENV)/.run  ## train the shipped checkpoint again (an hour or two on 2 cores; goes on where it was stopped)
+train: $(VENV)/.run  ## train a checkpoint from the start (hours on 2 cores; goes on where it was stopped; the model card has the shipped one's commands)
 	@$(BIN)/cmt train runs/checkpoint --run runs/kv_code
 
 eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
