@@ -2,7 +2,8 @@
 
 `stack` gives it all of them, document i from position i * window. `select` asks first: the LLM's own query heads, reading the
 question alone, cross-attend to each document's memory; with a prior over the documents this scores every vector, and the c
-best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing).
+best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing). Documents
+that the prior gives little are left out: what distracts costs more than what it might answer.
 
 Source: the top-k aggregation of CMT (arXiv 2412.07393), with the LLM's frozen query heads as cross-attention and only the mix
 of the heads learned.
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 
 from cmt_core.backbone import Backbone, KVShape
 
-__all__ = ["Chosen", "Select", "question_queries", "question_states", "rank_prior", "stack"]
+__all__ = ["Chosen", "Select", "likely", "question_queries", "question_states", "rank_prior", "score_prior", "stack"]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
+_SCORE_TEMPERATURE = (
+    0.056  # of the softmax that says how likely a document is the right one (2,500 training questions, hybrid)
+)
+_LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _FIRST_LAYER, _END_LAYER = (
     0.65,
     0.87,
@@ -55,6 +60,18 @@ def rank_prior(mask: Tensor) -> Tensor:
     """Log-prior (B, k) of documents in the order in which the retriever found them; -inf where there is none."""
     ranks = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape[:2])
     return (-_RANK_DECAY * ranks).masked_fill(~mask.bool().any(dim=-1), -math.inf)
+
+
+def score_prior(scores: Tensor, mask: Tensor) -> Tensor:
+    """Log-prior (B, k) of documents with the retriever's scores (B, k), any order; -inf where there is none."""
+    return (scores / _SCORE_TEMPERATURE).masked_fill(~mask.bool().any(dim=-1), -math.inf)
+
+
+def likely(prior: Tensor, least_share: float = _LEAST_SHARE) -> Tensor:
+    """The log-prior (B, k) with -inf for documents that it gives less than `least_share`, the best one excepted."""
+    keep = prior.softmax(dim=-1) >= least_share
+    best = torch.zeros_like(keep).scatter(1, prior.argmax(dim=-1, keepdim=True), True)
+    return prior.masked_fill(~(keep | best), -math.inf)
 
 
 def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -125,7 +142,7 @@ class Select(nn.Module):
         attention (B, k, T) from `attention`; prior (B, k) log-probabilities of the documents, -inf where there is none.
         """
         B, k, T = mask.shape
-        seen = mask.bool()
+        seen = mask.bool() & (prior > -math.inf)[..., None]
         c = min(self.context_vectors, k * T)
         sizes = seen.sum(dim=-1, keepdim=True).clamp_min(1)
         share = (1 - self.floor) * attention + self.floor / sizes

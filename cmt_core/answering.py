@@ -77,7 +77,11 @@ class AnswerBatch:
             case "closed":
                 return self._cmt.context_of_nothing(len(queries))
             case _:
-                return self._cmt.context([query.question for query in queries], [query.memories for query in queries])
+                return self._cmt.context(
+                    [query.question for query in queries],
+                    [query.memories for query in queries],
+                    _scores(queries),
+                )
 
     def _prompt(self, query: Query) -> list[int]:
         if query.mode == "closed":
@@ -95,6 +99,12 @@ class AnswerBatch:
 
     def _unless_stop(self, row: int, token: int) -> int | None:
         return None if token in self._stop_ids[row] else token
+
+
+def _scores(queries: Sequence[Query]) -> list[Sequence[float]] | None:
+    """The queries' scores; None when any has none."""
+    given = [query.scores for query in queries if query.scores is not None]
+    return given if len(given) == len(queries) else None
 
 
 def _text(query: Query) -> str:

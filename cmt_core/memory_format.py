@@ -54,7 +54,7 @@ class KVCodeFormat:
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
         levels = self.quantiser.levels(self.code.encode(self._backbone.read(ids, mask, prefix)))
-        packed = levels.to(torch.int64).cpu().numpy()
+        packed = levels.to(torch.int16).cpu().numpy()
         return [self._pack(row[:length]) for row, length in zip(packed, mask.sum(dim=1).tolist(), strict=True)]
 
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
@@ -64,12 +64,12 @@ class KVCodeFormat:
         rows = self.code.decode(self.quantiser.values(codes), self._backbone.dtype)
         return list(torch.split(rows, [len(part) for part in levels]))
 
-    def _pack(self, levels: NDArray[np.int64]) -> Memory:
+    def _pack(self, levels: NDArray[np.int16]) -> Memory:
         code = self.quantiser.pack(levels)
         head = len(levels).to_bytes(2, "little")
         return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), len(levels))
 
-    def _unpack(self, memory: bytes) -> NDArray[np.int64]:
+    def _unpack(self, memory: bytes) -> NDArray[np.int16]:
         n_tokens = int.from_bytes(memory[:2], "little")
         if len(memory) != self._config.memory_bytes or not 0 < n_tokens <= self._config.window_tokens:
             raise MemoryFormatError(f"a memory of {len(memory)} bytes and {n_tokens} tokens is not of this checkpoint")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_core.aggregation import Select, question_queries, question_states, rank_prior
+from cmt_core.aggregation import Select, likely, question_queries, question_states, rank_prior, score_prior
 from cmt_core.alignment import place, place_chosen
 from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
@@ -116,14 +116,19 @@ class CMT:
 
     @torch.inference_mode()
     def answer(
-        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], *, max_new_tokens: int
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        *,
+        max_new_tokens: int,
+        scores: Sequence[Sequence[float]] | None = None,
     ) -> list[Answer]:
         """Answers B questions, each from its own packed memories (at least one); no text is read.
 
-        The LLM's own logits are mixed in as the checkpoint's objective says. Raises MemoryFormatError for bytes of another
-        layout.
+        `scores` are the retriever's of each memory; without them ψ `select` goes by their order alone. The LLM's own logits are
+        mixed in as the checkpoint's objective says. Raises MemoryFormatError for bytes of another layout.
         """
-        reading, weight = self.context(questions, memories), self.config.decoding_weight
+        reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
         if weight == 1:
             return self._ask(reading, questions, max_new_tokens)
         prompts = [self.prompt(question) for question in questions]
@@ -160,9 +165,15 @@ class CMT:
         return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
 
     @torch.inference_mode()
-    def context(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]]) -> Reading:
+    def context(
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None = None,
+    ) -> Reading:
         """What the LLM reads of B questions' packed memories (at least one each): the one place where they become a cache.
 
+        `scores` are the retriever's of each memory, for ψ `select`; without them the memories stand in falling likelihood.
         Raises MemoryFormatError for bytes of another layout.
         """
         if not all(memories):
@@ -180,17 +191,20 @@ class CMT:
                 documents[b, i, : len(part)] = part
                 mask[b, i, : len(part)] = 1
         if self.select is not None:
-            return self._selected(self.select, questions, documents, mask)
+            prior = rank_prior(mask) if scores is None else likely(score_prior(_padded_scores(scores, mask), mask))
+            return self._selected(self.select, questions, documents, mask, prior)
         rooms = [len(row) * self.config.room_tokens for row in rows]
         return self._placed(self.reading_prefix, documents, mask, rooms, self._stop_ids)
 
-    def _selected(self, select: Select, questions: Sequence[str], documents: Tensor, mask: Tensor) -> Reading:
-        """The vectors that ψ keeps of documents (B, k, T, X), best document first."""
+    def _selected(
+        self, select: Select, questions: Sequence[str], documents: Tensor, mask: Tensor, prior: Tensor
+    ) -> Reading:
+        """The vectors that ψ keeps of documents (B, k, T, X) with log-prior (B, k), best document first."""
         B, k, T, X = documents.shape
         prompts = [self.prompt(question) for question in questions]
         queries = question_queries(self.backbone, self.reading_prefix, prompts)
         attention = select.attention(queries, select.keys(documents), mask)
-        chosen = select.choose(attention, rank_prior(mask), mask)
+        chosen = select.choose(attention, prior, mask)
         rows = documents.reshape(B, k * T, X).gather(1, chosen.index[..., None].expand(-1, -1, X))
         context = place_chosen(self.backbone, self.reading_prefix, rows, chosen)
         prefix = chosen.index.new_full((B, len(self.reading_prefix)), -1)
@@ -330,6 +344,15 @@ class CMT:
     def _stop_ids(self) -> set[int]:
         """Answers are one line: the end of text, and every newline token."""
         return {self._eos_id, *(ids[0] for text in ("\n", "\n\n") if len(ids := self.token_ids(text)) == 1)}
+
+
+def _padded_scores(scores: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    """Scores (B, k) of rows of unequal length, as the documents of mask (B, k, T) stand. Raises ValueError for other numbers."""
+    sizes = mask.bool().any(dim=-1).sum(dim=-1).tolist()
+    if [len(row) for row in scores] != sizes:
+        raise ValueError(f"{[len(row) for row in scores]} scores for {sizes} memories")
+    k = mask.shape[1]
+    return torch.tensor([[*row, *[0.0] * (k - len(row))] for row in scores], device=mask.device)
 
 
 def _bucket(length: int) -> int:

@@ -51,7 +51,8 @@ class Quantiser:
         self._high = torch.from_numpy(2 ** np.maximum(bits - 1, 0) - 1).to(steps)
         self._keep = torch.from_numpy(bits > 0).to(steps)
         used = np.arange(MAX_BITS)[None, :] < bits[:, None]  # (C, 8): bit j of component c is stored
-        self._component, self._bit = np.nonzero(used)
+        self._stored = np.flatnonzero(used)
+        self._shift = np.where(bits > 0, 2 ** np.maximum(bits - 1, 0), 0).astype(np.int16)  # makes levels unsigned
 
     @classmethod
     def fit(cls, sigma: NDArray[np.float64], total_bits: int) -> Quantiser:
@@ -77,22 +78,19 @@ class Quantiser:
         rounded = self.values(self.levels(z.detach()))
         return z + (rounded - z).detach()
 
-    def pack(self, levels: NDArray[np.int64]) -> bytes:
+    def pack(self, levels: NDArray[np.int16]) -> bytes:
         """Levels (T, C) as T * token_bytes bytes."""
-        unsigned = levels + np.where(self.bits > 0, 2 ** np.maximum(self.bits - 1, 0), 0)
-        stored = (unsigned[:, self._component] >> self._bit) & 1  # (T, bits)
-        return np.packbits(stored.astype(np.uint8), axis=1).tobytes()
+        unsigned = (levels + self._shift).astype(np.uint8)
+        every = np.unpackbits(unsigned, axis=1, bitorder="little")  # (T, C * 8)
+        return np.packbits(every.take(self._stored, axis=1), axis=1).tobytes()
 
-    def unpack(self, packed: bytes) -> NDArray[np.int64]:
+    def unpack(self, packed: bytes) -> NDArray[np.int16]:
         """Levels (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
         if len(packed) % self.token_bytes:
             raise MemoryFormatError(
                 f"a memory of {len(packed)} bytes is no multiple of {self.token_bytes} bytes a token"
             )
         rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, self.token_bytes)
-        stored = np.unpackbits(rows, axis=1).astype(np.int64)  # (T, bits)
-        levels = np.zeros((len(rows), len(self.bits)), dtype=np.int64)
-        kept = np.flatnonzero(self.bits)
-        starts = np.concatenate([[0], np.cumsum(self.bits[kept])[:-1]])
-        levels[:, kept] = np.add.reduceat(stored << self._bit, starts, axis=1) - 2 ** (self.bits[kept] - 1)
-        return levels
+        every = np.zeros((len(rows), len(self.bits) * MAX_BITS), dtype=np.uint8)
+        every[:, self._stored] = np.unpackbits(rows, axis=1)
+        return np.packbits(every, axis=1, bitorder="little").astype(np.int16) - self._shift

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.hybrid import LEXICAL_WEIGHT, HybridIndex
+from cmt_core.hybrid import LEXICAL_WEIGHT, Found, HybridIndex
 from cmt_core.model import CMT, Memory
 from cmt_core.windows import Window
 
@@ -90,7 +90,7 @@ class EvaluationBank:
             self.memories[r] = memory
         return [[one.code for r in row if (one := self.memories[r]) is not None] for row in rows]
 
-    def nearest(self, questions: Sequence[str], k: int) -> list[list[int]]:
+    def nearest(self, questions: Sequence[str], k: int) -> list[list[Found]]:
         """The k best windows of every question, best first."""
         return self.index.nearest(questions, self.model.query_keys(questions), k)
 

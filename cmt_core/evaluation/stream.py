@@ -14,7 +14,7 @@ from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
 from cmt_core.evaluation.systems import System, system
-from cmt_core.hybrid import LEXICAL_WEIGHT
+from cmt_core.hybrid import LEXICAL_WEIGHT, Found
 from cmt_core.model import CMT, Answer
 
 __all__ = ["StreamScores", "evaluate_stream", "score_system"]
@@ -98,9 +98,11 @@ def score_system(
     seconds = time.perf_counter() - started
     oracle = None
     if compared.reads != "nothing":
-        own = [[bank.own_window(row)] for row in asked]
+        own = [[Found(bank.own_window(row), 1.0)] for row in asked]
         oracle = _answers(compared, bank, asked, own, max_new_tokens)
-    hits = [[bank.doc_ids[row] == example.doc_id for row in rows] for rows, example in zip(found, asked, strict=True)]
+    hits = [
+        [bank.doc_ids[one.row] == example.doc_id for one in rows] for rows, example in zip(found, asked, strict=True)
+    ]
     stored = bank.made if compared.reads == "memory" else []
     scores = StreamScores(
         system=compared.name,
@@ -134,7 +136,7 @@ def _answers(
     compared: System,
     bank: EvaluationBank,
     asked: Sequence[QAExample],
-    found: Sequence[Sequence[int]],
+    found: Sequence[Sequence[Found]],
     max_new_tokens: int,
 ) -> list[Answer]:
     answers: list[Answer] = []

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.hybrid import Found
 from cmt_core.model import CMT, Answer
 
 __all__ = ["SYSTEMS", "System", "system"]
 
 SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed")
 
-Read = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[int]], int], list[Answer]]
+Read = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[Found]], int], list[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,15 @@ def _stacked(model: CMT) -> CMT:
     return stacked
 
 
-def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
-    return bank.model.answer(asked, bank.codes(rows), max_new_tokens=limit)
+def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], limit: int) -> list[Answer]:
+    codes = bank.codes([[one.row for one in row] for row in rows])
+    scores = [[one.score for one in row] for row in rows]
+    return bank.model.answer(asked, codes, scores=scores, max_new_tokens=limit)
 
 
 def _text(read: Callable[..., list[Answer]]) -> Read:
-    def answer(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
-        return read(asked, [[bank.windows[r].reading for r in row] for row in rows], max_new_tokens=limit)
+    def answer(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], limit: int) -> list[Answer]:
+        texts = [[bank.windows[one.row].reading for one in row] for row in rows]
+        return read(asked, texts, max_new_tokens=limit)
 
     return answer

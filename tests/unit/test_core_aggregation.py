@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from cmt_core.aggregation import Select, question_queries, rank_prior, stack
+from cmt_core.aggregation import Select, likely, question_queries, rank_prior, score_prior, stack
 from cmt_core.alignment import place, place_chosen
 from cmt_core.backbone import Backbone, KVShape
 
@@ -67,6 +67,21 @@ def test_padding_and_missing_documents_are_never_kept() -> None:
     assert kept(chosen.index, chosen.seen) == [(0, 0), (0, 1), (0, 2)]
     assert int(chosen.seen[1].sum()) == 20
     assert chosen.length.tolist() == [20, 20]
+
+
+def test_a_document_that_scores_far_below_the_best_is_left_out() -> None:
+    mask = mask_of(10, 16, 16)
+    prior = likely(score_prior(torch.tensor([[0.5, 0.9, 0.88]]), mask))
+    chosen = select(c=40).choose(even(mask), prior, mask)
+    assert {document for document, _ in kept(chosen.index, chosen.seen)} == {1, 2}
+    alone = likely(score_prior(torch.tensor([[0.5, 0.9, 0.6]]), mask))
+    assert torch.isinf(alone).tolist() == [[True, False, True]]
+
+
+def test_the_best_document_stays_however_many_are_as_likely() -> None:
+    mask = mask_of(*[4] * 8)
+    prior = likely(score_prior(torch.full((1, 8), 0.3), mask))
+    assert int(torch.isfinite(prior).sum()) == 1
 
 
 def test_stack_gives_every_document_a_room_of_its_own() -> None:

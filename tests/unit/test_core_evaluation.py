@@ -10,9 +10,11 @@ import pytest
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
-from cmt_core.hybrid import HybridIndex
+from cmt_core.hybrid import Found, HybridIndex
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cmt_core.model import CMT
 
 
@@ -107,16 +109,20 @@ def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_f
             evaluate_stream(tiny_cmt, iter([]), systems=(name,))
 
 
+def rows_of(found: Sequence[Sequence[Found]]) -> list[list[int]]:
+    return [[one.row for one in row] for row in found]
+
+
 def test_hybrid_search_finds_a_name_that_the_keys_miss() -> None:
     texts = ["The harbour of Aru opened.", "Whales were seen in Belo bay.", "Prices rose in May."]
     keys = np.eye(3, dtype=np.float16)
     asked, key = ["Who saw a whale in Belo?"], np.array([[0.3, 0.0, 0.1]], dtype=np.float16)
-    assert HybridIndex(texts, keys, lexical_weight=0).nearest(asked, key, 1) == [[0]]
-    assert HybridIndex(texts, keys).nearest(asked, key, 2) == [[1, 0]]
+    assert rows_of(HybridIndex(texts, keys, lexical_weight=0).nearest(asked, key, 1)) == [[0]]
+    assert rows_of(HybridIndex(texts, keys).nearest(asked, key, 2)) == [[1, 0]]
 
 
 def test_hybrid_search_without_usable_words_is_the_keys_alone() -> None:
     keys = np.eye(2, dtype=np.float16)
     key = np.array([[0.1, 0.9]], dtype=np.float16)
-    assert HybridIndex(["of the", "?!"], keys).nearest(["harbour"], key, 1) == [[1]]
-    assert HybridIndex(["harbour", "ferry"], keys).nearest(["of the"], key, 1) == [[1]]
+    assert rows_of(HybridIndex(["of the", "?!"], keys).nearest(["harbour"], key, 1)) == [[1]]
+    assert rows_of(HybridIndex(["harbour", "ferry"], keys).nearest(["of the"], key, 1)) == [[1]]

@@ -232,6 +232,13 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
     assert alone.weights == [1.0]
     assert sum(both.weights) == pytest.approx(1.0)
     assert len(both.weights) == 2
+    if memory.aggregation == "select":
+        asked, codes = [question] * 2, [[first, second]] * 2
+        sure, torn = cmt.answer(asked, codes, scores=[[0.9, 0.2], [0.9, 0.9]], max_new_tokens=3)
+        assert (sure.text, sure.weights) == (alone.text, [1.0, 0.0])
+        assert min(torn.weights) > 0
+        with pytest.raises(ValueError, match="scores for"):
+            cmt.answer([question], [[first, second]], scores=[[0.9]], max_new_tokens=1)
 
 
 def test_training_goes_on_from_a_checkpoint(
