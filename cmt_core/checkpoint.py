@@ -23,7 +23,7 @@ from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.memory_format import KVCodeFormat, MemoryFormat, SoftTokensFormat
-from cmt_core.quantiser import Quantiser
+from cmt_core.quantiser import HalfCodes, Quantiser
 from cmt_core.soft_memory import SoftMemory
 
 __all__ = ["Checkpoint", "checkpoint_folder"]
@@ -66,7 +66,9 @@ class Checkpoint:
         if self.code is None or self.quantiser is None:
             raise CheckpointError("a checkpoint needs a code with its quantiser, or soft tokens")
         device = backbone.device
-        return KVCodeFormat(backbone, self.code.to(device), self.quantiser.to(device), self.config)
+        half = self.config.code_storage == "float16"
+        rounding = HalfCodes(self.config.code_width) if half else self.quantiser.to(device)
+        return KVCodeFormat(backbone, self.code.to(device), rounding, self.config)
 
     def save(self, folder: Path) -> None:
         """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""

@@ -25,7 +25,8 @@ class MemoryConfig:
     vectors of the LLM's width `memory_width`, from cross-attention started at `soft_start`).
     `aggregation` is ψ: `stack`, `select` (kv_code) or `single_context` (soft_tokens). `alignment` is π: `decoder` (kv_code),
     `low_rank` or `linear` (soft_tokens). `context_vectors` (c) is how many vectors `select` and `single_context` give the LLM.
-    `bits_per_token` numbers of bits a token are shared out over `code_width` components by variance.
+    `bits_per_token` bits a token are shared out over `code_width` components by variance; `code_storage` float16 keeps the
+    components unrounded instead, for research.
     `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
     `matching` is self-matching, with its weights. Raises ConfigError on unknown keys and on parts that don't combine.
     """
@@ -50,6 +51,7 @@ class MemoryConfig:
     matching: str = "none"
     matching_weight: float = 0.1
     uniformity_weight: float = 1.0
+    code_storage: str = "packed"
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -73,7 +75,7 @@ class MemoryConfig:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's packed code (`kv_code`)."""
-        return self.bits_per_token // 8
+        return 2 * self.code_width if self.code_storage == "float16" else self.bits_per_token // 8
 
     @property
     def memory_bytes(self) -> int:
@@ -119,6 +121,7 @@ _CHOICES = {
     "soft_start": ("salient", "learned"),
     "objective": ("plain", "contrast", "mix"),
     "matching": ("none", "cosine", "infonce"),
+    "code_storage": ("packed", "float16"),
 }
 
 

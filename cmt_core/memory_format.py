@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from cmt_core.backbone import Backbone
 from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import MemoryFormatError
-from cmt_core.quantiser import Quantiser
+from cmt_core.quantiser import Rounding
 from cmt_core.soft_memory import SoftMemory
 
 __all__ = ["KVCodeFormat", "Memory", "MemoryFormat", "SoftTokensFormat"]
@@ -47,29 +47,36 @@ class MemoryFormat(Protocol):
 class KVCodeFormat:
     """A 2-byte token count, then the packed code of every token."""
 
-    def __init__(self, backbone: Backbone, code: KVCode, quantiser: Quantiser, config: MemoryConfig) -> None:
+    def __init__(self, backbone: Backbone, code: KVCode, quantiser: Rounding, config: MemoryConfig) -> None:
         self._backbone, self._config = backbone, config
         self.code, self.quantiser = code, quantiser
 
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
-        levels = self.quantiser.levels(self.code.encode(self._backbone.read(ids, mask, prefix)))
-        packed = levels.to(torch.int16).cpu().numpy()
-        return [self._pack(row[:length]) for row, length in zip(packed, mask.sum(dim=1).tolist(), strict=True)]
+        return self.rounded(self.code.encode(self._backbone.read(ids, mask, prefix)), mask.sum(dim=1).tolist())
+
+    def rounded(self, codes: Tensor, lengths: Sequence[int]) -> list[Memory]:
+        """Memories of codes (B, T, C), of which the first `lengths` are tokens."""
+        levels = self.quantiser.levels(codes).to(self.quantiser.number_type).cpu().numpy()
+        return [self._pack(row[:length]) for row, length in zip(levels, lengths, strict=True)]
 
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
         """See MemoryFormat."""
-        levels = [self._unpack(memory) for memory in memories]
-        codes = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self._backbone.device)
-        rows = self.code.decode(self.quantiser.values(codes), self._backbone.dtype)
-        return list(torch.split(rows, [len(part) for part in levels]))
+        codes, lengths = self.codes(memories)
+        return list(torch.split(self.code.decode(codes, self._backbone.dtype), lengths))
 
-    def _pack(self, levels: NDArray[np.int16]) -> Memory:
+    def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
+        """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
+        levels = [self._unpack(memory) for memory in memories]
+        stored = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self._backbone.device)
+        return self.quantiser.values(stored), [len(part) for part in levels]
+
+    def _pack(self, levels: NDArray[Any]) -> Memory:
         code = self.quantiser.pack(levels)
         head = len(levels).to_bytes(2, "little")
         return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), len(levels))
 
-    def _unpack(self, memory: bytes) -> NDArray[np.int16]:
+    def _unpack(self, memory: bytes) -> NDArray[Any]:
         n_tokens = int.from_bytes(memory[:2], "little")
         if len(memory) != self._config.memory_bytes or not 0 < n_tokens <= self._config.window_tokens:
             raise MemoryFormatError(f"a memory of {len(memory)} bytes and {n_tokens} tokens is not of this checkpoint")

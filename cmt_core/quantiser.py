@@ -1,9 +1,11 @@
-"""Fixed-step quantisation of a code, with bits shared out by variance, and its packing into bytes.
+"""How a code's components become bytes: fixed-step quantisation with bits shared out by variance, or float16 as they are.
 
 Bits follow reverse water-filling over the components' variances (Cover and Thomas, ch. 10.3), as in KVTC (arXiv 2511.01815).
 """
 
 from __future__ import annotations
+
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from cmt_core.errors import ConfigError, MemoryFormatError
 
-__all__ = ["Quantiser", "share_bits"]
+__all__ = ["HalfCodes", "Quantiser", "Rounding", "share_bits"]
 
 MAX_BITS = 8
 # Steps of the uniform quantiser of least squared error for a unit normal, in sigma (Max 1960); above 4 bits, 7 sigma / 2^b
@@ -37,11 +39,35 @@ def share_bits(variance: NDArray[np.float64], total_bits: int) -> NDArray[np.int
     return bits
 
 
+class Rounding(Protocol):
+    """From codes (..., C) to levels, bytes, and back; `number_type` is what levels are kept in."""
+
+    number_type: torch.dtype
+
+    def levels(self, z: Tensor) -> Tensor:
+        """What is kept of codes (..., C)."""
+        ...
+
+    def values(self, levels: Tensor) -> Tensor:
+        """Codes (..., C) that levels stand for."""
+        ...
+
+    def pack(self, levels: NDArray[Any]) -> bytes:
+        """Levels (T, C) as bytes."""
+        ...
+
+    def unpack(self, packed: bytes) -> NDArray[Any]:
+        """Levels (T, C) of packed bytes; raises MemoryFormatError for a size that can't be."""
+        ...
+
+
 class Quantiser:
     """Rounds codes (..., C) to `bits` per component with fixed steps, and packs them.
 
     Mid-rise: level i stands for (i + 0.5) * step. A component of 0 bits is always 0. Gradients pass straight through.
     """
+
+    number_type = torch.int16
 
     def __init__(self, bits: NDArray[np.int64], steps: Tensor) -> None:
         self.bits = bits
@@ -60,6 +86,11 @@ class Quantiser:
         bits = share_bits(sigma**2, total_bits)
         steps = [s * _STEP_SIGMA.get(int(b), 7.0 / 2.0 ** int(b)) for s, b in zip(sigma, bits, strict=True)]
         return cls(bits, torch.tensor(steps, dtype=torch.float32).clamp_min(1e-12))  # 0 / 0 of a constant component
+
+    def with_bits(self, total_bits: int) -> Quantiser:
+        """A quantiser of the same components at another number of bits a token."""
+        in_sigma = [_STEP_SIGMA.get(int(b), 7.0 / 2.0 ** int(b)) for b in self.bits]
+        return Quantiser.fit(self.steps.double().cpu().numpy() / np.array(in_sigma), total_bits).to(self.steps.device)
 
     def to(self, device: torch.device) -> Quantiser:
         """The same quantiser with its tensors on `device`."""
@@ -94,3 +125,30 @@ class Quantiser:
         every = np.zeros((len(rows), len(self.bits) * MAX_BITS), dtype=np.uint8)
         every[:, self._stored] = np.unpackbits(rows, axis=1)
         return np.packbits(every, axis=1, bitorder="little").astype(np.int16) - self._shift
+
+
+class HalfCodes:
+    """Codes of C components as they are, in float16: 2 * C bytes a token."""
+
+    number_type = torch.float16
+
+    def __init__(self, code_width: int) -> None:
+        self._code_width = code_width
+
+    def levels(self, z: Tensor) -> Tensor:
+        """Codes (..., C), unrounded."""
+        return z
+
+    def values(self, levels: Tensor) -> Tensor:
+        """Codes (..., C), as they are."""
+        return levels
+
+    def pack(self, levels: NDArray[np.float16]) -> bytes:
+        """Codes (T, C) as 2 * T * C bytes."""
+        return np.ascontiguousarray(levels, dtype="<f2").tobytes()
+
+    def unpack(self, packed: bytes) -> NDArray[np.float16]:
+        """Codes (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
+        if len(packed) % (2 * self._code_width):
+            raise MemoryFormatError(f"a memory of {len(packed)} bytes is no multiple of {2 * self._code_width}")
+        return np.frombuffer(packed, dtype="<f2").reshape(-1, self._code_width)

@@ -17,7 +17,7 @@ __all__ = ["QAExample", "QuestionedDocument", "by_document", "read_qa"]
 
 @dataclass(frozen=True, slots=True)
 class QAExample:
-    """One question with its gold answers and the document that holds them."""
+    """One question with its gold answers and the document that holds them; `date` is ISO 8601 where the set has one."""
 
     doc_id: str
     title: str
@@ -25,6 +25,7 @@ class QAExample:
     question: str
     answers: tuple[str, ...]
     source: str = ""
+    date: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def _row(line: str, where: str) -> QAExample:
             str(row["question"]),
             answers,
             str(row.get("source") or ""),
+            str(row.get("date") or ""),
         )
     except (json.JSONDecodeError, TypeError) as error:
         raise DataError(f"{where}: not a JSON object of a question ({error})") from None

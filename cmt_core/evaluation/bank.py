@@ -52,7 +52,8 @@ class EvaluationBank:
         return cls(model, doc_ids, windows, made, index)
 
     def read_by(self, model: CMT) -> EvaluationBank:
-        """The same windows, found alike, with the memories that `model` reads: these, or its own where it is another checkpoint.
+        """The same windows, found alike, with the memories that `model` reads: these, or its own where it is another
+        checkpoint, compressed when they are first read.
 
         Raises ConfigError when the other checkpoint splits documents elsewhere.
         """
@@ -60,7 +61,7 @@ class EvaluationBank:
             return replace(self, model=model)
         if model.config.window_tokens != self.model.config.window_tokens:
             raise ConfigError("checkpoints with windows of different sizes can't share one bank")
-        return replace(self, model=model, memories=[*model.compress(self.windows)])
+        return replace(self, model=model, memories=[None] * len(self.windows))
 
     def part(self, doc_ids: Container[str]) -> EvaluationBank:
         """The bank as it would be with these documents only."""

@@ -17,7 +17,7 @@ from cmt_core.evaluation.systems import System, system
 from cmt_core.hybrid import LEXICAL_WEIGHT, Found
 from cmt_core.model import CMT, Answer
 
-__all__ = ["StreamScores", "evaluate_stream", "score_system"]
+__all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
 
 _BATCH = 8
 
@@ -67,19 +67,25 @@ def evaluate_stream(
     that the checkpoint can't be, before anything slow.
     """
     compared = [system(name, model, single_context) for name in systems]
-    rows = list(examples)
-    texts = {row.doc_id: (row.title, row.text) for row in rows}
-    rng = random.Random(seed)
-    chosen = rng.sample(sorted(texts), min(documents or len(texts), len(texts)))
-    kept = set(chosen)
-    asked = [row for row in rows if row.doc_id in kept]
-    asked = rng.sample(asked, min(questions, len(asked)))
+    chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
-    bank = EvaluationBank.fill(model, [(doc_id, *texts[doc_id]) for doc_id in chosen], lexical_weight)
+    bank = EvaluationBank.fill(model, chosen, lexical_weight)
     report(
         f"{len(bank.windows)} windows of {len(chosen)} documents compressed in {time.perf_counter() - started:.0f} s"
     )
     return [score_system(one, bank, asked, k, max_new_tokens, report) for one in compared]
+
+
+def sample(
+    examples: Sequence[QAExample], questions: int, documents: int | None, seed: int
+) -> tuple[list[tuple[str, str, str]], list[QAExample]]:
+    """Seeded documents (doc_id, title, text), all of them when `documents` is None, and questions about them."""
+    texts = {row.doc_id: (row.title, row.text) for row in examples}
+    rng = random.Random(seed)
+    chosen = rng.sample(sorted(texts), min(documents or len(texts), len(texts)))
+    kept = set(chosen)
+    asked = [row for row in examples if row.doc_id in kept]
+    return [(doc_id, *texts[doc_id]) for doc_id in chosen], rng.sample(asked, min(questions, len(asked)))
 
 
 def score_system(

@@ -160,3 +160,10 @@ def test_bank_of_another_checkpoint(tmp_path: Path, broker: str) -> None:
     result = cmt(tmp_path, "ingest", "--bank", str(bank), CMT_KAFKA__EMBEDDED_PORT=port)
     assert result.code == 6
     assert "another" in result.line
+
+
+def test_an_evaluation_without_questions_of_that_date_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    row = '{"doc_id": "a", "text": "Varde has bells.", "question": "What has Varde?", "answers": ["bells"], "date": "%s"}\n'
+    (tmp_path / "dated.jsonl").write_text(row % "2023-12-31" + row % "2022-01-01")
+    result = cmt(tmp_path, "eval", "stream", "--dataset", "dated.jsonl", "--since", "2024-01-01")
+    assert (result.code, result.line) == (2, "cmt: dated.jsonl has no question dated 2024-01-01 or later")

@@ -64,6 +64,23 @@ def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
     assert len(lazy.made) == 2
 
 
+def test_a_budget_is_rounded_from_the_same_codes_as_the_checkpoints_own(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.budget import FLOAT16, budgets, with_bits
+
+    own = tiny_cmt.config.bits_per_token
+    windows = tiny_cmt.windows("", EXAMPLES[0].text)
+    same, half = with_bits(tiny_cmt, own), with_bits(tiny_cmt, FLOAT16)
+    assert [one.code for one in same.compress(windows)] == [one.code for one in tiny_cmt.compress(windows)]
+    (exact,) = half.compress(windows)
+    assert len(exact.code) == half.memory_bytes == 2 + tiny_cmt.config.window_tokens * 2 * tiny_cmt.config.code_width
+    assert half.answer([EXAMPLES[0].question], [[exact.code]], max_new_tokens=2)
+    points = budgets(tiny_cmt, EXAMPLES, [8, FLOAT16, own], questions=3, documents=6, k=2)
+    assert [point.bits_per_token for point in points] == [FLOAT16, own, 8]
+    assert [point.window_kb for point in points] == sorted((point.window_kb for point in points), reverse=True)
+    with pytest.raises(ConfigError, match="bits"):
+        with_bits(tiny_cmt, 8 * tiny_cmt.config.code_width + 8)
+
+
 def test_fine_tuning_changes_the_copy_and_never_the_llm(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.forgetting import forgetting
 

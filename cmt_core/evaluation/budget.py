@@ -1,0 +1,111 @@
+"""How much of a memory's size the answers need: the same questions at several numbers of bits a token.
+
+The checkpoint's code stays as it was trained; only the rounding of its components changes, by the same reverse water-filling.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cmt_core.data.qa import QAExample
+from cmt_core.errors import ConfigError
+from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.stream import sample, score_system
+from cmt_core.evaluation.systems import system
+from cmt_core.memory_format import KVCodeFormat, Memory
+from cmt_core.model import CMT
+from cmt_core.quantiser import HalfCodes, Quantiser
+from cmt_core.reading import DecodedMemories
+
+__all__ = ["FLOAT16", "BudgetPoint", "budgets", "with_bits"]
+
+FLOAT16 = 0
+"""Stands for unrounded components in float16, among numbers of bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPoint:
+    """Scores with memories of `window_kb` kilobytes a window; `f1_kept` is F1 in per cent of the first point's."""
+
+    window_kb: float
+    system: str
+    bits_per_token: int
+    em: float
+    f1: float
+    f1_kept: float
+    oracle_em: float | None
+    oracle_f1: float | None
+
+
+def with_bits(model: CMT, bits: int) -> CMT:
+    """The same `kv_code` checkpoint writing and reading memories of `bits` bits a token (or FLOAT16).
+
+    Raises ConfigError for another method, or a number of bits that the components can't hold.
+    """
+    written = _kv_code(model)
+    if not isinstance(written.quantiser, Quantiser):
+        raise ConfigError("memories of a float16 checkpoint can't be stored with another number of bits")
+    changed = {"code_storage": "float16"} if bits == FLOAT16 else {"bits_per_token": bits}
+    config = dataclasses.replace(model.config, **changed)
+    rounding = HalfCodes(config.code_width) if bits == FLOAT16 else written.quantiser.with_bits(bits)
+    other = copy.copy(model)
+    other.config, other.memory_bytes, other.model_id = config, config.memory_bytes, f"{model.model_id}-{bits}"
+    other.format = KVCodeFormat(model.backbone, written.code, rounding, config)
+    other.decoded = DecodedMemories(0)
+    return other
+
+
+def budgets(
+    model: CMT,
+    examples: Sequence[QAExample],
+    bits: Sequence[int],
+    *,
+    questions: int,
+    documents: int | None = None,
+    k: int = 2,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[BudgetPoint]:
+    """Scores the checkpoint's own system at each number of bits a token, largest memories first in the figures.
+
+    The LLM reads every window once; each budget rounds the same codes. Raises ConfigError as `with_bits` does, before anything
+    slow.
+    """
+    models = [with_bits(model, one) for one in bits]
+    chosen, asked = sample(examples, questions, documents, seed)
+    exact = EvaluationBank.fill(with_bits(model, FLOAT16), chosen, compress=False)
+    found = {one.row for row in exact.nearest([row.question for row in asked], k) for one in row}
+    read = sorted(found | {exact.own_window(row) for row in asked})
+    exact.codes([read])
+    points: list[BudgetPoint] = []
+    for one, number in sorted(zip(models, bits, strict=True), key=lambda pair: -pair[0].memory_bytes):
+        bank = dataclasses.replace(exact, model=one, memories=_rounded(exact, one))
+        scores = score_system(system(model.config.aggregation, one), bank, asked, k)
+        start = points[0].f1 if points else scores.f1
+        kept = round(100 * scores.f1 / start, 1) if start else 0.0
+        size = round(one.memory_bytes / 1000, 1)
+        points.append(
+            BudgetPoint(size, scores.system, number, scores.em, scores.f1, kept, scores.oracle_em, scores.oracle_f1)
+        )
+        report(f"{size} kB a window: EM {scores.em:.1f} F1 {scores.f1:.1f} ({kept:.0f}% kept)")
+    return points
+
+
+def _rounded(exact: EvaluationBank, model: CMT) -> list[Memory | None]:
+    """The bank's float16 memories as `model` would have written them."""
+    read, write = _kv_code(exact.model), _kv_code(model)
+
+    def rounded(memory: Memory) -> Memory:
+        codes, lengths = read.codes([memory.code])
+        return write.rounded(codes[None], lengths)[0]
+
+    return [None if one is None else rounded(one) for one in exact.memories]
+
+
+def _kv_code(model: CMT) -> KVCodeFormat:
+    if not isinstance(model.format, KVCodeFormat):
+        raise ConfigError("only memories of kv_code can be stored with another number of bits")
+    return model.format

@@ -1,0 +1,155 @@
+"""`cmt eval retention|robustness|scaling|forgetting|bytes`: the paper's experiments on one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.commands.evaluation_inputs import (
+    SQUAD,
+    Dataset,
+    Experiment,
+    K,
+    Numbers,
+    Out,
+    Questions,
+    Seed,
+    Systems,
+    floats,
+    integers,
+    names,
+    say,
+)
+from services.commands.options import Config
+from services.errors import SettingsError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the experiments to `cmt eval`."""
+    app.command("retention")(retention_command)
+    app.command("robustness")(robustness_command)
+    app.command("scaling")(scaling_command)
+    app.command("forgetting")(forgetting_command)
+    app.command("bytes")(bytes_command)
+
+
+def retention_command(
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    sizes: Numbers = "200,500,1000,2067",
+    questions: Questions = 200,
+    systems: Systems = "select,rag_prefix",
+    k: K = 2,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """A fixed set of questions while the bank grows around their documents."""
+    from cmt_core.evaluation.experiments import retention
+
+    asked = Experiment.of(config, dataset, questions, k, seed)
+    points = retention(
+        asked.model(), asked.examples(), integers(sizes), systems=names(systems), questions=questions, k=k, seed=seed,
+        report=say,
+    )  # fmt: skip
+    asked.write(out, "retention", points, "x", "f1", "documents in the bank")
+
+
+def robustness_command(
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    shares: Numbers = "0,0.2,0.4,0.6,0.8",
+    relevant: Annotated[int, typer.Option(min=1, help="Documents that are asked about.")] = 200,
+    questions: Questions = 200,
+    systems: Systems = "select,rag_prefix",
+    k: K = 2,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """A growing share of the bank has nothing to do with any question."""
+    from cmt_core.evaluation.experiments import robustness
+
+    asked = Experiment.of(config, dataset, questions, k, seed)
+    wanted = floats(shares)
+    if not all(0 <= share < 1 for share in wanted):
+        raise SettingsError("--shares must be from 0 to below 1")
+    points = robustness(
+        asked.model(), asked.examples(), wanted, relevant=relevant, systems=names(systems), questions=questions, k=k,
+        seed=seed, report=say,
+    )  # fmt: skip
+    asked.write(out, "robustness", points, "x", "f1", "irrelevant documents, %")
+
+
+def scaling_command(
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    filler: Annotated[
+        str | None, typer.Option(help="JSONL file of articles (id, title, text) that follow the dataset's documents.")
+    ] = None,
+    sizes: Numbers = "50,200,500,2000,10000,50000",
+    questions: Questions = 100,
+    systems: Systems = "select,rag_prefix",
+    k: K = 2,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """Accuracy and time from 50 to 50,000 documents."""
+    from cmt_core.data.articles import read_articles
+    from cmt_core.evaluation.experiments import scaling
+
+    asked = Experiment.of(config, dataset, questions, k, seed)
+    more = list(read_articles(asked.path(filler))) if filler else []
+    points = scaling(
+        asked.model(), asked.examples(), integers(sizes), filler=more, systems=names(systems), questions=questions,
+        k=k, seed=seed, report=say,
+    )  # fmt: skip
+    asked.write(out, "scaling", points, "x", "f1", "documents in the bank")
+
+
+def forgetting_command(
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of the stream.")] = 200,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
+    questions: Questions = 200,
+    k: K = 2,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """Fine-tune the same LLM on the stream, and see what it learns and forgets beside a memory."""
+    from cmt_core.evaluation.forgetting import forgetting
+    from services.sample_news import sample_questions
+
+    asked = Experiment.of(config, dataset, questions, k, seed)
+    other = list(dict.fromkeys(row.text for row in sample_questions()))
+    points = forgetting(
+        asked.model(), asked.examples(), other, documents=documents, questions=questions, epochs=epochs, k=k, seed=seed,
+        report=say,
+    )  # fmt: skip
+    asked.write(out, "forgetting", points, "epochs", "other_text_nats", "epochs")
+
+
+def bytes_command(
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    bits: Annotated[str, typer.Option(help="Bits a token, comma-separated; 0 keeps the code in float16.")] = (
+        "0,2304,1152,576,288,144,64"
+    ),
+    documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
+    questions: Questions = 300,
+    k: K = 2,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """The same questions with memories of fewer and fewer bytes."""
+    from cmt_core.evaluation.budget import budgets
+
+    asked = Experiment.of(config, dataset, questions, k, seed)
+    points = budgets(
+        asked.model(), asked.examples(), integers(bits), questions=questions, documents=documents, k=k, seed=seed,
+        report=say,
+    )  # fmt: skip
+    asked.write(out, "bytes", points, "window_kb", "f1", "kilobytes a window")
