@@ -175,7 +175,7 @@ def _plain_loop(cmt: CMT, examples: Sequence[QAExample], passages: dict[str, str
         return None
     others = list(passages.values())
     tokenizer, model = cmt.backbone.tokenizer, cmt.backbone.model
-    newlines = [ids[0] for text in ("\n", "\n\n") if len(ids := cmt.token_ids(text)) == 1]
+    newlines = [ids[0] for text in ("\n", "\n\n") if len(ids := cmt.tokens.ids(text)) == 1]
     stops = [tokenizer.eos_token_id, *newlines]  # as the service ends its answers
 
     def answer(number: int, example: QAExample) -> None:

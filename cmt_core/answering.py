@@ -27,7 +27,7 @@ class AnswerBatch:
 
     def prompt_tokens(self, query: Query) -> int:
         """Tokens that a query gives the LLM to read, texts included."""
-        return len(self._prompt(query)) + (len(self._cmt.token_ids(_text(query))) if query.mode == "rag" else 0)
+        return len(self._prompt(query)) + (len(self._cmt.tokens.ids(_text(query))) if query.mode == "rag" else 0)
 
     def join(self, queries: Sequence[Query]) -> list[Started]:
         """Reads the prompts of `queries` and gives their first tokens. Raises MemoryFormatError for a foreign memory."""
@@ -49,8 +49,7 @@ class AnswerBatch:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, as far as they go."""
-        text: str = self._cmt.backbone.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._cmt.tokens.text(ids)
 
     @torch.inference_mode()
     def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
@@ -85,9 +84,9 @@ class AnswerBatch:
 
     def _prompt(self, query: Query) -> list[int]:
         if query.mode == "closed":
-            return self._cmt.closed_prompt(query.question, query.earlier, query.instructions)
-        before = self._cmt.token_ids(_text(query)) if query.mode == "hybrid" else []
-        return before + self._cmt.prompt(query.question, query.earlier)
+            return self._cmt.tokens.closed_prompt(query.question, query.earlier, query.instructions)
+        before = self._cmt.tokens.ids(_text(query)) if query.mode == "hybrid" else []
+        return before + self._cmt.tokens.prompt(query.question, query.earlier)
 
     def _weight(self, query: Query) -> float:
         """The share of the memory's scores; the rest are those of the same prompt without a memory."""

@@ -98,7 +98,7 @@ def _answers(name: str, model: CMT, bank: EvaluationBank, asked: Sequence[QAExam
 
 def _rows(model: CMT, texts: Sequence[str]) -> list[list[int]]:
     limit = model.config.window_tokens
-    return [ids for text in texts if len(ids := model.token_ids(text)[:limit]) > 1]
+    return [ids for text in texts if len(ids := model.tokens.ids(text)[:limit]) > 1]
 
 
 def _fine_tune(llm: Any, rows: Sequence[list[int]], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""`cmt eval retention|robustness|scaling|forgetting|bytes`: the paper's experiments on one checkpoint."""
+"""`cmt eval retention|robustness|scaling|forgetting|bytes|ablation`: the paper's experiments on one checkpoint."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("scaling")(scaling_command)
     app.command("forgetting")(forgetting_command)
     app.command("bytes")(bytes_command)
+    app.command("ablation")(ablation_command)
 
 
 def retention_command(
@@ -153,3 +154,37 @@ def bytes_command(
         report=say,
     )  # fmt: skip
     asked.write(out, "bytes", points, "window_kb", "f1", "kilobytes a window")
+
+
+def ablation_command(
+    variants: Annotated[
+        list[str],
+        typer.Argument(help="NAME=CHECKPOINT@K, the whole method first; K documents a question, or `all` of the bank."),
+    ],
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    documents: Annotated[int | None, typer.Option(min=1, help="Documents in the bank; default all.")] = None,
+    questions: Questions = 300,
+    seed: Seed = 0,
+    out: Out = Path("results"),
+) -> None:
+    """The same questions to checkpoints that each leave out one part of the method."""
+    from cmt_core.evaluation.ablation import Variant, ablation
+
+    named = [_variant(text) for text in variants]
+    asked = Experiment.of(config, dataset, questions, 0, seed)
+    models = {folder: asked.model(folder) for _, folder, _ in named}
+    points = ablation(
+        [Variant(name, models[folder], k) for name, folder, k in named], asked.examples(), questions=questions,
+        documents=documents, seed=seed, report=say,
+    )  # fmt: skip
+    asked.write(out, "ablation", points, "row", "f1", "row of the table")
+
+
+def _variant(text: str) -> tuple[str, Path, int | None]:
+    """Name, checkpoint and k (None for `all`) of NAME=CHECKPOINT@K; raises SettingsError."""
+    name, _, rest = text.partition("=")
+    folder, _, k = rest.rpartition("@")
+    if not name or not folder or not (k == "all" or (k.isdigit() and int(k) > 0)):
+        raise SettingsError(f"{text!r} is not NAME=CHECKPOINT@K, K a number of documents or all")
+    return name, Path(folder), None if k == "all" else int(k)

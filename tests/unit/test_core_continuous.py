@@ -40,10 +40,10 @@ def alone(cmt: CMT, query: Query) -> list[int]:
     }
     reading = readings.get(query.mode, lambda: cmt.context([query.question], [query.memories]))()
     if query.mode == "closed":
-        prompt = cmt.closed_prompt(query.question, query.earlier, query.instructions)
+        prompt = cmt.tokens.closed_prompt(query.question, query.earlier, query.instructions)
     else:
-        text = cmt.token_ids("\n\n".join(query.passages)) if query.mode == "hybrid" else []
-        prompt = text + cmt.prompt(query.question, query.earlier)
+        text = cmt.tokens.ids("\n\n".join(query.passages)) if query.mode == "hybrid" else []
+        prompt = text + cmt.tokens.prompt(query.question, query.earlier)
     return generate(cmt.backbone, reading.context, [prompt], TOKENS, set())[0].ids
 
 
@@ -144,7 +144,7 @@ def test_different_seeds_differ_and_a_tiny_nucleus_is_greedy(exact_cmt: CMT, cor
 def test_memory_weight_goes_from_without_to_with_the_memory(exact_cmt: CMT, corpus: tuple[str, ...]) -> None:
     query = queries_of(exact_cmt, corpus)[1]
     plain = exact_cmt.context_of_nothing(1, prefixed=True).context
-    without = generate(exact_cmt.backbone, plain, [exact_cmt.prompt(query.question)], TOKENS, set())[0].ids
+    without = generate(exact_cmt.backbone, plain, [exact_cmt.tokens.prompt(query.question)], TOKENS, set())[0].ids
     run = Run(exact_cmt)
     run.join([0, 1, 2, 3], [replace(query, memory_weight=weight) for weight in (0.0, 1.0, 0.5, 2.0)])
     run.step(3)
@@ -191,7 +191,7 @@ def test_only_positions_relative_to_the_question_count(exact_cmt: CMT, corpus: t
     """What lets another engine number its tokens as it likes: keys are rotated relative to the question's first position."""
     backbone = exact_cmt.backbone
     code = exact_cmt.compress(exact_cmt.windows("", corpus[0]))[0].code
-    (rows,) = exact_cmt._decoded([code])
+    (rows,) = exact_cmt.format.read([code])
     positions = torch.arange(len(rows))[None]
     contexts = [
         Context(
@@ -201,6 +201,6 @@ def test_only_positions_relative_to_the_question_count(exact_cmt: CMT, corpus: t
         )
         for moved in (0, shift)
     ]
-    here, moved = (prefill(backbone, context, [exact_cmt.prompt("Who opened it?")]) for context in contexts)
+    here, moved = (prefill(backbone, context, [exact_cmt.tokens.prompt("Who opened it?")]) for context in contexts)
     torch.testing.assert_close(moved.logits, here.logits, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(moved.attention, here.attention, atol=1e-4, rtol=1e-3)

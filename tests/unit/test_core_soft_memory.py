@@ -298,3 +298,22 @@ def test_soft_checkpoint_without_its_parts_is_refused(
         Checkpoint.load(tmp_path)
     with pytest.raises(CheckpointError, match="needs a code with its quantiser, or soft tokens"):
         dataclasses.replace(made, soft=None).format(tiny_backbone)
+
+
+def test_ablation_reads_k_documents_or_the_whole_bank(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, tiny_cmt: CMT
+) -> None:
+    from cmt_core.data.qa import QAExample
+    from cmt_core.evaluation.ablation import Variant, ablation
+
+    examples = [
+        QAExample(f"d{i}", "", f"Town {i} has {i} bells.", f"How many bells has {i}?", (str(i),)) for i in range(6)
+    ]
+    whole = exact(tiny_folders, tiny_backbone, tiny_checkpoint, **PARTS[2])
+    whole.model_id = "whole"
+    variants = [Variant("whole", whole, 2), Variant("no top-k", whole, None), Variant("stacked", tiny_cmt, 1)]
+    points = ablation(variants, examples, questions=4)
+    assert [(point.system, point.k) for point in points] == [("whole", 2), ("no top-k", 6), ("stacked", 1)]
+    assert points[0].f1_lost == 0
+    with pytest.raises(ConfigError, match="stacked: only single_context"):
+        ablation([Variant("stacked", tiny_cmt, None)], examples, questions=4)

@@ -1,0 +1,176 @@
+"""What the LLM reads before a prompt: the one place where packed memories, or texts, become a placed cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cmt_core.aggregation import Select, likely, question_queries, question_states, rank_prior, score_prior
+from cmt_core.alignment import place, place_chosen
+from cmt_core.backbone import Backbone
+from cmt_core.config import MemoryConfig
+from cmt_core.errors import MemoryFormatError
+from cmt_core.memory_format import MemoryFormat
+from cmt_core.reading import DecodedMemories, Reading
+from cmt_core.soft_memory import SoftMemory
+from cmt_core.tokens import Tokens, bucket
+
+__all__ = ["Contexts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Makes contexts of one checkpoint's memories, of texts, and of nothing; prefixes are (p, X)."""
+
+    backbone: Backbone
+    tokens: Tokens
+    config: MemoryConfig
+    format: MemoryFormat
+    select: Select | None
+    soft: SoftMemory | None
+    encoding_prefix: Tensor
+    reading_prefix: Tensor
+    decoded: DecodedMemories
+
+    def of_memories(
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None,
+    ) -> Reading:
+        """Of B questions' packed memories (at least one each) with the retriever's scores; see `CMT.context`."""
+        if not all(memories):
+            raise MemoryFormatError("a question without memories has nothing to read; ask it with answer_closed")
+        if scores is not None and [len(row) for row in scores] != [len(row) for row in memories]:
+            raise ValueError(f"{[len(row) for row in scores]} scores for {[len(row) for row in memories]} memories")
+        if self.soft is not None and self.soft.context is not None:
+            return self._single_context(self.soft, questions, memories)
+        if self.select is not None:
+            return self._selected(self.select, questions, memories, scores)
+        documents, mask = self._documents(memories)
+        rooms = [len(row) * self.config.room_tokens for row in memories]
+        return self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
+
+    def of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
+        """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
+        ids = [self.tokens.ids("\n\n".join(row)) for row in passages]
+        if not all(ids):
+            raise MemoryFormatError("a question without passages has nothing to read; ask it with answer_closed")
+        batch, mask = self.tokens.padded(ids)
+        exact = self.backbone.read(batch, mask, self.encoding_prefix)
+        rooms = [max(self.config.window_tokens, bucket(len(row))) for row in ids]
+        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], rooms, self.tokens.stop_ids)
+        return replace(reading, text_tokens=[len(row) for row in ids], passages=[len(row) for row in passages])
+
+    def of_nothing(self, rows: int, prefixed: bool) -> Reading:
+        """No document at all: for the LLM by itself, or (`prefixed`) behind the reading prefix, as a memory would be read."""
+        prefix = self.reading_prefix if prefixed else self.reading_prefix[:0]
+        nothing = torch.zeros(rows, 0, 0, self.backbone.shape.width, dtype=self.backbone.dtype)
+        mask = torch.zeros(rows, 0, 0, dtype=torch.long, device=self.backbone.device)
+        stop_ids = self.tokens.stop_ids if prefixed else {self.tokens.eos_id}
+        return self._placed(prefix, nothing.to(self.backbone.device), mask, [0] * rows, stop_ids)
+
+    def _selected(
+        self,
+        select: Select,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None,
+    ) -> Reading:
+        """The vectors that ψ keeps, best document first. Memories that the scores leave out are not even decoded."""
+        kept = [list(range(len(row))) for row in memories]
+        if scores is not None:
+            kept = [_likely(row) for row in scores]
+        documents, mask = self._documents([[row[i] for i in own] for row, own in zip(memories, kept, strict=True)])
+        prior = rank_prior(mask)
+        if scores is not None:
+            left = [[row[i] for i in own] for row, own in zip(scores, kept, strict=True)]
+            prior = score_prior(_rectangle(left, 0.0).to(mask.device), mask)
+        B, k, T, X = documents.shape
+        chosen = select.choose(self._attention(select, questions, documents, mask), prior, mask)
+        rows = documents.reshape(B, k * T, X).gather(1, chosen.index[..., None].expand(-1, -1, X))
+        context = place_chosen(self.backbone, self.reading_prefix, rows, chosen)
+        original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
+        owner = original.gather(1, chosen.index // T)
+        prefix = owner.new_full((B, len(self.reading_prefix)), -1)
+        return Reading(context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.tokens.stop_ids)
+
+    def _attention(self, select: Select, questions: Sequence[str], documents: Tensor, mask: Tensor) -> Tensor:
+        """ψ's cross-attention (B, k, T); even for a question whose one document is kept whole whatever it says."""
+        sizes = mask.sum(dim=-1)  # (B, k)
+        attention = mask / sizes.clamp_min(1)[..., None]
+        choice = ((sizes > 0).sum(dim=-1) > 1) | (sizes.sum(dim=-1) > select.context_vectors)
+        rows = choice.nonzero().squeeze(1)
+        if len(rows):
+            prompts = [self.tokens.prompt(questions[row]) for row in rows.tolist()]
+            queries = question_queries(self.backbone, self.reading_prefix, prompts)
+            attention[rows] = select.attention(queries, select.keys(documents[rows]), mask[rows])
+        return attention
+
+    def _single_context(
+        self, soft: SoftMemory, questions: Sequence[str], memories: Sequence[Sequence[bytes]]
+    ) -> Reading:
+        """The one context of c vectors that ψ makes of each question's memories."""
+        B, k, m = len(memories), max(map(len, memories)), self.config.memory_vectors
+        vectors = soft.unpack([memory for row in memories for memory in row], self.backbone.device)
+        present = torch.arange(k)[None, :] < torch.tensor([len(row) for row in memories])[:, None]  # (B, k)
+        documents = vectors.new_zeros(B, k, m, self.config.memory_width)
+        documents[present.to(vectors.device)] = vectors
+        prompts = [self.tokens.prompt(question) for question in questions]
+        asked = question_states(self.backbone, self.reading_prefix, prompts)
+        context, shares = soft.aggregate(asked, documents, present.to(vectors.device))
+        rows = soft.align(self.backbone, context)[:, None]  # (B, 1, c, X)
+        mask = torch.ones(rows.shape[:3], dtype=torch.long, device=rows.device)
+        reading = self._placed(self.reading_prefix, rows, mask, [rows.shape[2]] * B, self.tokens.stop_ids)
+        given = [shares[row, : len(own)].tolist() for row, own in enumerate(memories)]
+        return replace(reading, sizes=[len(row) for row in memories], shares=given)
+
+    def _documents(self, memories: Sequence[Sequence[bytes]]) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, k, T, X) of packed memories before they are placed, and their mask (B, k, T)."""
+        decoded = iter(self._decoded([memory for row in memories for memory in row]))  # of (t, X)
+        rows = [[next(decoded) for _ in row] for row in memories]
+        T = bucket(max(len(part) for row in rows for part in row))
+        B, k, X = len(rows), max(map(len, rows)), self.backbone.shape.width
+        documents = torch.zeros(B, k, T, X, dtype=self.backbone.dtype, device=self.backbone.device)
+        mask = torch.zeros(B, k, T, dtype=torch.long, device=self.backbone.device)
+        for b, row in enumerate(rows):
+            for i, part in enumerate(row):
+                documents[b, i, : len(part)] = part
+                mask[b, i, : len(part)] = 1
+        return documents, mask
+
+    def _decoded(self, memories: Sequence[bytes]) -> list[Tensor]:
+        """Keys and values (t, X) of packed memories; those read lately are not decoded again."""
+        fresh = [memory for memory in dict.fromkeys(memories) if memory not in self.decoded]
+        found = {memory: self.decoded[memory] for memory in memories if memory in self.decoded}
+        if fresh:
+            found.update(zip(fresh, self.format.read(fresh), strict=True))
+        self.decoded.update(found)
+        return [found[memory] for memory in memories]
+
+    def _placed(
+        self, prefix: Tensor, documents: Tensor, mask: Tensor, rooms: Sequence[int], stop_ids: set[int]
+    ) -> Reading:
+        """Each question stands behind its own row's `rooms` positions, however much room its neighbours take."""
+        B, k, T = mask.shape
+        context = place(self.backbone, prefix, documents, mask, self.config.room_tokens)
+        context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
+        owners = torch.arange(k, device=mask.device)[:, None].expand(k, T).reshape(-1)
+        owner = torch.cat([owners.new_full((len(prefix),), -1), owners]).expand(B, -1)  # (B, S)
+        sizes = mask.sum(dim=-1).gt(0).sum(dim=-1).tolist() if k else [0] * B
+        return Reading(context, owner, sizes, stop_ids)
+
+
+def _likely(scores: Sequence[float]) -> list[int]:
+    """The numbers of the memories that ψ does not leave out."""
+    prior = likely(score_prior(torch.tensor([list(scores)]), torch.ones(1, len(scores), 1)))
+    return prior[0].isfinite().nonzero().squeeze(1).tolist()
+
+
+def _rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:
+    """Rows of unequal length as (B, k), padded at their ends."""
+    k = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (k - len(row))] for row in rows])
