@@ -64,6 +64,9 @@ class KVCode(nn.Module):
 
     def decode(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows x (..., X) in `dtype` that codes z (..., C) stand for."""
-        scaled = self.decoder * self.scale  # folded into the matrix: one pass over the large output less
-        offset = self.mean + self.bias * self.scale
-        return z.to(dtype) @ scaled.to(dtype) + offset.to(dtype)
+        scaled, offset = self.unscaled(dtype)
+        return z.to(dtype) @ scaled + offset
+
+    def unscaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """D (C, X) and the offset (X,) in `dtype` with the scale in them: one pass over the large output less."""
+        return (self.decoder * self.scale).to(dtype), (self.mean + self.bias * self.scale).to(dtype)

@@ -91,7 +91,10 @@ class Contexts:
             prior = score_prior(_rectangle(left, 0.0).to(mask.device), mask)
         B, k, T, X = documents.shape
         chosen = select.choose(self._attention(select, questions, documents, mask), prior, mask)
-        rows = documents.reshape(B, k * T, X).gather(1, chosen.index[..., None].expand(-1, -1, X))
+        first = torch.arange(B, device=mask.device)[:, None] * (
+            k * T
+        )  # index_select copies rows, gather single numbers
+        rows = documents.view(-1, X).index_select(0, (first + chosen.index).view(-1)).view(B, -1, X)
         context = place_chosen(self.backbone, self.reading_prefix, rows, chosen)
         original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
         owner = original.gather(1, chosen.index // T)

@@ -50,6 +50,8 @@ class KVCodeFormat:
     def __init__(self, backbone: Backbone, code: KVCode, quantiser: Rounding, config: MemoryConfig) -> None:
         self._backbone, self._config = backbone, config
         self.code, self.quantiser = code, quantiser
+        decoder, offset = code.unscaled(backbone.dtype)  # made once, not for every question
+        self._decoder, self._offset = decoder.detach(), offset.detach()
 
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
@@ -63,7 +65,7 @@ class KVCodeFormat:
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
         """See MemoryFormat."""
         codes, lengths = self.codes(memories)
-        return list(torch.split(self.code.decode(codes, self._backbone.dtype), lengths))
+        return list(torch.split(codes.to(self._decoder.dtype) @ self._decoder + self._offset, lengths))
 
     def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
