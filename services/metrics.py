@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["TABLE", "MetricSpec", "Metrics", "Snapshot", "render"]
+__all__ = ["TABLE", "MetricSpec", "Metrics", "Snapshot", "render", "samples"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -158,6 +158,13 @@ def render(snapshots: Iterable[Snapshot]) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Merged(list(snapshots)))
     return generate_latest(registry)
+
+
+def samples(snapshots: Iterable[Snapshot]) -> Iterable[tuple[str, dict[str, str], float]]:
+    """The same as (name, labels, value), histograms as their `_bucket`, `_count` and `_sum` series."""
+    for metric in _Merged(list(snapshots)).collect():
+        for sample in metric.samples:
+            yield sample.name, sample.labels, float(sample.value)
 
 
 class _Merged(Collector):

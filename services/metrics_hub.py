@@ -1,7 +1,8 @@
 """The one place where all processes of the system leave their metric snapshots, so that /metrics can show all of them.
 
 `MetricsHub` is a plain class; `hub_handle()` makes it a named Ray actor that lives as long as the process that made it,
-and `MetricsPusher` sends a process's snapshot there about every second.
+and `MetricsPusher` sends a process's snapshot there about every second. The actor also hands the merged series to Ray's metrics
+agent (`ray_export`), which is how a cluster without a query service is scraped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ HUB_NAME = "cmt-metrics"
 HUB_NAMESPACE = "cmt"  # named explicitly: Serve replicas live in a Ray namespace of their own
 
 _log = logging.getLogger(__name__)
+_EXPORT_EVERY_S = 5.0  # Ray's agents take their figures about as often
 
 
 @dataclass(slots=True)
@@ -59,9 +61,34 @@ def _without_gauges(snapshot: Snapshot) -> Snapshot:
     return Snapshot(numbers, snapshot.histograms)
 
 
+class _HubActor(MetricsHub):
+    """The hub in its actor, with a thread that exports what it has through Ray."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from services.ray_export import RayExport
+
+        self._lock = threading.Lock()
+        self._export = RayExport()
+        threading.Thread(target=self._run, name="ray-export", daemon=True).start()
+
+    def push(self, process: str, snapshot: Snapshot) -> None:
+        with self._lock:
+            super().push(process, snapshot)
+
+    def snapshots(self) -> list[Snapshot]:
+        with self._lock:
+            return super().snapshots()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_EXPORT_EVERY_S)
+            self._export.send(self.snapshots())
+
+
 def hub_handle() -> Any:
     """The hub's Ray actor, made when there is none; keep the handle, since the actor ends with its maker's last one."""
-    actor = ray.remote(MetricsHub)
+    actor = ray.remote(_HubActor)
     return actor.options(name=HUB_NAME, namespace=HUB_NAMESPACE, get_if_exists=True, num_cpus=0).remote()
 
 

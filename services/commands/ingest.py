@@ -65,6 +65,15 @@ def ingest_status(
     typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else table(found))
 
 
+@app.command("drain")
+def ingest_drain(config: Config = None, topic: Topic = None, bank: Bank = None) -> None:
+    """End the ingest that runs on this machine in order, and wait until it has (a pod's preStop hook)."""
+    settings = read_settings(config, kafka__topic=topic, bank__uri=bank)
+    from services.ingest.drain import drain
+
+    typer.echo("drained" if drain(settings) else "no ingest runs here")
+
+
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from rich.console import Console
 
+from services.ingest.drain import noted_ingest
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
 from services.models import fetch_models, load_cmt
@@ -45,7 +46,12 @@ def run_ingest(
     if model_factory is None:
         fetch_models(settings.model, console)
 
-    with interruptible() as wait, open_broker(settings.kafka) as bootstrap, ray_session(settings.ray):
+    with (
+        interruptible() as wait,
+        noted_ingest(settings),
+        open_broker(settings.kafka) as bootstrap,
+        ray_session(settings.ray),
+    ):
 
         def move_offsets() -> None:
             assert backfill is not None
