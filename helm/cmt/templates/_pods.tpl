@@ -1,0 +1,294 @@
+{{/* The pods of both Ray clusters. */}}
+
+{{- define "cmt.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "cmt.podSecurity" -}}
+runAsNonRoot: true
+{{ toYaml .Values.podSecurityContext }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* Secrets come by reference only. */}}
+{{- define "cmt.env" -}}
+- name: CMT_CONFIG
+  value: /etc/cmt/cmt.yaml
+- name: HOME
+  value: /tmp
+- name: RAY_USAGE_STATS_ENABLED
+  value: "0"
+{{- if include "cmt.hasKeys" . }}
+- name: CMT_SERVE__API_KEYS
+  valueFrom:
+    secretKeyRef: {name: {{ include "cmt.keysSecret" . }}, key: api-keys}
+{{- end }}
+{{- with .Values.kafka.sasl }}
+{{- if .existingSecret }}
+- name: CMT_KAFKA__SASL_USERNAME
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .usernameKey }}}
+- name: CMT_KAFKA__SASL_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}
+{{- end }}
+{{- end }}
+{{- if and (eq .Values.bank.type "s3") .Values.bank.s3.existingSecret }}
+- name: CMT_BANK__STORAGE_OPTIONS__ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.bank.s3.existingSecret }}, key: access-key-id}
+- name: CMT_BANK__STORAGE_OPTIONS__SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.bank.s3.existingSecret }}, key: secret-access-key}
+{{- end }}
+{{- end -}}
+
+{{- define "cmt.volumeMounts" -}}
+- {name: config, mountPath: /etc/cmt, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+- {name: shm, mountPath: /dev/shm}
+{{- if ne .Values.models.source "image" }}
+- {name: models, mountPath: /var/cache/cmt}
+{{- end }}
+{{- if eq .Values.bank.type "pvc" }}
+- {name: bank, mountPath: /var/lib/cmt}
+{{- end }}
+{{- if .Values.kafka.tls.existingSecret }}
+- {name: kafka-tls, mountPath: /etc/cmt/kafka, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "cmt.volumes" -}}
+- name: config
+  configMap: {name: {{ include "cmt.fullname" . }}-config}
+- name: tmp
+  emptyDir: {sizeLimit: 4Gi}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: 512Mi}
+{{- if eq .Values.models.source "pvc" }}
+- name: models
+  persistentVolumeClaim: {claimName: {{ required "models.existingClaim: which claim holds the models?" .Values.models.existingClaim }}}
+{{- else if eq .Values.models.source "emptyDir" }}
+- name: models
+  emptyDir: {sizeLimit: {{ .Values.models.size }}}
+{{- end }}
+{{- if eq .Values.bank.type "pvc" }}
+- name: bank
+  persistentVolumeClaim: {claimName: {{ include "cmt.bankClaim" . }}}
+{{- end }}
+{{- if .Values.kafka.tls.existingSecret }}
+- name: kafka-tls
+  secret: {secretName: {{ .Values.kafka.tls.existingSecret }}}
+{{- end }}
+{{- end -}}
+
+{{/* (root, component, role): a readiness that stops traffic, a liveness that restarts. Ray's health routes ask for no token. */}}
+{{- define "cmt.probes" -}}
+{{- $component := index . 1 -}}
+{{- $role := index . 2 -}}
+startupProbe:
+  httpGet: {path: /api/local_raylet_healthz, port: 52365}
+  periodSeconds: 5
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /api/local_raylet_healthz, port: 52365}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 12
+readinessProbe:
+  {{- if eq $role "head" }}
+  httpGet: {path: /api/gcs_healthz, port: 8265}
+  {{- else if eq $component "query" }}
+  httpGet: {path: /-/healthz, port: 8000}
+  {{- else }}
+  httpGet: {path: /api/local_raylet_healthz, port: 52365}
+  {{- end }}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- end -}}
+
+{{/* (root, component, role): what ends first when a pod is told to end. */}}
+{{- define "cmt.preStop" -}}
+{{- $root := index . 0 -}}
+{{- if and (eq (index . 1) "ingest") (eq (index . 2) "head") -}}
+cmt ingest drain; ray stop
+{{- else if eq (index . 1) "query" -}}
+sleep {{ $root.Values.query.drainSeconds }}; ray stop
+{{- else -}}
+ray stop
+{{- end -}}
+{{- end -}}
+
+{{/* (root, component, role, resources) */}}
+{{- define "cmt.rayContainer" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $role := index . 2 -}}
+{{- $part := index $root.Values $component -}}
+{{- $resources := deepCopy (index . 3) -}}
+{{- if and $root.Values.gpu.enabled (eq $role "worker") -}}
+{{- $_ := set $resources.limits $root.Values.gpu.resource 1 -}}
+{{- end -}}
+name: ray-{{ $role }}
+image: {{ include "cmt.image" $root }}
+imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+securityContext:
+  {{- include "cmt.containerSecurity" $root | nindent 2 }}
+env:
+  {{- include "cmt.env" $root | nindent 2 }}
+  {{- with $part.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+ports:
+  - {name: metrics, containerPort: 8080}
+  {{- if eq $role "head" }}
+  - {name: gcs-server, containerPort: 6379}
+  - {name: dashboard, containerPort: 8265}
+  {{- end }}
+  {{- if eq $component "query" }}
+  - {name: serve, containerPort: 8000}
+  {{- end }}
+resources:
+  {{- toYaml $resources | nindent 2 }}
+{{ include "cmt.probes" . }}
+lifecycle:
+  preStop:
+    exec:
+      command: [/bin/sh, -c, {{ include "cmt.preStop" . | quote }}]
+volumeMounts:
+  {{- include "cmt.volumeMounts" $root | nindent 2 }}
+{{- end -}}
+
+{{/* (root, component, role, resources) */}}
+{{- define "cmt.podTemplate" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $role := index . 2 -}}
+{{- $part := index $root.Values $component -}}
+metadata:
+  labels:
+    {{- include "cmt.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ $component }}
+    cmt/role: {{ $role }}
+  annotations:
+    {{- if eq $component "query" }}
+    checksum/config: {{ include "cmt.configOfQueryPods" $root | sha256sum }}
+    {{- end }}
+    checksum/keys: {{ toJson $root.Values.auth.apiKeys | sha256sum }}
+    {{- with $part.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "cmt.serviceAccount" (list $root $component) }}
+  automountServiceAccountToken: {{ eq $role "head" }} # Ray's autoscaler sits beside the head
+  enableServiceLinks: false # a Service named cmt-... would look like a setting, CMT_...
+  terminationGracePeriodSeconds: {{ $part.terminationGracePeriodSeconds }}
+  securityContext:
+    {{- include "cmt.podSecurity" $root | nindent 4 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  {{- if and $root.Values.gpu.enabled $root.Values.gpu.runtimeClassName (eq $role "worker") }}
+  runtimeClassName: {{ $root.Values.gpu.runtimeClassName }}
+  {{- end }}
+  {{- with $part.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $part.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $part.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $part.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if eq $role "worker" }}
+  topologySpreadConstraints:
+    {{- if $part.topologySpreadConstraints }}
+    {{- toYaml $part.topologySpreadConstraints | nindent 4 }}
+    {{- else }}
+    - maxSkew: 1
+      topologyKey: kubernetes.io/hostname
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "cmt.selectorLabels" $root | nindent 10 }}
+          app.kubernetes.io/component: {{ $component }}
+          cmt/role: worker
+    {{- end }}
+  {{- end }}
+  containers:
+    - {{- include "cmt.rayContainer" . | nindent 6 }}
+  volumes:
+    {{- include "cmt.volumes" $root | nindent 4 }}
+{{- end -}}
+
+{{/* (root, component): the spec of a RayCluster. */}}
+{{- define "cmt.rayClusterSpec" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $part := index $root.Values $component -}}
+rayVersion: {{ $root.Values.ray.version | quote }}
+{{- if $root.Values.ray.tokenAuth }}
+authOptions:
+  mode: token
+{{- end }}
+enableInTreeAutoscaling: true
+autoscalerOptions:
+  idleTimeoutSeconds: 300
+  resources:
+    requests: {cpu: 200m, memory: 512Mi}
+    limits: {cpu: 500m, memory: 1Gi}
+  securityContext:
+    {{- include "cmt.containerSecurity" $root | nindent 4 }}
+{{- if and (eq $component "query") $part.gcsFaultTolerance.redisAddress }}
+gcsFaultToleranceOptions:
+  redisAddress: {{ $part.gcsFaultTolerance.redisAddress | quote }}
+  {{- if $part.gcsFaultTolerance.existingSecret }}
+  redisPassword:
+    valueFrom:
+      secretKeyRef: {name: {{ $part.gcsFaultTolerance.existingSecret }}, key: password}
+  {{- end }}
+{{- end }}
+headGroupSpec:
+  serviceType: ClusterIP
+  rayStartParams:
+    num-cpus: "0"
+    dashboard-host: 0.0.0.0
+    metrics-export-port: "8080"
+    dashboard-agent-listen-port: "52365"
+    object-store-memory: "268435456"
+  template:
+    {{- include "cmt.podTemplate" (list $root $component "head" $part.headResources) | nindent 4 }}
+workerGroupSpecs:
+  - groupName: workers
+    replicas: {{ $part.workers.min }}
+    minReplicas: {{ $part.workers.min }}
+    maxReplicas: {{ $part.workers.max }}
+    rayStartParams:
+      metrics-export-port: "8080"
+      dashboard-agent-listen-port: "52365"
+      object-store-memory: "268435456"
+    template:
+      {{- include "cmt.podTemplate" (list $root $component "worker" $part.workerResources) | nindent 6 }}
+{{- end -}}
+
+{{- define "cmt.ingestClusterSpec" -}}
+{{- include "cmt.rayClusterSpec" (list . "ingest") -}}
+{{- end -}}

@@ -1,0 +1,225 @@
+"""The choices in the chart that matter, each as one claim."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import helm_python as helm
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from tests.deployment.chart import CI_NAMES, ci_files, ci_objects, ci_values, objects, of_kind, render, templates
+
+KAFKA = {"kafka": {"bootstrapServers": "kafka:9092"}}
+HASH = "0" * 64
+
+
+def serve_config(found: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(of_kind(found, "RayService")["spec"]["serveConfigV2"])
+    return config
+
+
+@pytest.mark.parametrize("door", [{"ingress": {"enabled": True, "host": "h"}}, {"gateway": {"enabled": True}}])
+def test_without_keys_nothing_leads_in_from_outside(door: dict[str, Any]) -> None:
+    assert not [one for one in ci_objects("minimal") if one["kind"] in ("Ingress", "HTTPRoute")]
+    with pytest.raises(helm.HelmError, match="strangers could ask without a key"):
+        render(KAFKA | door)
+
+
+def test_an_ingress_shows_neither_metrics_nor_probes() -> None:
+    paths = of_kind(ci_objects("secure"), "Ingress")["spec"]["rules"][0]["http"]["paths"]
+    assert {(one["path"], one["pathType"]) for one in paths} == {
+        ("/v1", "Prefix"), ("/static", "Prefix"), ("/openapi.json", "Prefix"), ("/", "Exact"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CI_NAMES)
+def test_every_container_is_confined(name: str) -> None:
+    for where, template in templates(ci_objects(name)):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, where
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True, where
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), where
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), where
+
+
+@pytest.mark.parametrize("name", CI_NAMES)
+def test_what_must_be_written_to_is_a_volume(name: str) -> None:
+    """Ray's session, shared memory and HOME; the root file system is read-only."""
+    for where, template in templates(ci_objects(name)):
+        for container in template["spec"]["containers"]:
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert {"/tmp", "/dev/shm", "/etc/cmt"} <= mounts, where
+            assert {"name": "HOME", "value": "/tmp"} in container["env"]
+            assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in template["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("name", CI_NAMES)
+def test_secrets_come_by_reference_only(name: str) -> None:
+    secret = re.compile("PASSWORD|SECRET|API_KEY|ACCESS_KEY|TOKEN|USERNAME")
+    for where, template in templates(ci_objects(name)):
+        for variable in (one for container in template["spec"]["containers"] for one in container["env"]):
+            if secret.search(variable["name"]):
+                assert set(variable) == {"name", "valueFrom"}, (where, variable)
+    config = of_kind(ci_objects(name), "ConfigMap", "-config")["data"]["cmt.yaml"]
+    assert not re.search("password|secret|api_key|username", config)
+
+
+@pytest.mark.parametrize("name", CI_NAMES)
+def test_no_service_link_can_pass_for_a_setting(name: str) -> None:
+    """Kubernetes would give every pod CMT_..._SERVICE_HOST for a Service named cmt-...; an unknown CMT_ variable is an error."""
+    assert all(template["spec"]["enableServiceLinks"] is False for _, template in templates(ci_objects(name)))
+
+
+def test_only_heads_have_a_token_for_kubernetes() -> None:
+    for where, template in templates(ci_objects("minimal")):
+        assert template["spec"]["automountServiceAccountToken"] is where.endswith("head"), where
+
+
+@pytest.mark.parametrize("name", CI_NAMES)
+def test_rays_own_schema_takes_the_serve_config(name: str) -> None:
+    if not any(one["kind"] == "RayService" for one in ci_objects(name)):
+        assert name == "external-kafka"
+        return
+    config = serve_config(ci_objects(name))
+    parsed = ServeDeploySchema.model_validate(config)
+    assert set(config) <= set(ServeDeploySchema.model_fields)  # the schema itself lets unknown keys pass
+    (application,) = parsed.applications
+    assert set(config["applications"][0]) <= set(type(application).model_fields)
+    assert (application.name, application.route_prefix) == ("cmt", "/")
+
+
+def test_replicas_scale_between_their_limits() -> None:
+    (gpu,) = serve_config(ci_objects("gpu"))["applications"][0]["deployments"]
+    assert gpu["autoscaling_config"]["max_replicas"] == 4
+    (secure,) = serve_config(ci_objects("secure"))["applications"][0]["deployments"]
+    assert secure["num_replicas"] == 2
+
+
+def _names(files: dict[str, str]) -> tuple[str, str]:
+    found = objects(files)
+    query = of_kind(found, "RayService")["spec"]["rayClusterConfig"]
+    return of_kind(found, "RayCluster")["metadata"]["name"], json.dumps(query, sort_keys=True)
+
+
+def test_another_checkpoint_is_exchanged_in_the_running_query_pods() -> None:
+    """Only Serve's user_config changes (decision 0022); the ingest is made anew."""
+    other = KAFKA | {"settings": {"model": {"checkpoint": "/models/next"}}}
+    before, after = render(KAFKA), render(other)
+    assert _names(before)[1] == _names(after)[1]
+    assert _names(before)[0] != _names(after)[0]
+    (engine,) = serve_config(objects(after))["applications"][0]["deployments"]
+    assert engine["user_config"]["checkpoint"] == "/models/next"
+
+
+def test_another_setting_starts_new_query_pods() -> None:
+    changed = KAFKA | {"settings": {"serve": {"max_batch": 8}}}
+    assert _names(render(KAFKA))[1] != _names(render(changed))[1]
+
+
+def test_job_and_cluster_of_the_ingest_find_each_other() -> None:
+    cluster = of_kind(ci_objects("minimal"), "RayCluster")["metadata"]["name"]
+    job = of_kind(ci_objects("minimal"), "RayJob")["spec"]
+    assert job["clusterSelector"] == {"ray.io/cluster": cluster}
+    assert job["backoffLimit"] > 0
+
+
+def test_a_pod_that_ends_drains_first() -> None:
+    found = {where: template["spec"] for where, template in templates(ci_objects("minimal"))}
+
+    def hook(where: str) -> str:
+        command: str = found[where]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+        return command
+
+    assert hook("RayCluster head").startswith("cmt ingest drain")
+    assert found["RayCluster head"]["terminationGracePeriodSeconds"] >= 30 + 10  # stop_within_s, and a little more
+    assert hook("RayService workers").startswith("sleep 15")
+
+
+def test_a_gpu_is_asked_for_by_workers_alone() -> None:
+    for where, template in templates(ci_objects("gpu")):
+        limits = template["spec"]["containers"][0]["resources"]["limits"]
+        assert ("nvidia.com/gpu" in limits) is where.endswith("workers"), where
+        assert template["spec"]["containers"][0]["image"] == "cmt:0.1.0-cuda"
+    for _, template in templates(ci_objects("minimal")):
+        assert "nvidia.com/gpu" not in template["spec"]["containers"][0]["resources"]["limits"]
+
+
+def test_everything_is_denied_before_something_is_allowed() -> None:
+    for name in CI_NAMES:
+        deny = of_kind(ci_objects(name), "NetworkPolicy", "-default-deny")["spec"]
+        assert deny == {
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "cmt", "app.kubernetes.io/instance": "news"}},
+            "policyTypes": ["Ingress", "Egress"],
+        }
+        for _, template in templates(ci_objects(name)):
+            wanted = deny["podSelector"]["matchLabels"].items()
+            assert wanted <= template["metadata"]["labels"].items()
+
+
+def test_only_clients_that_are_named_reach_the_query_service() -> None:
+    allowed = of_kind(ci_objects("secure"), "NetworkPolicy", "-clients")["spec"]["ingress"][0]["from"]
+    assert {"podSelector": {}} not in allowed
+    assert ci_values("secure")["networkPolicy"]["clients"][0] in allowed
+
+
+def test_monitors_select_what_the_chart_makes() -> None:
+    found = ci_objects("gpu")
+    service = of_kind(found, "RayService")["spec"]["serveService"]
+    monitor = of_kind(found, "ServiceMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    pods = of_kind(found, "PodMonitor")["spec"]
+    for where, template in templates(found):
+        if where == "Pod":
+            continue
+        assert pods["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        assert ports[pods["podMetricsEndpoints"][0]["port"]] == 8080
+
+
+def test_the_bank_outlives_the_release() -> None:
+    claim = of_kind(ci_objects("minimal"), "PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_strimzis_topics_are_those_that_the_program_reads() -> None:
+    found = ci_objects("s3")
+    names = {one["spec"]["topicName"] for one in found if one["kind"] == "KafkaTopic"}
+    assert names == {"documents", "documents.dlq"}
+    config = yaml.safe_load(of_kind(found, "ConfigMap", "-config")["data"]["cmt.yaml"])
+    assert config["kafka"]["bootstrap_servers"] == f"{of_kind(found, 'Kafka')['metadata']['name']}-kafka-bootstrap:9092"
+    assert config["kafka"]["create_topics"] is False
+
+
+def test_extra_objects_are_rendered_as_templates() -> None:
+    assert of_kind(ci_objects("secure"), "ConfigMap", "news-extra")["data"] == {"made-by": "extraObjects"}
+
+
+def test_keys_in_the_values_reach_the_pods_through_a_secret() -> None:
+    found = ci_objects("s3")
+    secret = of_kind(found, "Secret")
+    assert json.loads(secret["stringData"]["api-keys"]) == ci_values("s3")["auth"]["apiKeys"]
+    _, head = next(templates([of_kind(found, "RayService")]))
+    keys = next(one for one in head["spec"]["containers"][0]["env"] if one["name"] == "CMT_SERVE__API_KEYS")
+    assert keys["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "api-keys"}
+
+
+def test_the_test_hook_asks_end_to_end() -> None:
+    pod = of_kind(ci_objects("secure"), "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    script = pod["spec"]["containers"][0]["command"][-1]
+    assert script.index("cmt feed play") < script.index("cmt ask")
+    assert "tests/ask.yaml" in str(list(ci_files("secure")))
