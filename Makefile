@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench-ingest bench-query check format train eval screenshot clean browser
+.PHONY: help demo test faults bench-ingest bench-query check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ help:  ## list the targets
 demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends after the table)
 	@$(BIN)/cmt demo
 
-test: $(VENV)/.dev browser check  ## all checks and tests
+test: $(VENV)/.dev browser prometheus check  ## all checks and tests
 	@$(BIN)/python -m pytest
 
 faults: $(VENV)/.dev  ## the fault tests on 100,000 records
@@ -40,6 +40,9 @@ eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 bench-query: $(VENV)/.dev  ## the query service under load, against its bars (half an hour; squad_dev in CMT_DATA_DIR)
 	@$(BIN)/python -m benchmarks.query
 
+chart: $(VENV)/.dev  ## write what follows from the chart's values.yaml: its README table and values.schema.json
+	@$(BIN)/python helm/generate.py
+
 screenshot: $(VENV)/.dev browser  ## docs/page.png, from a real run
 	@PAGE_SCREENSHOTS=docs $(BIN)/python -m pytest -q tests/integration/test_demo.py
 
@@ -52,6 +55,14 @@ browser:
 	  echo "installing chromium for the page's tests"; \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
 	  || echo "chromium can't be installed; the page's tests will be skipped"; \
+	fi
+
+# promtool and Prometheus are only needed by the tests of the alert rules, which skip themselves where they are missing.
+prometheus:
+	@if ! command -v promtool >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing prometheus for the tests of the alert rules"; \
+	  { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } >/dev/null 2>&1 \
+	  || echo "prometheus can't be installed; the tests of the alert rules will be skipped"; \
 	fi
 
 $(VENV)/.run: pyproject.toml constraints.txt

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from services.ingest.drain import drain
 from services.stream.broker import EmbeddedBroker
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings
@@ -70,8 +71,9 @@ def test_sigterm_flushes_and_a_second_one_ends_at_once_and_nothing_is_lost(world
 
     def terminate() -> None:
         world.wait_until_some_is_committed(first, 50)
-        first.send_signal(signal.SIGTERM)
+        assert drain(world.settings)  # SIGTERM, as a pod's preStop hook sends it
         assert first.wait(STOP_S) == 0
+        assert not drain(world.settings)
 
     world.during(RECORDS, terminate)
     committed = world.committed()

@@ -1,0 +1,136 @@
+"""A Ray cluster of three nodes on this machine: one dies under load, and ingest and questions go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from services.lexical import load_lexical
+from services.metrics_hub import HUB_NAMESPACE
+from services.query import app
+from services.stream.broker import EmbeddedBroker
+from services.stream.producer import DocumentProducer
+from tests.faults.stream_model import StreamModel
+from tests.faults.world import World, fault_settings
+from tests.integration.conftest import find_free_port
+
+pytestmark = pytest.mark.timeout(300)
+MARKER = "Admiral Quist unveiled the observatory of Ravnkilde."
+QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who unveiled the observatory of Ravnkilde?"}]}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs of its own, as in the chart, and two workers."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=4)
+    ray.init(address=made.address, namespace="cmt", log_to_driver=False)
+    try:
+        yield made
+    finally:
+        app.stop()
+        ray.shutdown()
+        made.shutdown()
+
+
+class Questions:
+    """Asks again and again, in a thread; remembers when each answer came and how it ended."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.answered: list[float] = []
+        self.failed: Counter[int] = Counter()
+        self.wrong: list[Any] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(0.2):
+            try:
+                with httpx.Client(timeout=20.0, trust_env=False) as client:  # a new connection: another node's proxy
+                    answer = client.post(f"{self._url}/v1/chat/completions", json=QUESTION)
+            except httpx.HTTPError:
+                self.failed[0] += 1
+                continue
+            if answer.status_code != 200:
+                self.failed[answer.status_code] += 1
+            elif "marker" in [source["doc_id"] for source in answer.json()["sources"]]:
+                self.answered.append(time.monotonic())
+            else:
+                self.wrong.append(answer.json())
+
+    def until_answered_after(self, moment: float, within_s: float = 120.0) -> None:
+        end = time.monotonic() + within_s
+        while not self.answered or self.answered[-1] <= moment:
+            assert time.monotonic() < end, f"no answer any more: {self.failed}, {self.wrong[:1]}"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(30.0)
+
+
+def node_of(actor: Any) -> str:
+    node: str = ray.get(actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()))
+    return node
+
+
+def publish_marker(world: World) -> None:
+    with DocumentProducer(world.settings.kafka, world.broker.bootstrap) as producer:
+        value = {"id": "marker", "text": MARKER, "title": "Observatory"}
+        producer.send_raw(b"marker", json.dumps(value).encode(), ())
+        producer.flush(30.0)
+    world.model.live["default", "marker"] = ("Observatory", MARKER)
+    world.model.sent += 1
+
+
+def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, tmp_path: Path) -> None:
+    settings = fault_settings(
+        tmp_path, "nodes", serve__port=find_free_port(), serve__replicas=2, kafka__connect_timeout_s=15
+    )
+    with EmbeddedBroker(find_free_port()) as broker:
+        world = World(broker, settings, StreamModel(seed=11), rate_per_s=150.0)
+        world.start()
+        questions = None
+        try:
+            publish_marker(world)
+            world.wait_until_committed()
+            questions = Questions(app.start(settings, model_factory=load_lexical))
+            questions.until_answered_after(0.0)
+            lost = node_of(world.handle.compressors[0])
+            died: list[float] = []
+
+            def fault() -> None:
+                (socket,) = [one["ObjectStoreSocketName"] for one in ray.nodes() if one["NodeID"] == lost]
+                (node,) = [one for one in cluster.worker_nodes if one.plasma_store_socket_name == socket]
+                cluster.remove_node(node, allow_graceful=False)
+                died.append(time.monotonic())
+                questions.until_answered_after(died[0])
+
+            world.during(900, fault)
+            world.check()  # nothing lost, nothing double, every bad record in the dead-letter topic
+            questions.until_answered_after(time.monotonic())
+            assert not questions.wrong
+            assert set(questions.failed) <= {0, 503}
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            assert lost not in alive
+            assert len(alive) == 2
+            assert all(node_of(one) in alive for one in [*world.handle.compressors, *world.handle.consumers])
+            assert ray.get_actor("cmt-metrics", namespace=HUB_NAMESPACE)
+            print(f"answered {len(questions.answered)}, failed {dict(questions.failed)}")
+        finally:
+            if questions is not None:
+                questions.stop()
+            world.handle.kill()
