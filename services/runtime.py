@@ -14,6 +14,7 @@ from typing import Any
 
 from services.errors import ServiceError
 from services.settings import RaySettings
+from services.threads import available_cores
 
 __all__ = ["interruptible", "ray_session"]
 
@@ -31,7 +32,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "cmt"}
     if settings.address == "local":
-        cpus = settings.num_cpus or max(_MIN_LOGICAL_CPUS, _cores())
+        cpus = settings.num_cpus or max(_MIN_LOGICAL_CPUS, available_cores())
         options |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         # Ray's C++ core announces the log level it was given, past every log level
@@ -91,7 +92,3 @@ def interruptible() -> Iterator[Callable[[float | None], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

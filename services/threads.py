@@ -1,18 +1,32 @@
-"""Gives a model in a Ray actor the CPU cores that it may use; to be called before torch is loaded."""
+"""The CPU cores that this process may use, and how a model in a Ray actor gets them (before torch is loaded)."""
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
-__all__ = ["use_all_cores"]
+__all__ = ["available_cores", "use_all_cores"]
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cores(quota_file: Path = _QUOTA) -> int:
+    """Cores by affinity, or fewer where a container's CPU limit allows less: more threads than that only get throttled."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2
+        return cores
 
 
 def use_all_cores(gpus: float = 0.0, sharing: int = 1) -> None:
-    """Sets OMP_NUM_THREADS to this machine's cores, divided by `sharing` actors; nothing on a GPU or where it was set.
+    """Sets OMP_NUM_THREADS to the available cores, divided by `sharing` actors; nothing on a GPU or where it was set.
 
     Ray tells an actor of one logical CPU to use one thread, which would slow an LLM on CPUs down manifold. Waiting threads
     sleep instead of spinning: the compressor and the LLM share the cores, and two that spin slow each other down tenfold.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not gpus and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // max(1, sharing)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // max(1, sharing)))

@@ -66,7 +66,7 @@ class _CompressorActor(CompressorWorker):
     """The worker in a Ray actor: with the machine's cores, and metrics that reach the hub."""
 
     def __init__(self, settings: Settings, model_factory: ModelFactory) -> None:
-        use_all_cores(settings.ingest.compressor_gpus, sharing=settings.ingest.compressors)
+        use_all_cores(settings.ingest.compressor_gpus, sharing=min(settings.ingest.compressors, _fit_here()))
         metrics = Metrics()
         super().__init__(settings, model_factory, metrics)
         self._pusher = MetricsPusher(f"compressor-{uuid.uuid4().hex[:12]}", metrics)
@@ -75,6 +75,12 @@ class _CompressorActor(CompressorWorker):
         """Ends the threads and sends the last metrics."""
         super().close()
         self._pusher.stop()
+
+
+def _fit_here() -> int:
+    """How many compressors Ray would put on this node, by its logical CPUs."""
+    here = ray.get_runtime_context().get_node_id()
+    return max(1, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here), 1)
 
 
 def compressor_actor(settings: Settings, model_factory: ModelFactory, name: str) -> Any:

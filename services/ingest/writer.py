@@ -20,6 +20,7 @@ from services.ingest.ports import BankRecord
 from services.metrics import Metrics
 from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
+from services.threads import available_cores
 
 if TYPE_CHECKING:
     from services.bank.epochs import TopicEpochs
@@ -125,7 +126,7 @@ class _WriterActor(WriterWorker):
 
     def __init__(self, settings: Settings, layout: BankLayout) -> None:
         # Ray gives the process one thread; Lance needs two at least, and reads this when it is loaded
-        os.environ["LANCE_CPU_THREADS"] = str(max(2, len(os.sched_getaffinity(0))))
+        os.environ["LANCE_CPU_THREADS"] = str(max(2, available_cores()))
         metrics = Metrics()
         super().__init__(settings, layout, metrics)
         self._pusher = MetricsPusher(f"writer-{uuid.uuid4().hex[:12]}", metrics)

@@ -27,9 +27,12 @@ class Arguments(BaseModel):
     model_factory: ImportString[Any] = "services.models:load_cmt"
 
 
-def application(args: Arguments) -> Any:
-    """The Serve application of the effective settings. Raises SettingsError, also when strangers could ask without a key."""
+def application(args: dict[str, str]) -> Any:
+    """The Serve application of the effective settings; `args` are `Arguments`.
+
+    Raises SettingsError, also when strangers could ask without a key, and ValidationError for unknown arguments.
+    """
+    chosen = Arguments.model_validate(args)
     settings = load_settings()
     refuse_open_door(settings.serve)
-    factory = Arguments.model_validate(args.model_dump()).model_factory
-    return build_app(settings, cast(ModelFactory, factory), open_bank)
+    return build_app(settings, cast(ModelFactory, chosen.model_factory), open_bank)

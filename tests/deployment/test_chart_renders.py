@@ -127,6 +127,10 @@ def test_a_mistake_in_the_values_is_named(values: dict[str, Any], said: str) -> 
         ({}, "kafka.bootstrapServers"),
         ({"kafka": {"bootstrapServers": "kafka:9092"}, "bank": {"type": "s3"}}, "bank.s3.uri"),
         ({"kafka": {"bootstrapServers": "kafka:9092"}, "models": {"source": "pvc"}}, "models.existingClaim"),
+        (
+            {"kafka": {"bootstrapServers": "kafka:9092"}, "ingest": {"workers": {"min": 1, "max": 2}}},
+            "ingest.workers.max",
+        ),
     ],
 )
 def test_what_must_be_said_is_asked_for(values: dict[str, Any], said: str) -> None:

@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from services.cli import app
-from services.query.serve_app import Arguments, application
+from services.query.serve_app import application
 from services.settings import ModelSettings, Settings, load_settings
 from tests.deployment.chart import CI_NAMES, ROOT, ci_objects, of_kind, templates
 
@@ -99,7 +99,7 @@ def test_the_serve_application_is_built_from_the_pods_settings(monkeypatch: pyte
     assert one["import_path"] == f"{application.__module__}:{application.__name__}"
     _, head = next(templates([of_kind(ci_objects("secure"), "RayService")]))
     settings = settings_in("secure", head, monkeypatch, tmp_path)
-    built = application(Arguments(**one.get("args", {})))
+    built = application(one.get("args", {}))
     engine = next(iter(one["deployments"]))
     assert built._bound_deployment.name == "Gateway"
     assert built._bound_deployment.init_args[1]._bound_deployment.name == engine["name"] == "Engine"

@@ -1,4 +1,7 @@
-"""A Ray cluster of three nodes on this machine: one dies under load, and ingest and questions go on."""
+"""A Ray cluster of three nodes on this machine: one dies under load, and ingest and questions go on.
+
+The query service is deployed from the chart's own Serve config, as KubeRay hands it to Serve.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,18 @@ from typing import Any
 import httpx
 import pytest
 import ray
+import yaml
+from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
-from services.lexical import load_lexical
 from services.metrics_hub import HUB_NAMESPACE
 from services.query import app
+from services.settings import Settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
+from tests.deployment.chart import ci_objects, of_kind
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings
 from tests.integration.conftest import find_free_port
@@ -30,7 +38,17 @@ QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who unveil
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of every process of the cluster: those that Serve starts find them in their environment."""
+    made = fault_settings(tmp_path, "nodes", serve__port=find_free_port(), serve__replicas=2)
+    monkeypatch.setenv("CMT_BANK__URI", made.bank.uri)
+    monkeypatch.setenv("CMT_SERVE__PORT", str(made.serve.port))
+    monkeypatch.setenv("CMT_SERVE__REPLICAS", str(made.serve.replicas))
+    return made
+
+
+@pytest.fixture
+def cluster(settings: Settings) -> Iterator[Cluster]:
     """A head without CPUs of its own, as in the chart, and two workers."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
@@ -42,6 +60,20 @@ def cluster() -> Iterator[Cluster]:
         app.stop()
         ray.shutdown()
         made.shutdown()
+
+
+def deploy(settings: Settings) -> str:
+    """The chart's Serve config with the small model and this test's bank, port and replicas; the service's URL."""
+    config = yaml.safe_load(of_kind(ci_objects("minimal"), "RayService")["spec"]["serveConfigV2"])
+    config["http_options"] = {"host": "127.0.0.1", "port": settings.serve.port}
+    (application,) = config["applications"]
+    application["args"] = {"model_factory": "services.lexical:load_lexical"}
+    (engine,) = application["deployments"]
+    engine["num_replicas"] = settings.serve.replicas
+    engine["user_config"]["bank"] = settings.bank.uri
+    serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+    return f"http://127.0.0.1:{settings.serve.port}"
 
 
 class Questions:
@@ -96,10 +128,7 @@ def publish_marker(world: World) -> None:
     world.model.sent += 1
 
 
-def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, tmp_path: Path) -> None:
-    settings = fault_settings(
-        tmp_path, "nodes", serve__port=find_free_port(), serve__replicas=2, kafka__connect_timeout_s=15
-    )
+def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings: Settings) -> None:
     with EmbeddedBroker(find_free_port()) as broker:
         world = World(broker, settings, StreamModel(seed=11), rate_per_s=150.0)
         world.start()
@@ -107,7 +136,7 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, tmp_path:
         try:
             publish_marker(world)
             world.wait_until_committed()
-            questions = Questions(app.start(settings, model_factory=load_lexical))
+            questions = Questions(deploy(settings))
             questions.until_answered_after(0.0)
             lost = node_of(world.handle.compressors[0])
             died: list[float] = []

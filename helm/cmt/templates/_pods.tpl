@@ -244,6 +244,10 @@ spec:
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $part := index $root.Values $component -}}
+{{- $models := ternary "replicas" "compressors" (eq $component "query") -}}
+{{- if gt (int (index $part $models).max) (int $part.workers.max) -}}
+{{- fail (printf "%s.workers.max: each of up to %v %s needs a worker pod" $component (index $part $models).max $models) -}}
+{{- end -}}
 rayVersion: {{ $root.Values.ray.version | quote }}
 {{- if $root.Values.ray.tokenAuth }}
 authOptions:
@@ -282,6 +286,7 @@ workerGroupSpecs:
     minReplicas: {{ $part.workers.min }}
     maxReplicas: {{ $part.workers.max }}
     rayStartParams:
+      num-cpus: "1" # one model a pod, with all of its cores
       metrics-export-port: "8080"
       dashboard-agent-listen-port: "52365"
       object-store-memory: "268435456"
