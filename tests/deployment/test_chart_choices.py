@@ -123,6 +123,15 @@ def test_another_checkpoint_is_exchanged_in_the_running_query_pods() -> None:
     assert engine["user_config"]["checkpoint"] == "/models/next"
 
 
+def test_another_bank_in_the_store_is_exchanged_in_the_running_query_pods() -> None:
+    before, after = (
+        objects(render(KAFKA | {"bank": {"type": "s3", "s3": {"uri": uri}}})) for uri in ("s3://news/a", "s3://news/b")
+    )
+    pods = [of_kind(found, "RayService")["spec"]["rayClusterConfig"] for found in (before, after)]
+    assert pods[0] == pods[1]
+    assert serve_config(after)["applications"][0]["deployments"][0]["user_config"]["bank"] == "s3://news/b"
+
+
 def test_another_setting_starts_new_query_pods() -> None:
     changed = KAFKA | {"settings": {"serve": {"max_batch": 8}}}
     assert _names(render(KAFKA))[1] != _names(render(changed))[1]
@@ -144,6 +153,8 @@ def test_a_pod_that_ends_drains_first() -> None:
 
     assert hook("RayCluster head").startswith("cmt ingest drain")
     assert found["RayCluster head"]["terminationGracePeriodSeconds"] >= 30 + 10  # stop_within_s, and a little more
+    waits = {one["name"]: one for one in found["RayCluster head"]["containers"][0]["env"]}["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(waits["value"]) >= 30  # Ray's own default of 3 s would cut a graceful stop off
     assert hook("RayService workers").startswith("sleep 15")
 
 

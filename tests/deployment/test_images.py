@@ -74,6 +74,18 @@ def test_compose_takes_the_file() -> None:
     assert {*OURS, "kafka", "minio", "prometheus", "grafana"} <= set(parsed.service_names())
 
 
+def _has_compose() -> bool:
+    docker = shutil.which("docker")
+    return docker is not None and subprocess.run([docker, "compose", "version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _has_compose(), reason="docker compose is not installed")
+def test_docker_compose_takes_the_file_too() -> None:
+    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_wrong_compose_file_would_be_refused() -> None:
     with pytest.raises(Exception, match="helthcheck"):
         compose_spec.PyOptions().from_yaml("services: {a: {image: b, helthcheck: {test: [CMD]}}}").validate()

@@ -6,6 +6,9 @@ The query service is deployed from the chart's own Serve config, as KubeRay hand
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -114,6 +117,20 @@ class Questions:
         self._thread.join(30.0)
 
 
+def helm_test(world: World, url: str) -> str:
+    """Runs the script of the chart's test hook against this cluster; what it printed."""
+    script = of_kind(ci_objects("minimal"), "Pod")["spec"]["containers"][0]["command"][-1]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CMT_KAFKA__BOOTSTRAP_SERVERS": world.broker.bootstrap,
+        "CMT_KAFKA__TOPIC": world.settings.kafka.topic,
+        "CMT_CLIENT__URL": url,
+    }
+    done = subprocess.run(["/bin/sh", "-ec", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def node_of(actor: Any) -> str:
     node: str = ray.get(actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()))
     return node
@@ -136,7 +153,8 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
         try:
             publish_marker(world)
             world.wait_until_committed()
-            questions = Questions(deploy(settings))
+            url = deploy(settings)
+            questions = Questions(url)
             questions.until_answered_after(0.0)
             lost = node_of(world.handle.compressors[0])
             died: list[float] = []
@@ -151,6 +169,7 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
             world.during(900, fault)
             world.check()  # nothing lost, nothing double, every bad record in the dead-letter topic
             questions.until_answered_after(time.monotonic())
+            assert "seven million crowns" in helm_test(world, url)
             assert not questions.wrong
             assert set(questions.failed) <= {0, 503}
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}

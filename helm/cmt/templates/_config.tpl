@@ -63,6 +63,7 @@ serve:
 {{- define "cmt.configOfQueryPods" -}}
 {{- $config := include "cmt.config" . | fromYaml -}}
 {{- $_ := set $config "model" (omit $config.model "llm" "checkpoint" "retriever") -}}
+{{- $_ := set $config "bank" (omit $config.bank "uri") -}}
 {{- toYaml (omit $config "ingest") -}}
 {{- end -}}
 

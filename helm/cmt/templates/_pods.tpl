@@ -145,6 +145,10 @@ securityContext:
   {{- include "cmt.containerSecurity" $root | nindent 2 }}
 env:
   {{- include "cmt.env" $root | nindent 2 }}
+  {{- if and (eq $component "ingest") (eq $role "head") }}
+  - name: RAY_JOB_STOP_WAIT_TIME_S # between the job's SIGTERM and SIGKILL, when KubeRay ends it
+    value: {{ sub (int $part.terminationGracePeriodSeconds) 10 | quote }}
+  {{- end }}
   {{- with $part.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
