@@ -65,6 +65,15 @@ def test_what_must_be_written_to_is_a_volume(name: str) -> None:
             assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in template["spec"]["volumes"]}
 
 
+def test_rays_autoscaler_is_confined_too() -> None:
+    for kind, key in (("RayService", "rayClusterConfig"), ("RayCluster", None)):
+        spec = of_kind(ci_objects("minimal"), kind)["spec"]
+        options = (spec[key] if key else spec)["autoscalerOptions"]
+        assert options["securityContext"]["readOnlyRootFilesystem"] is True
+        assert options["resources"]["limits"].keys() == {"cpu", "memory"}
+        assert options["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+
+
 @pytest.mark.parametrize("name", CI_NAMES)
 def test_secrets_come_by_reference_only(name: str) -> None:
     secret = re.compile("PASSWORD|SECRET|API_KEY|ACCESS_KEY|TOKEN|USERNAME")

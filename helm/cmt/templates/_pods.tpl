@@ -260,6 +260,10 @@ authOptions:
 enableInTreeAutoscaling: true
 autoscalerOptions:
   idleTimeoutSeconds: 300
+  env:
+    - {name: HOME, value: /tmp}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
   resources:
     requests: {cpu: 200m, memory: 512Mi}
     limits: {cpu: 500m, memory: 1Gi}
