@@ -141,9 +141,17 @@ def test_another_bank_in_the_store_is_exchanged_in_the_running_query_pods() -> N
     assert serve_config(after)["applications"][0]["deployments"][0]["user_config"]["bank"] == "s3://news/b"
 
 
-def test_another_setting_starts_new_query_pods() -> None:
-    changed = KAFKA | {"settings": {"serve": {"max_batch": 8}}}
-    assert _names(render(KAFKA))[1] != _names(render(changed))[1]
+@pytest.mark.parametrize("change", [{"settings": {"serve": {"max_batch": 8}}}, {"auth": {"apiKeys": {"alice": HASH}}}])
+def test_what_only_questions_need_starts_new_query_pods_and_leaves_the_ingest_alone(change: dict[str, Any]) -> None:
+    before, after = _names(render(KAFKA)), _names(render(KAFKA | change))
+    assert before[1] != after[1]
+    assert before[0] == after[0]
+
+
+def test_what_only_the_ingest_needs_leaves_the_query_pods_alone() -> None:
+    before, after = _names(render(KAFKA)), _names(render(KAFKA | {"settings": {"ingest": {"batch_windows": 8}}}))
+    assert before[1] == after[1]
+    assert before[0] != after[0]
 
 
 def test_job_and_cluster_of_the_ingest_find_each_other() -> None:
@@ -235,6 +243,8 @@ def test_keys_in_the_values_reach_the_pods_through_a_secret() -> None:
     _, head = next(templates([of_kind(found, "RayService")]))
     keys = next(one for one in head["spec"]["containers"][0]["env"] if one["name"] == "CMT_SERVE__API_KEYS")
     assert keys["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "api-keys"}
+    for _, template in templates([of_kind(found, "RayCluster")]):
+        assert not [one for one in template["spec"]["containers"][0]["env"] if one["name"] == keys["name"]]
 
 
 def test_the_test_hook_asks_end_to_end() -> None:

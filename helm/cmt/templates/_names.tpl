@@ -62,6 +62,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* The ingest's RayCluster and RayJob carry a hash of what they are made of: KubeRay rolls neither, so a change makes new ones. */}}
 {{- define "cmt.ingestName" -}}
-{{- $made := printf "%s\n%s" (include "cmt.config" .) (include "cmt.ingestClusterSpec" .) -}}
+{{- $config := omit (include "cmt.config" . | fromYaml) "serve" -}}
+{{- $made := printf "%s\n%s" (toYaml $config) (include "cmt.ingestClusterSpec" .) -}}
 {{ include "cmt.fullname" . }}-ingest-{{ sha256sum $made | trunc 8 }}
 {{- end -}}

@@ -26,11 +26,6 @@ seccompProfile:
   value: /tmp
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
-{{- if include "cmt.hasKeys" . }}
-- name: CMT_SERVE__API_KEYS
-  valueFrom:
-    secretKeyRef: {name: {{ include "cmt.keysSecret" . }}, key: api-keys}
-{{- end }}
 {{- with .Values.kafka.sasl }}
 {{- if .existingSecret }}
 - name: CMT_KAFKA__SASL_USERNAME
@@ -145,6 +140,11 @@ securityContext:
   {{- include "cmt.containerSecurity" $root | nindent 2 }}
 env:
   {{- include "cmt.env" $root | nindent 2 }}
+  {{- if and (eq $component "query") (include "cmt.hasKeys" $root) }}
+  - name: CMT_SERVE__API_KEYS
+    valueFrom:
+      secretKeyRef: {name: {{ include "cmt.keysSecret" $root }}, key: api-keys}
+  {{- end }}
   {{- if and (eq $component "ingest") (eq $role "head") }}
   - name: RAY_JOB_STOP_WAIT_TIME_S # between the job's SIGTERM and SIGKILL, when KubeRay ends it
     value: {{ sub (int $part.terminationGracePeriodSeconds) 10 | quote }}
@@ -186,8 +186,8 @@ metadata:
   annotations:
     {{- if eq $component "query" }}
     checksum/config: {{ include "cmt.configOfQueryPods" $root | sha256sum }}
-    {{- end }}
     checksum/keys: {{ toJson $root.Values.auth.apiKeys | sha256sum }}
+    {{- end }}
     {{- with $part.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
