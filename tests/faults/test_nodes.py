@@ -65,15 +65,18 @@ def cluster(settings: Settings) -> Iterator[Cluster]:
         made.shutdown()
 
 
-def deploy(settings: Settings) -> str:
-    """The chart's Serve config with the small model and this test's bank, port and replicas; the service's URL."""
+def deploy(settings: Settings, **target: str) -> str:
+    """The chart's Serve config with the small model and this test's bank, port and replicas; the service's URL.
+
+    `target` is what else to serve, as in another release's values.
+    """
     config = yaml.safe_load(of_kind(ci_objects("minimal"), "RayService")["spec"]["serveConfigV2"])
     config["http_options"] = {"host": "127.0.0.1", "port": settings.serve.port}
     (application,) = config["applications"]
     application["args"] = {"model_factory": "services.lexical:load_lexical"}
     (engine,) = application["deployments"]
     engine["num_replicas"] = settings.serve.replicas
-    engine["user_config"]["bank"] = settings.bank.uri
+    engine["user_config"] |= {"bank": settings.bank.uri} | target
     serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
     return f"http://127.0.0.1:{settings.serve.port}"
@@ -115,6 +118,26 @@ class Questions:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join(30.0)
+
+
+def loaded(replicas: int) -> dict[str, str]:
+    """{replica: checkpoint that it serves}."""
+    handle, found = serve.get_deployment_handle("Engine", app.APP_NAME), dict[str, str]()
+    end = time.monotonic() + 60.0
+    while len(found) < replicas:
+        assert time.monotonic() < end, found
+        one = handle.loaded.remote().result(timeout_s=30.0)
+        found[one.replica] = one.target["checkpoint"]
+    return found
+
+
+def until_loaded(checkpoint: str, replicas: int) -> set[str]:
+    """The replicas, once all of them serve this checkpoint."""
+    end = time.monotonic() + 60.0
+    while set((found := loaded(replicas)).values()) != {checkpoint}:
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+    return set(found)
 
 
 def helm_test(world: World, url: str) -> str:
@@ -166,10 +189,14 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
                 died.append(time.monotonic())
                 questions.until_answered_after(died[0])
 
-            world.during(900, fault)
+            world.during(600, fault)
             world.check()  # nothing lost, nothing double, every bad record in the dead-letter topic
             questions.until_answered_after(time.monotonic())
             assert "seven million crowns" in helm_test(world, url)
+            before = until_loaded("default", settings.serve.replicas)
+            deploy(settings, checkpoint="next")  # as `helm upgrade` with another settings.model.checkpoint
+            assert until_loaded("next", settings.serve.replicas) == before  # the same replicas: nothing was restarted
+            questions.until_answered_after(time.monotonic())
             assert not questions.wrong
             assert set(questions.failed) <= {0, 503}
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
