@@ -80,7 +80,7 @@ class _CompressorActor(CompressorWorker):
 def _fit_here() -> int:
     """How many compressors Ray would put on this node, by its logical CPUs."""
     here = ray.get_runtime_context().get_node_id()
-    return max(1, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here), 1)
+    return max([1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)])
 
 
 def compressor_actor(settings: Settings, model_factory: ModelFactory, name: str) -> Any:
