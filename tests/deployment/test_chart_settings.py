@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def test_the_chart_names_the_programs_own_models() -> None:
     chosen = yaml.safe_load((ROOT / "helm" / "cmt" / "values.yaml").read_text(encoding="utf-8"))["settings"]["model"]
     defaults = ModelSettings()
     assert chosen == {name: getattr(defaults, name) for name in ("llm", "checkpoint", "retriever")}
+
+
+def test_versions_are_those_of_the_program() -> None:
+    values = yaml.safe_load((ROOT / "helm" / "cmt" / "values.yaml").read_text(encoding="utf-8"))
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ray=={values['ray']['version']}" in pins
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    chart = yaml.safe_load((ROOT / "helm" / "cmt" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == project["version"]
 
 
 def test_the_serve_application_is_built_from_the_pods_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
