@@ -188,7 +188,7 @@ class CommitReport:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk found by a search; `score` is the cosine similarity of its key, `memory` the packed code."""
+    """A chunk found by a search; `score` is the cosine of its key, `rank` what the hits are ordered by, `memory` the code."""
 
     namespace: str
     doc_id: str
@@ -200,6 +200,7 @@ class Hit:
     published_at: datetime | None
     ingested_at: datetime
     score: float
+    rank: float
     memory: bytes
     n_tokens: int
 

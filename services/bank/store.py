@@ -14,7 +14,9 @@ from typing import IO, Any
 
 import lancedb
 
+from services.bank.index_state import WORDS_INDEX
 from services.bank.schema import TABLE_NAME, BankLayout
+from services.bank.words import words_index
 from services.errors import BankError, BankFull, BankMismatch, BankUnavailable
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
@@ -56,7 +58,9 @@ class BankStore:
         table = self.open(layout)
         with bank_errors(self.uri):
             if table is None:
-                return self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
+                table = self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
+                # an empty index already says how the words of rows that it does not cover are read
+                table.create_index("text", config=words_index(), name=WORDS_INDEX)
             if "seq" not in table.schema.names:  # a bank from before producers could number their versions
                 table.add_columns({"seq": "CAST(0 AS BIGINT)"})
         return table

@@ -62,7 +62,7 @@ def delete(doc_id: str, position: Position) -> DocumentDelete:
 
 
 def all_hits(reader: BankReader, as_of: datetime | None = None, namespace: str = "default") -> list[Hit]:
-    return reader.search(np.ones((1, LAYOUT.d_key)), 1000, namespace, as_of)[0]
+    return reader.search(np.ones((1, LAYOUT.d_key)), 1000, namespace, as_of, every_chunk=True)[0]
 
 
 def texts(reader: BankReader, as_of: datetime | None = None) -> dict[str, list[str]]:
