@@ -150,6 +150,11 @@ class ServeSettings(_Group):
     top_k: int | None = Field(
         None, ge=1, le=64, description="memories read per question; empty means the checkpoint's own"
     )
+    ranking: Literal["dense", "hybrid", "rrf"] = Field(
+        "hybrid", description="order of memories: cosine, cosine plus a share of BM25, or both orders fused by rank"
+    )
+    word_weight: float = Field(0.4, ge=0, le=4, description="BM25's share in `hybrid`; 0 is `dense`")
+    every_chunk: bool = Field(False, description="count every window of a document, not its best one alone")
     min_score: float = Field(0.3, ge=-1, le=1, description="least cosine of a relevant memory; below it: I don't know")
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")

@@ -24,7 +24,7 @@ _HIT_COLUMNS = [
     *("published_at", "ingested_at", "n_tokens", "memory"),
 ]
 _POOL_ROWS = 64
-_PROBES = 24  # partitions of the keys index that a search looks into
+_PROBES = 32  # partitions of the keys index that a search looks into
 _REFINE = 4  # quantised distances are exact again for so many times the rows asked for
 
 

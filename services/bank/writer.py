@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from services.bank.fence import WriterFence
 from services.bank.filters import CURRENT, of_documents
+from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
 from services.bank.maintenance import MaintenanceReport, maintain_table
 from services.bank.rows import record_rows
 from services.bank.schema import (
@@ -55,7 +56,8 @@ class BankWriter:
     """Writes documents to the bank at `uri`, which is created when it is missing; one writer per bank.
 
     Not thread-safe: it belongs to one actor. `min_free_bytes` of disk must stay free; every `maintain_every`-th
-    commit also compacts. `clock` gives the time (aware) that rows carry as `ingested_at`.
+    commit also compacts. Indexes are built in a thread of their own, that of the keys from `ann_rows` rows on (0: never);
+    `indexed` is told of every build. `clock` gives the time (aware) that rows carry as `ingested_at`.
     Raises BankUnavailable (also when another writer has the bank), BankFull or BankMismatch. Its methods raise
     BankFenced when a newer writer has taken the bank over, which can only happen where there is no lock.
     """
@@ -68,8 +70,10 @@ class BankWriter:
         storage_options: Mapping[str, str] | None = None,
         *,
         maintain_every: int = 32,
+        ann_rows: int = 50_000,
         lock_wait_s: float = 5.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        indexed: Callable[[IndexBuild], None] = lambda build: None,
     ) -> None:
         self._layout = layout
         self._store = BankStore(uri, storage_options)
@@ -77,6 +81,7 @@ class BankWriter:
         self._maintain_every = maintain_every
         self._clock = clock
         self._commits = 0
+        self._maintenance_due = False
         self._last_ingested_at = datetime.min.replace(tzinfo=UTC)
         self._store.require_free(min_free_bytes)
         self._lock = WriterLock(self._store)
@@ -85,6 +90,7 @@ class BankWriter:
             self._table = self._store.open_or_create(layout)
             self._fence = WriterFence(uri, storage_options)
             self._fence.take()
+            self._indexer = Indexer(uri, storage_options, ann_rows, indexed)
         except BankError:
             self._lock.release()
             raise
@@ -104,6 +110,7 @@ class BankWriter:
 
     def close(self) -> None:
         """Lets another writer open the bank; everything committed is already on disk."""
+        self._indexer.stop()
         self._lock.release()
 
     def commit(self, records: Sequence[Record]) -> CommitReport:
@@ -137,8 +144,9 @@ class BankWriter:
 
     def maintain(self) -> MaintenanceReport:
         """Compacts the table and removes old versions; BankFull or BankUnavailable when that fails, data stay whole."""
-        with bank_errors(self._store.uri):
-            return maintain_table(self._table, self._row_bytes())
+        with bank_errors(self._store.uri), self._indexer.changing:
+            self._table.checkout_latest()
+            return maintain_table(self._table, self._row_bytes(), frozen_fragments(self._table.to_lance()))
 
     def _heads(self, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Head]:
         heads: dict[tuple[str, str], _Head] = {}
@@ -189,12 +197,21 @@ class BankWriter:
         finally:
             # also after an error: an object store may have taken the commit and lost the answer
             self._table.checkout_latest()
-        if result.version != expected_version:
+        if not self._only_indexes_between(expected_version, result.version):
             raise BankUnavailable(f"bank {self._store.uri}: another writer commits to it, and a bank has only one")
+
+    def _only_indexes_between(self, expected_version: int, version: int) -> bool:
+        """Whether all versions that a commit skipped are of our own indexer, which changes no rows."""
+        dataset = self._table.to_lance() if version != expected_version else None
+        return dataset is None or all(is_index_commit(dataset, skipped) for skipped in range(expected_version, version))
 
     def _after_commit(self) -> None:
         self._commits += 1
-        if self._maintain_every and self._commits % self._maintain_every == 0:
+        self._indexer.committed()
+        self._maintenance_due |= self._maintain_every > 0 and self._commits % self._maintain_every == 0
+        # while an index is being built compaction can wait, the commits can't
+        if self._maintenance_due and not self._indexer.changing.locked():
+            self._maintenance_due = False
             try:
                 report = self.maintain()
             except BankError as error:
