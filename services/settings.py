@@ -88,6 +88,16 @@ class BankSettings(_Group):
     uri: str = Field("./data/bank", min_length=1, description="folder or s3:// address of the LanceDB bank")
     min_free_bytes: int = Field(256 * 2**20, ge=0, description="refuse to write below this much free disk space")
     storage_options: dict[str, SecretStr] = Field(default_factory=dict, description="object-store options for s3://")
+    ann_rows: int = Field(
+        50_000, ge=0, description="rows from which on keys are searched through an index; 0: always exactly"
+    )
+    history_s: float | None = Field(
+        None, gt=0, description="superseded, deleted and expired rows are removed after so long; empty keeps them all"
+    )
+
+    def options(self) -> dict[str, str]:
+        """The object store's options, secrets in clear."""
+        return {name: secret.get_secret_value() for name, secret in self.storage_options.items()}
 
 
 class ModelSettings(_Group):

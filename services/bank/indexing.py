@@ -22,7 +22,15 @@ from services.bank.store import BankStore, bank_errors
 from services.bank.words import words_index
 from services.errors import BankError
 
-__all__ = ["FROZEN_ROWS", "IndexBuild", "Indexer", "frozen_fragments", "is_index_commit", "update_indexes"]
+__all__ = [
+    "FROZEN_ROWS",
+    "IndexBuild",
+    "Indexer",
+    "frozen_fragments",
+    "is_index_commit",
+    "rebuild_words",
+    "update_indexes",
+]
 
 _log = logging.getLogger(__name__)
 FROZEN_ROWS = 4096
@@ -65,6 +73,11 @@ def update_indexes(table: Any, ann_rows: int, *, whole: bool = False) -> IndexBu
         keys_rows = _take_in(table, KEYS_INDEX, state.keys_tail_rows, whole)
     table.checkout_latest()
     return IndexBuild(words_rows, keys_rows, time.perf_counter() - started)
+
+
+def rebuild_words(table: Any) -> None:
+    """Makes the words index anew, so that it knows no word of removed rows."""
+    table.create_index("text", config=words_index(), name=WORDS_INDEX, replace=True)
 
 
 def frozen_fragments(dataset: Any) -> list[int]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["MaintenanceReport", "is_due", "maintain_table", "tier_targets"]
+from services.bank.indexing import update_indexes
+
+__all__ = ["MaintenanceReport", "is_due", "maintain_table", "optimize_table", "tier_targets"]
 
 _FRAGMENT_BYTES = 128 * 2**20
 _RUN_BYTES = 3 * _FRAGMENT_BYTES
@@ -73,6 +75,30 @@ def maintain_table(table: Any, row_bytes: int, frozen: Sequence[int] = ()) -> Ma
         removed += metrics.fragments_removed
         added += metrics.fragments_added
     cleaned = dataset.cleanup_old_versions(
+        older_than=timedelta(seconds=_KEEP_VERSIONS_S), error_if_tagged_old_versions=False
+    )
+    table.checkout_latest()
+    return MaintenanceReport(removed, added, cleaned.old_versions, cleaned.bytes_removed, time.perf_counter() - started)
+
+
+def optimize_table(table: Any, row_bytes: int, ann_rows: int) -> MaintenanceReport:
+    """Everything at once, however long it takes: full fragments, no deleted rows, one segment an index, no old versions."""
+    started = time.perf_counter()
+    removed = added = 0
+    update_indexes(table, ann_rows, whole=True)  # fragments are merged within a segment only
+    while True:
+        metrics = table.to_lance().optimize.compact_files(
+            target_rows_per_fragment=tier_targets(row_bytes)[-1],
+            materialize_deletions_threshold=0.0,
+            max_source_bytes=_RUN_BYTES,
+            batch_size=256,
+        )
+        table.checkout_latest()
+        removed, added = removed + metrics.fragments_removed, added + metrics.fragments_added
+        if metrics.fragments_removed <= 1:
+            break
+    update_indexes(table, ann_rows, whole=True)
+    cleaned = table.to_lance().cleanup_old_versions(
         older_than=timedelta(seconds=_KEEP_VERSIONS_S), error_if_tagged_old_versions=False
     )
     table.checkout_latest()

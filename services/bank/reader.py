@@ -165,6 +165,7 @@ class BankReader:
 
     def _stats(self, table: Any) -> BankStats:
         sizes = table.stats()
+        indexes = self._index_state(table)
         version = table.version
         if self._latest_ingested[0] != version:
             column = table.search().select(["ingested_at"]).to_arrow()["ingested_at"]
@@ -176,6 +177,8 @@ class BankReader:
             bytes=sizes["total_bytes"],
             fragments=sizes["fragment_stats"]["num_fragments"],
             latest_ingested_at=self._latest_ingested[1],
+            unindexed_words_rows=indexes.words_tail_rows,
+            unindexed_keys_rows=indexes.keys_tail_rows,
         )
 
 

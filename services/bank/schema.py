@@ -239,7 +239,10 @@ class DocumentVersion:
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments."""
+    """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments.
+
+    Unindexed rows are those that an index does not cover yet, all of them where there is none.
+    """
 
     rows: int = 0
     documents: int = 0
@@ -247,6 +250,8 @@ class BankStats:
     bytes: int = 0
     fragments: int = 0
     latest_ingested_at: datetime | None = None
+    unindexed_words_rows: int = 0
+    unindexed_keys_rows: int = 0
 
 
 def _require_aware(moment: datetime | None, name: str) -> None:
