@@ -83,7 +83,7 @@ class Careless(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(200, {}, b'<DeleteResult><Deleted><Key>any</Key></Deleted></DeleteResult>')
+        self._answer(200, {}, b"<DeleteResult><Deleted><Key>any</Key></Deleted></DeleteResult>")
 
     def log_message(self, *arguments: Any) -> None:
         pass
