@@ -122,7 +122,7 @@ def _nearest(table: Any, request: Request, pool: int, state: IndexState) -> list
     """
     if state.has_keys:
         found = _neighbours(table, request, pool, state, prefilter=False)
-        if all(len(rows) >= max(request.k, pool // 2) for rows in found):
+        if all(len(rows) >= max(request.k, pool // 8) for rows in found):
             return found
     return _neighbours(table, request, pool, state, prefilter=True)
 
