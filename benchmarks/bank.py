@@ -9,11 +9,12 @@ is where the banks are made (the temporary folder by default; 8 GB are needed). 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,7 @@ def measure_size(report: Report, uri: str, rows: int, payload_bytes: int, base: 
         with peak_memory() as peak_bytes:
             upkeep = writer.optimize()
         add("optimize: all fragments, all indexes", upkeep.seconds, "s")
-        add("optimize: memory above what the process had", peak_bytes() / 2**30, "GiB", 2.0)
+        add("optimize: peak memory of the process", peak_bytes() / 2**30, "GiB", 2.0)
         reader = BankReader(uri, layout, 60.0)
         hybrid = BankReader(uri, layout, 60.0, ranking=Ranking("hybrid"))
         plain = ask(reader, news, None)
@@ -164,17 +165,11 @@ def recall(uri: str, layout: BankLayout, reader: BankReader, news: SyntheticNews
     return right / (50 * K)
 
 
-class peak_memory:  # noqa: N801 - used like a function
-    """Resident bytes that a block needed at its highest above what it began with."""
-
-    def __enter__(self) -> Callable[[], int]:
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = _status_bytes("VmRSS")
-        self._peak = 0
-        return lambda: self._peak
-
-    def __exit__(self, *about: object) -> None:
-        self._peak = _status_bytes("VmHWM") - self._before
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most resident bytes of this process since the block began."""
+    Path("/proc/self/clear_refs").write_text("5")
+    yield lambda: _status_bytes("VmHWM")
 
 
 def _status_bytes(name: str) -> int:

@@ -55,7 +55,7 @@ class BankReader:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._ranking = ranking
-        self._indexes: tuple[int, IndexState] | None = None
+        self._indexes: tuple[tuple[str, int], IndexState] | None = None
         self._store = BankStore(uri, storage_options)
         self._layout = layout
         self._read_staleness_s = read_staleness_s
@@ -63,7 +63,7 @@ class BankReader:
         self._lock = threading.Lock()
         self._table: Any | None = None
         self._checked_s = float("-inf")
-        self._latest_ingested: tuple[int, datetime | None] = (0, None)
+        self._latest_ingested: tuple[tuple[str, int], datetime | None] = (("", 0), None)
 
     def search(
         self,
@@ -146,15 +146,15 @@ class BankReader:
             now_s = time.monotonic()
             if self._table is None or now_s - self._checked_s >= self._read_staleness_s:
                 fresh = self._store.open(self._layout)
-                if fresh is None or self._table is None or fresh.version != self._table.version:
+                if fresh is None or self._table is None or _place(fresh) != _place(self._table):
                     self._table = fresh
                 self._checked_s = now_s
             return self._table
 
     def _index_state(self, table: Any) -> IndexState:
-        version = table.version
-        if self._indexes is None or self._indexes[0] != version:
-            self._indexes = (version, index_state(table))
+        place = _place(table)
+        if self._indexes is None or self._indexes[0] != place:
+            self._indexes = (place, index_state(table))
         return self._indexes[1]
 
     def _require_width(self, d_key: int) -> None:
@@ -167,9 +167,9 @@ class BankReader:
         sizes = table.stats()
         indexes = self._index_state(table)
         version = table.version
-        if self._latest_ingested[0] != version:
+        if self._latest_ingested[0] != _place(table):
             column = table.search().select(["ingested_at"]).to_arrow()["ingested_at"]
-            self._latest_ingested = (version, pc.max(column).as_py())
+            self._latest_ingested = (_place(table), pc.max(column).as_py())
         return BankStats(
             rows=sizes["num_rows"],
             documents=table.count_rows(f"chunk_no = 0 AND {visible(self._clock())}"),
@@ -180,6 +180,11 @@ class BankReader:
             unindexed_words_rows=indexes.words_tail_rows,
             unindexed_keys_rows=indexes.keys_tail_rows,
         )
+
+
+def _place(table: Any) -> tuple[str, int]:
+    """What a handle shows: the table, which changes when the bank is re-encoded, and its version."""
+    return str(table.name), int(table.version)
 
 
 def _documents(table: Any, where: str, n: int) -> list[DocumentInfo]:

@@ -63,6 +63,39 @@ def purge(
         progress.print("its record in Kafka is not: delete it there too (a record with the key and no value)")
 
 
+@app.command("reindex")
+def reindex(
+    config: Config = None,
+    bank: Bank = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for ingest to end before the switch.")] = 86400,
+) -> None:
+    """Encode the bank again with the checkpoint of the settings, while the old memories serve and ingest goes on.
+
+    Before the switch it waits for ingest with the old checkpoint to be stopped.
+    """
+    settings = read_settings(config, bank__uri=bank)
+    from services.bank.reindex import reindex_bank
+    from services.bank.schema import BankLayout
+    from services.commands.encoding import encoder
+    from services.models import fetch_models, load_cmt
+
+    if _store(settings.bank).open(None) is None:
+        raise BankUnavailable(f"there is no bank at {settings.bank.uri}")
+    fetch_models(settings.model, progress)
+    model = load_cmt(settings)
+    layout = BankLayout(model.model_id, model.d_key, model.memory_bytes)
+    rows = reindex_bank(
+        settings.bank.uri,
+        settings.bank.options(),
+        layout,
+        encoder(model),
+        ann_rows=settings.bank.ann_rows,
+        lock_wait_s=wait_s,
+        report=lambda line: progress.print(line, highlight=False),
+    )
+    typer.echo(f"{rows} rows are now of checkpoint {model.model_id}; start ingest and reload the service with it")
+
+
 @app.command("export")
 def export(
     file: Annotated[Path, typer.Argument(help="Parquet file to write.")], config: Config = None, bank: Bank = None

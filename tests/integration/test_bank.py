@@ -406,7 +406,7 @@ def test_reader_survives_removal_of_the_version_it_holds(
 def test_bank_of_another_checkpoint_is_refused(uri: str, writer: BankWriter) -> None:
     writer.close()
     other = BankLayout("checkpoint-b", LAYOUT.d_key, LAYOUT.memory_bytes)
-    message = "holds memories of checkpoint checkpoint-a, this is checkpoint-b: use another bank.uri"
+    message = "holds memories of checkpoint checkpoint-a, this is checkpoint-b: run `cmt bank reindex`, or use another"
     with pytest.raises(BankMismatch, match=message):
         BankWriter(uri, other)
     with pytest.raises(BankMismatch, match=message):
