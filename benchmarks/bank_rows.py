@@ -1,4 +1,4 @@
-"""Synthetic documents for the bank's benchmark: keys in clusters, texts of Zipf's words, payloads that do not compress."""
+"""Synthetic documents for the bank's benchmark: keys in events of topics, Zipf's words, payloads that do not compress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["D_KEY", "SyntheticNews"]
 D_KEY = 384
 _WORDS = 30_000
 _TEXT_WORDS = 60
-_CLUSTER_ROWS = 20  # documents about one event
+_TOPICS = 100
+_CLUSTER_ROWS = 20  # documents about one event of a topic
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -24,7 +25,10 @@ class SyntheticNews:
     def __init__(self, rows: int, payload_bytes: int, seed: int = 0) -> None:
         self._dice = np.random.default_rng(seed)
         self._payload_bytes = payload_bytes
-        self._centres = _unit(self._dice.standard_normal((max(8, rows // _CLUSTER_ROWS), D_KEY), dtype=np.float32))
+        topics = _unit(self._dice.standard_normal((_TOPICS, D_KEY), dtype=np.float32))
+        events = max(_TOPICS, rows // _CLUSTER_ROWS)
+        own = topics[self._dice.integers(0, _TOPICS, events)]
+        self._centres = _unit(own + self._dice.standard_normal((events, D_KEY), dtype=np.float32) / np.sqrt(D_KEY))
         self._words = np.array([f"{chr(97 + n % 26)}{n:x}" for n in range(_WORDS)])
         weights = 1 / np.arange(1, _WORDS + 1)
         self._cumulative = np.cumsum(weights / weights.sum())

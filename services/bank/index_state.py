@@ -1,14 +1,16 @@
-"""What the indexes of a bank's table cover: the words index (full text) and the keys index (nearest neighbours)."""
+"""What the indexes of a bank's table cover: the words index (full text), the keys index (nearest neighbours),
+and the documents index (ids, for the writer)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KEYS_INDEX", "WORDS_INDEX", "IndexState", "index_state"]
+__all__ = ["DOCUMENTS_INDEX", "KEYS_INDEX", "WORDS_INDEX", "IndexState", "index_state"]
 
 WORDS_INDEX = "text_idx"
 KEYS_INDEX = "key_idx"
+DOCUMENTS_INDEX = "doc_id_idx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class IndexState:
     keys_tail_rows: int
     has_words: bool
     has_keys: bool
+    has_documents: bool
 
 
 def index_state(table: Any) -> IndexState:
@@ -35,4 +38,5 @@ def index_state(table: Any) -> IndexState:
         keys_tail_rows=keys.num_unindexed_rows if keys else rows,
         has_words=words is not None,
         has_keys=keys is not None,
+        has_documents=DOCUMENTS_INDEX in found,
     )

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lance
-from lancedb.index import IvfSq
+from lancedb.index import BTree, IvfSq
 
 from services.bank.index_plan import IndexPlan, segments_to_merge
-from services.bank.index_state import KEYS_INDEX, WORDS_INDEX, index_state
+from services.bank.index_state import DOCUMENTS_INDEX, KEYS_INDEX, WORDS_INDEX, index_state
 from services.bank.store import BankStore, bank_errors
 from services.bank.words import words_index
 from services.errors import BankError
@@ -64,6 +64,10 @@ def update_indexes(table: Any, ann_rows: int, *, whole: bool = False) -> IndexBu
         words_rows = state.words_tail_rows
     elif state.words_tail_rows or whole:
         words_rows = _take_in(table, WORDS_INDEX, state.words_tail_rows, whole)
+    if not state.has_documents:
+        table.create_index("doc_id", config=BTree(), name=DOCUMENTS_INDEX)
+    elif words_rows or whole:
+        _take_in(table, DOCUMENTS_INDEX, words_rows, whole)
     rows = state.keys_rows + state.keys_tail_rows
     if not state.has_keys:
         if ann_rows and rows >= ann_rows:

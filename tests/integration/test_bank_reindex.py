@@ -131,7 +131,7 @@ def test_bank_of_the_first_version_is_brought_up_to_date_by_the_writer(uri: str)
     table = lancedb.connect(uri).open_table("memories")
     assert schema_version(table.schema) == SCHEMA_VERSION == MIGRATIONS[-1].version
     assert "seq" in table.schema.names
-    assert [one.name for one in table.list_indices()] == ["text_idx"]
+    assert "text_idx" in {one.name for one in table.list_indices()}
     assert len(all_hits(BankReader(uri, LAYOUT, 0))) == 2
 
 
