@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from services.bank.index_state import WORDS_INDEX
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, schema_version
 from services.bank.words import words_index
@@ -36,9 +38,27 @@ def _index_words(table: Any) -> None:
         table.create_index("text", config=words_index(), name=WORDS_INDEX)
 
 
+def _trim_memories(table: Any) -> None:
+    if "memory" in table.schema.names and pa.types.is_fixed_size_binary(table.schema.field("memory").type):
+        dataset = table.to_lance()
+        if "trimmed" in table.schema.names:  # of a try that was cut off
+            dataset.drop_columns(["trimmed"])
+        dataset.add_columns(_trimmed, read_columns=["memory"], batch_size=256)
+        dataset.drop_columns(["memory"])
+        table.checkout_latest()
+    if "trimmed" in table.schema.names:
+        table.alter_columns({"path": "trimmed", "rename": "memory"})
+
+
+def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    memories = (one if one is None else one.rstrip(b"\0") for one in batch["memory"].to_pylist())
+    return pa.record_batch([pa.array(list(memories), pa.binary())], names=["trimmed"])
+
+
 MIGRATIONS: Sequence[Migration] = (
     Migration(2, "producers can number the versions of a document", _number_versions),
     Migration(3, "the words of the texts are indexed", _index_words),
+    Migration(4, "memories are kept without the zeros at their end", _trim_memories),
 )
 
 

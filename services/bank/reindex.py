@@ -134,10 +134,10 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
     memories: list[bytes | None] = [None] * rows.num_rows
     tokens = rows["n_tokens"].to_pylist()
     for n, (key, memory, count) in zip(numbers, codes, strict=True):
-        keys[n], memories[n], tokens[n] = key, memory, count
+        keys[n], memories[n], tokens[n] = key, memory.rstrip(b"\0"), count
     new: dict[str, Any] = {
         "key": key_column(keys),
-        "memory": pa.array(memories, pa.binary(layout.memory_bytes)),
+        "memory": pa.array(memories, pa.binary()),
         "n_tokens": pa.array(tokens, pa.int32()),
         "model_id": pa.array([layout.model_id] * rows.num_rows, pa.string()),
     }

@@ -40,7 +40,7 @@ __all__ = [
 TABLE_NAME = "memories"
 GUARD_CHUNK = -1
 """`chunk_no` of the row that stands for a delete."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the table's columns and indexes; `migrations` lists the steps."""
 SCHEMA_KEY = b"cmt.schema"
 MOVED_KEY = b"cmt.moved_to"
@@ -85,7 +85,7 @@ class BankLayout:
                 pa.field("model_id", pa.string(), nullable=False),
                 pa.field("n_tokens", pa.int32(), nullable=False),
                 pa.field("key", pa.list_(pa.float16(), self.d_key), nullable=False),
-                pa.field("memory", pa.binary(self.memory_bytes)),
+                pa.field("memory", pa.binary()),  # without the zeros at its end
             ],
             metadata={
                 _METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode(),

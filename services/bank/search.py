@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from services.bank.index_state import IndexState
 from services.bank.ranking import Ranking
-from services.bank.schema import Hit
+from services.bank.schema import BankLayout, Hit
 from services.bank.words import word_scores
 
 __all__ = ["Request", "search_table"]
@@ -111,6 +111,9 @@ def _hits(table: Any, chosen: list[list[_Place]]) -> list[list[Hit]]:
         return [[] for _ in chosen]
     rows = table.take_row_ids(row_ids).select(_HIT_COLUMNS).with_row_id().to_arrow()
     by_id = dict(zip(rows["_rowid"].to_pylist(), rows.drop_columns(["_rowid"]).to_pylist(), strict=True))
+    memory_bytes = BankLayout.from_schema(table.schema).memory_bytes
+    for row in by_id.values():
+        row["memory"] = row["memory"].ljust(memory_bytes, b"\0")
     return [[Hit(**by_id[one.row_id], score=one.cosine, rank=one.rank) for one in places] for places in chosen]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.bank.schema import BankLayout
+from services.bank.schema import SCHEMA_VERSION, BankLayout, schema_version
 from services.bank.store import BankStore, WriterLock, bank_errors
 from services.errors import BankUnavailable
 
@@ -44,6 +44,8 @@ def import_bank(store: BankStore, path: Path) -> int:
             raise BankUnavailable(f"{path} is not a Parquet file") from None
     with file:
         layout = BankLayout.from_schema(file.schema_arrow)
+        if schema_version(file.schema_arrow) != SCHEMA_VERSION:
+            raise BankUnavailable(f"{path} is of an older version: let `cmt ingest` open its bank, and export it again")
         lock = WriterLock(store)
         lock.acquire(0.0)
         try:

@@ -110,6 +110,13 @@ def test_written_document_is_found_with_everything_it_carries(writer: BankWriter
     assert hit.ingested_at == T0 + timedelta(seconds=1)
 
 
+def test_memory_comes_back_with_the_zeros_that_are_not_stored(writer: BankWriter, reader: BankReader) -> None:
+    memories = [b"\0" * 32, b"\0" * 31 + b"x", b"code\0\0more".ljust(32, b"\0")]
+    chunks = tuple(Chunk(f"text {n}", key_of(f"text {n}"), memory, 1) for n, memory in enumerate(memories))
+    writer.commit([replace(write("a", at(0), "x"), chunks=chunks)])
+    assert [hit.memory for hit in sorted(all_hits(reader), key=lambda hit: hit.chunk_no)] == memories
+
+
 def test_replayed_record_leaves_one_row(writer: BankWriter, reader: BankReader) -> None:
     first = writer.commit([write("a", at(0), "one")])
     again = writer.commit([write("a", at(0), "one"), write("a", at(0), "one")])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from services.bank.migrations import MIGRATIONS
@@ -120,19 +121,31 @@ def test_reindex_without_need_or_without_a_bank_is_refused(uri: str, tmp_path: P
         reindex_bank(uri, None, OTHER, encode, lock_wait_s=0)
 
 
+def padded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Memories as the first version kept them."""
+    memories = [(memory or b"").ljust(LAYOUT.memory_bytes, b"\0") for memory in batch["memory"].to_pylist()]
+    return pa.record_batch([pa.array(memories, pa.binary(LAYOUT.memory_bytes))], names=["old"])
+
+
 def test_bank_of_the_first_version_is_brought_up_to_date_by_the_writer(uri: str) -> None:
     table = lancedb.connect(uri).open_table("memories")
     table.drop_index("text_idx")
     table.drop_columns(["seq"])
+    table.to_lance().add_columns(padded, read_columns=["memory"])
+    table.checkout_latest()
+    table.drop_columns(["memory"])
+    table.alter_columns({"path": "old", "rename": "memory"})
     table.to_lance().update_schema_metadata({SCHEMA_KEY.decode(): None})
-    assert set(texts(BankReader(uri, LAYOUT, 0))) == {"a", "c"}  # a reader takes it as it is
+    before = all_hits(BankReader(uri, LAYOUT, 0))  # a reader takes it as it is
+    assert {hit.doc_id for hit in before} == {"a", "c"}
     with BankWriter(uri, LAYOUT, maintain_every=0) as writer:
         assert writer.commit([write("c", at(2), "c0")]).stale == 1
     table = lancedb.connect(uri).open_table("memories")
     assert schema_version(table.schema) == SCHEMA_VERSION == MIGRATIONS[-1].version
     assert "seq" in table.schema.names
     assert "text_idx" in {one.name for one in table.list_indices()}
-    assert len(all_hits(BankReader(uri, LAYOUT, 0))) == 2
+    assert table.schema.field("memory").type == pa.binary()
+    assert all_hits(BankReader(uri, LAYOUT, 0)) == before
 
 
 def test_bank_of_a_later_version_is_refused(uri: str) -> None:
