@@ -32,6 +32,11 @@ __all__ = ["WriterWorker", "writer_actor"]
 _log = logging.getLogger(__name__)
 _CALLS = 64
 _MEASURE_SHARE = 30
+_UPKEEP_COUNTERS = (
+    "cmt_bank_compacted_fragments_total",
+    "cmt_bank_removed_versions_total",
+    "cmt_bank_removed_bytes_total",
+)
 _NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 
 
@@ -130,6 +135,8 @@ class WriterWorker:
                 indexed=lambda build: self._metrics.observe("cmt_bank_index_seconds", build.seconds),
                 maintained=self._maintained,
             )
+            for name in _UPKEEP_COUNTERS:
+                self._metrics.count(name, 0)  # seen before the first upkeep, too
             self._epochs = TopicEpochs(settings.uri, self._options)
             self._reader = BankReader(settings.uri, self._layout, 0.0, self._options)
             limits = self._ingest
