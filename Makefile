@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench-ingest bench-query check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ faults: $(VENV)/.dev  ## the fault tests on 100,000 records
 
 bench-ingest: $(VENV)/.bench  ## ingest's speed, every figure beside its bar; wants an idle machine
 	@$(BIN)/python -m benchmarks.ingest
+
+bench-bank: $(VENV)/.dev  ## the bank's speed as it grows to a million rows, against its bars; wants an idle machine
+	@$(BIN)/python -m benchmarks.bank
 
 check: $(VENV)/.dev  ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

@@ -14,8 +14,8 @@ import typer
 import yaml
 
 from cmt_core.errors import ConfigError, CoreError
-from services.commands import dlq, evaluation, feed, ingest, train
-from services.commands.options import Bank, Config, progress, read_settings
+from services.commands import bank, dlq, evaluation, feed, ingest, train
+from services.commands.options import Config, progress, read_settings
 from services.errors import ServiceError
 from services.query.commands import register
 from services.query.serve_commands import serve_app
@@ -29,13 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-bank_app = typer.Typer(help="Look at the memory bank.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(feed.app, name="feed")
 app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
 app.command("train")(train.train)
-app.add_typer(bank_app, name="bank")
+app.add_typer(bank.app, name="bank")
 app.add_typer(config_app, name="config")
 app.add_typer(evaluation.app, name="eval")
 
@@ -70,20 +69,6 @@ def demo(
 
     settings = read_settings(config, serve__port=port)
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
-
-
-@bank_app.command("stats")
-def bank_stats(
-    config: Config = None,
-    bank: Bank = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Size, version and age of the bank."""
-    settings = read_settings(config, bank__uri=bank)
-    from services.bank.summary import summarise
-
-    figures = summarise(settings.bank)
-    typer.echo(json.dumps(figures) if as_json else "\n".join(f"{key:20} {value}" for key, value in figures.items()))
 
 
 @config_app.command("show")

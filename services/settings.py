@@ -88,6 +88,16 @@ class BankSettings(_Group):
     uri: str = Field("./data/bank", min_length=1, description="folder or s3:// address of the LanceDB bank")
     min_free_bytes: int = Field(256 * 2**20, ge=0, description="refuse to write below this much free disk space")
     storage_options: dict[str, SecretStr] = Field(default_factory=dict, description="object-store options for s3://")
+    ann_rows: int = Field(
+        50_000, ge=0, description="rows from which on keys are searched through an index; 0: always exactly"
+    )
+    history_s: float | None = Field(
+        None, gt=0, description="superseded, deleted and expired rows are removed after so long; empty keeps them all"
+    )
+
+    def options(self) -> dict[str, str]:
+        """The object store's options, secrets in clear."""
+        return {name: secret.get_secret_value() for name, secret in self.storage_options.items()}
 
 
 class ModelSettings(_Group):
@@ -150,6 +160,11 @@ class ServeSettings(_Group):
     top_k: int | None = Field(
         None, ge=1, le=64, description="memories read per question; empty means the checkpoint's own"
     )
+    ranking: Literal["dense", "hybrid", "rrf"] = Field(
+        "hybrid", description="order of memories: cosine, cosine plus a share of BM25, or both orders fused by rank"
+    )
+    word_weight: float = Field(0.4, ge=0, le=4, description="BM25's share in `hybrid`; 0 is `dense`")
+    every_chunk: bool = Field(False, description="count every window of a document, not its best one alone")
     min_score: float = Field(0.3, ge=-1, le=1, description="least cosine of a relevant memory; below it: I don't know")
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")

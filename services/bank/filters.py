@@ -8,7 +8,16 @@ from datetime import UTC, datetime
 from services.bank.document_filter import DocumentFilter
 from services.bank.schema import GUARD_CHUNK
 
-__all__ = ["CURRENT", "ingested_after", "matching", "of_documents", "quoted", "visible"]
+__all__ = [
+    "CURRENT",
+    "changed_after",
+    "ended_before",
+    "ingested_after",
+    "matching",
+    "of_documents",
+    "quoted",
+    "visible",
+]
 
 CURRENT = f"superseded_at IS NULL AND (deleted_at IS NULL OR chunk_no = {GUARD_CHUNK})"
 """The one newest version of every document: its live chunks, or the guard row of its delete."""
@@ -60,6 +69,17 @@ def visible(now: datetime, as_of: datetime | None = None) -> str:
 def ingested_after(moment: datetime) -> str:
     """Rows that came into the bank after a moment (aware)."""
     return f"ingested_at > {_literal(moment)}"
+
+
+def changed_after(moment: datetime) -> str:
+    """Rows that were added or closed after a moment (aware)."""
+    return " OR ".join(f"{column} > {_literal(moment)}" for column in ("ingested_at", "superseded_at", "deleted_at"))
+
+
+def ended_before(moment: datetime) -> str:
+    """Rows that stopped counting before a moment (aware): superseded, deleted or expired."""
+    literal = _literal(moment)
+    return " OR ".join(f"{column} < {literal}" for column in ("superseded_at", "deleted_at", "expires_at"))
 
 
 def _open(column: str, moment: datetime) -> str:

@@ -1,22 +1,24 @@
-"""Searches a bank: exact nearest memories now or as of a past moment, and looks documents up."""
+"""Asks a bank: the best memories now or as of a past moment, documents, and their history."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.query import ColumnOrdering
 
 from services.bank.document_filter import DocumentFilter
 from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
+from services.bank.index_state import IndexState, index_state
+from services.bank.ranking import DENSE, Ranking
 from services.bank.schema import BankLayout, BankStats, DocumentInfo, DocumentVersion, Hit
+from services.bank.search import Request, search_table
 from services.bank.store import BankStore, bank_errors
 from services.errors import BankUnavailable
 
@@ -26,7 +28,6 @@ _Answer = TypeVar("_Answer")
 _Keys = npt.NDArray[np.floating[Any]]
 
 _ABOUT_COLUMNS = ["doc_id", "title", "url", "source", "published_at", "ingested_at"]
-_HIT_COLUMNS = ["namespace", "chunk_no", "text", "n_tokens", "key", "memory", *_ABOUT_COLUMNS]
 _VERSION_ABOUT = [
     *("title", "url", "source", "published_at", "ingested_at"),
     *("superseded_at", "deleted_at", "expires_at"),
@@ -50,8 +51,11 @@ class BankReader:
         read_staleness_s: float = 0.5,
         storage_options: Mapping[str, str] | None = None,
         *,
+        ranking: Ranking = DENSE,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._ranking = ranking
+        self._indexes: tuple[tuple[str, int], IndexState] | None = None
         self._store = BankStore(uri, storage_options)
         self._layout = layout
         self._read_staleness_s = read_staleness_s
@@ -59,7 +63,7 @@ class BankReader:
         self._lock = threading.Lock()
         self._table: Any | None = None
         self._checked_s = float("-inf")
-        self._latest_ingested: tuple[int, datetime | None] = (0, None)
+        self._latest_ingested: tuple[tuple[str, int], datetime | None] = (("", 0), None)
 
     def search(
         self,
@@ -68,24 +72,32 @@ class BankReader:
         namespace: str = "default",
         as_of: datetime | None = None,
         wanted: DocumentFilter | None = None,
+        *,
+        texts: Sequence[str] = (),
+        every_chunk: bool = False,
     ) -> list[list[Hit]]:
-        """The k best chunks of a namespace for each query key, best first; `keys` is (B, d_key).
+        """The k best documents of a namespace, each by its best chunk, for each query key; `keys` is (B, d_key).
 
-        Exact: every visible row is compared by cosine similarity, no index. The payload column is read for the rows
-        found only. `as_of` (aware) asks the bank as it was at that moment, `wanted` narrows the documents. Raises
-        ValueError for keys of another shape, or with no direction.
+        `texts` are the B questions in words; without them, or where the reader's ranking does not read words, the cosine
+        alone decides. `every_chunk` counts all chunks of a document. `as_of` (aware) asks the bank as it was at that
+        moment, `wanted` narrows the documents. Exact while the bank has no keys index (below `ann_rows` of the writer);
+        the payload column is read for the rows found only. Raises ValueError for keys of another shape, or with no
+        direction.
         """
         queries = _checked_queries(keys)
         if k < 1:
             raise ValueError("k must be at least 1")
+        if texts and len(texts) != len(queries):
+            raise ValueError(f"{len(texts)} texts for {len(queries)} keys")
         if not len(queries):
             return []
         self._require_width(queries.shape[1])
         where = f"namespace = {quoted(namespace)} AND {visible(self._clock(), as_of)}"
         if wanted is not None:
             where += f" AND {matching(wanted)}"
+        request = Request(queries, texts, k, where, self._ranking, every_chunk)
         empty: list[list[Hit]] = [[] for _ in queries]
-        return self._read(lambda table: _search(table, queries, k, where), empty)
+        return self._read(lambda table: search_table(table, request, self._index_state(table)), empty)
 
     def stats(self) -> BankStats:
         """Size and version of the bank, from counts and table metadata."""
@@ -134,10 +146,16 @@ class BankReader:
             now_s = time.monotonic()
             if self._table is None or now_s - self._checked_s >= self._read_staleness_s:
                 fresh = self._store.open(self._layout)
-                if fresh is None or self._table is None or fresh.version != self._table.version:
+                if fresh is None or self._table is None or _place(fresh) != _place(self._table):
                     self._table = fresh
                 self._checked_s = now_s
             return self._table
+
+    def _index_state(self, table: Any) -> IndexState:
+        place = _place(table)
+        if self._indexes is None or self._indexes[0] != place:
+            self._indexes = (place, index_state(table))
+        return self._indexes[1]
 
     def _require_width(self, d_key: int) -> None:
         table = self._snapshot()
@@ -147,10 +165,11 @@ class BankReader:
 
     def _stats(self, table: Any) -> BankStats:
         sizes = table.stats()
+        indexes = self._index_state(table)
         version = table.version
-        if self._latest_ingested[0] != version:
+        if self._latest_ingested[0] != _place(table):
             column = table.search().select(["ingested_at"]).to_arrow()["ingested_at"]
-            self._latest_ingested = (version, pc.max(column).as_py())
+            self._latest_ingested = (_place(table), pc.max(column).as_py())
         return BankStats(
             rows=sizes["num_rows"],
             documents=table.count_rows(f"chunk_no = 0 AND {visible(self._clock())}"),
@@ -158,33 +177,14 @@ class BankReader:
             bytes=sizes["total_bytes"],
             fragments=sizes["fragment_stats"]["num_fragments"],
             latest_ingested_at=self._latest_ingested[1],
+            unindexed_words_rows=indexes.words_tail_rows,
+            unindexed_keys_rows=indexes.keys_tail_rows,
         )
 
 
-def _search(table: Any, queries: npt.NDArray[np.float32], k: int, where: str) -> list[list[Hit]]:
-    found = _nearest(table, queries, k, where)
-    row_ids = sorted({row_id for ids in found for row_id in ids})
-    if not row_ids:
-        return [[] for _ in queries]
-    rows = table.take_row_ids(row_ids).select(_HIT_COLUMNS).with_row_id().to_arrow()
-    by_id = dict(zip(rows["_rowid"].to_pylist(), rows.drop_columns(["_rowid", "key"]).to_pylist(), strict=True))
-    keys = dict(zip(rows["_rowid"].to_pylist(), _unit(_matrix(rows["key"])), strict=True))
-    return [
-        _ranked(Hit(**by_id[row_id], score=float(keys[row_id] @ query)) for row_id in ids)
-        for query, ids in zip(_unit(queries), found, strict=True)
-    ]
-
-
-def _nearest(table: Any, queries: npt.NDArray[np.float32], k: int, where: str) -> list[list[int]]:
-    """Row ids of the k nearest keys of each query."""
-    query = table.search(list(queries)).distance_type("cosine").where(where, prefilter=True).bypass_vector_index()
-    rows = query.select(["_distance"]).with_row_id(True).limit(k).to_arrow()
-    # a single query gives no query_index column
-    numbers = rows["query_index"].to_pylist() if "query_index" in rows.column_names else [0] * rows.num_rows
-    found: list[list[int]] = [[] for _ in queries]
-    for number, row_id in zip(numbers, rows["_rowid"].to_pylist(), strict=True):
-        found[number].append(row_id)
-    return found
+def _place(table: Any) -> tuple[str, int]:
+    """What a handle shows: the table, which changes when the bank is re-encoded, and its version."""
+    return str(table.name), int(table.version)
 
 
 def _documents(table: Any, where: str, n: int) -> list[DocumentInfo]:
@@ -240,17 +240,3 @@ def _checked_queries(keys: _Keys) -> npt.NDArray[np.float32]:
     if not np.isfinite(queries).all() or not queries.any(axis=1).all():
         raise ValueError("a query key is zero or not finite")
     return queries
-
-
-def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32).reshape(len(column), -1)
-
-
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / norms, dtype=np.float32)
-
-
-def _ranked(hits: Iterable[Hit]) -> list[Hit]:
-    return sorted(hits, key=lambda hit: (-hit.score, hit.doc_id, hit.chunk_no))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from services.bank.schema import GUARD_CHUNK, BankLayout, Chunk, DocumentDelete, DocumentWrite
 
-__all__ = ["record_rows"]
+__all__ = ["key_column", "record_rows"]
 
 
 def record_rows(
@@ -33,8 +33,13 @@ def record_rows(
     columns["ingested_at"] = [ingested_at] * len(rows)
     columns["deleted_at"] = [ingested_at if row["chunk_no"] == GUARD_CHUNK else None for row in rows]
     columns["model_id"] = [layout.model_id] * len(rows)
-    columns["key"] = pa.FixedSizeListArray.from_arrays(pa.array(keys), layout.d_key)
+    columns["key"] = key_column(keys.reshape(-1, layout.d_key))
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def key_column(keys: npt.NDArray[np.float16]) -> pa.FixedSizeListArray:
+    """Keys (N, d_key) as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(keys.ravel()), keys.shape[1])
 
 
 def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]]:
@@ -53,7 +58,7 @@ def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]
             "text": chunk.text,
             "n_tokens": chunk.n_tokens,
             "key": _checked_key(chunk, layout, write.doc_id),
-            "memory": chunk.memory,
+            "memory": chunk.memory.rstrip(b"\0"),  # a short window leaves a third of its memory empty; padded when read
         }
         for number, chunk in enumerate(write.chunks)
     ]

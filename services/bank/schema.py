@@ -20,6 +20,9 @@ from services.errors import BankUnavailable
 
 __all__ = [
     "GUARD_CHUNK",
+    "MOVED_KEY",
+    "SCHEMA_KEY",
+    "SCHEMA_VERSION",
     "TABLE_NAME",
     "BankLayout",
     "BankStats",
@@ -31,11 +34,17 @@ __all__ = [
     "DocumentWrite",
     "Hit",
     "Position",
+    "schema_version",
 ]
 
 TABLE_NAME = "memories"
 GUARD_CHUNK = -1
 """`chunk_no` of the row that stands for a delete."""
+SCHEMA_VERSION = 4
+"""Of the table's columns and indexes; `migrations` lists the steps."""
+SCHEMA_KEY = b"cmt.schema"
+MOVED_KEY = b"cmt.moved_to"
+"""In the first table of a bank that was re-encoded: the name of the table that has the memories now."""
 _METADATA_KEY = b"cmt.bank"
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -76,9 +85,12 @@ class BankLayout:
                 pa.field("model_id", pa.string(), nullable=False),
                 pa.field("n_tokens", pa.int32(), nullable=False),
                 pa.field("key", pa.list_(pa.float16(), self.d_key), nullable=False),
-                pa.field("memory", pa.binary(self.memory_bytes)),
+                pa.field("memory", pa.binary()),  # without the zeros at its end
             ],
-            metadata={_METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode()},
+            metadata={
+                _METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode(),
+                SCHEMA_KEY: str(SCHEMA_VERSION).encode(),
+            },
         )
 
     @classmethod
@@ -86,11 +98,19 @@ class BankLayout:
         """The layout that a table was created with; BankUnavailable when the table is not a bank of this format."""
         try:
             stored = json.loads((schema.metadata or {})[_METADATA_KEY])
-            if stored.pop("format") != 1:
-                raise BankUnavailable("the bank was written in another format: update this program")
+            if stored.pop("format") != 1 or schema_version(schema) > SCHEMA_VERSION:
+                raise BankUnavailable(
+                    f"the bank is of version {schema_version(schema)}, this program knows versions up to "
+                    f"{SCHEMA_VERSION}: update this program"
+                )
             return cls(**stored)
         except (KeyError, TypeError, ValueError):
             raise BankUnavailable(f"a table `{TABLE_NAME}` is there, but it is not a memory bank") from None
+
+
+def schema_version(schema: pa.Schema) -> int:
+    """The version of a bank's table; 1 before versions were numbered."""
+    return int((schema.metadata or {}).get(SCHEMA_KEY, b"1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +208,7 @@ class CommitReport:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk found by a search; `score` is the cosine similarity of its key, `memory` the packed code."""
+    """A chunk found by a search; `score` is the cosine of its key, `rank` what the hits are ordered by, `memory` the code."""
 
     namespace: str
     doc_id: str
@@ -200,6 +220,7 @@ class Hit:
     published_at: datetime | None
     ingested_at: datetime
     score: float
+    rank: float
     memory: bytes
     n_tokens: int
 
@@ -238,7 +259,10 @@ class DocumentVersion:
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments."""
+    """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments.
+
+    Unindexed rows are those that an index does not cover yet, all of them where there is none.
+    """
 
     rows: int = 0
     documents: int = 0
@@ -246,6 +270,8 @@ class BankStats:
     bytes: int = 0
     fragments: int = 0
     latest_ingested_at: datetime | None = None
+    unindexed_words_rows: int = 0
+    unindexed_keys_rows: int = 0
 
 
 def _require_aware(moment: datetime | None, name: str) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import lancedb
 
-from services.bank.schema import TABLE_NAME, BankLayout
+from services.bank.index_state import WORDS_INDEX
+from services.bank.migrations import migrate
+from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
+from services.bank.words import words_index
 from services.errors import BankError, BankFull, BankMismatch, BankUnavailable
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
 
+_log = logging.getLogger(__name__)
 _NO_SPACE = ("no space left on device", "disk quota exceeded", "os error 28", "os error 122")
 _LOCK_FILE = ".writer.lock"
 
@@ -43,7 +49,7 @@ class BankStore:
                 self._refuse_file_above(self.folder)
                 return None
             try:
-                table = self._connect().open_table(TABLE_NAME)
+                table = self._current()
             except ValueError as error:
                 if "was not found" in str(error):
                     return None
@@ -56,10 +62,39 @@ class BankStore:
         table = self.open(layout)
         with bank_errors(self.uri):
             if table is None:
-                return self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
-            if "seq" not in table.schema.names:  # a bank from before producers could number their versions
-                table.add_columns({"seq": "CAST(0 AS BIGINT)"})
+                table = self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
+                # an empty index already says how the words of rows that it does not cover are read
+                table.create_index("text", config=words_index(), name=WORDS_INDEX)
+            for step in migrate(table):
+                _log.info("bank %s: version %d: %s", self.uri, step.version, step.title)
         return table
+
+    def create_next(self, layout: BankLayout) -> Any:
+        """An empty table of another layout beside the current one, in the place of what an earlier try has left."""
+        name = f"{TABLE_NAME}-{layout.model_id}"
+        table = self._connect().create_table(name, schema=layout.arrow_schema(), mode="overwrite")
+        table.create_index("text", config=words_index(), name=WORDS_INDEX)
+        return table
+
+    def reopened(self, table: Any) -> Any:
+        """A fresh handle of the same table at its latest version."""
+        return self._connect().open_table(table.name)
+
+    def switch_to(self, table: Any, old: Any) -> None:
+        """Makes `table` the current one by a single commit, and drops the memories of the old one."""
+        first = self._connect().open_table(TABLE_NAME)
+        first.to_lance().update_schema_metadata({MOVED_KEY.decode(): table.name})
+        if old.name != TABLE_NAME:
+            self._connect().drop_table(old.name)
+            return
+        first.checkout_latest()
+        first.delete("true")
+        first.to_lance().cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+
+    def _current(self) -> Any:
+        table = self._connect().open_table(TABLE_NAME)
+        moved_to = (table.schema.metadata or {}).get(MOVED_KEY)
+        return table if moved_to is None else self._connect().open_table(moved_to.decode())
 
     def require_free(self, min_free_bytes: int) -> None:
         """Raises BankFull when less is free on the disk of a local bank."""
@@ -90,7 +125,8 @@ class BankStore:
                 f"this checkpoint writes {wanted.d_key} and {wanted.memory_bytes}"
             )
         raise BankMismatch(
-            f"bank {self.uri} holds memories {what}: use another bank.uri, or the checkpoint that wrote the bank"
+            f"bank {self.uri} holds memories {what}: run `cmt bank reindex`, or use another bank.uri or "
+            "the checkpoint that wrote the bank"
         )
 
     @staticmethod

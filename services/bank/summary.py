@@ -22,5 +22,7 @@ def summarise(settings: BankSettings) -> dict[str, str | int]:
         "bytes": stats.bytes,
         "fragments": stats.fragments,
         "version": stats.version,
+        "unindexed_words_rows": stats.unindexed_words_rows,
+        "unindexed_keys_rows": stats.unindexed_keys_rows,
         "latest_ingested_at": stats.latest_ingested_at.isoformat() if stats.latest_ingested_at else "never",
     }

@@ -14,11 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from services.bank.erasure import erase_documents, remove_history
 from services.bank.fence import WriterFence
 from services.bank.filters import CURRENT, of_documents
-from services.bank.maintenance import MaintenanceReport, maintain_table
+from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
+from services.bank.maintenance import MaintenanceReport, maintain_table, optimize_table
+from services.bank.object_store import require_conditional_put
 from services.bank.rows import record_rows
 from services.bank.schema import (
+    GUARD_CHUNK,
     BankLayout,
     CommitReport,
     DocumentDelete,
@@ -35,8 +39,7 @@ _log = logging.getLogger(__name__)
 _ROW_IDENTITY = ["namespace", "doc_id", "chunk_no", "topic_epoch", "partition", "offset"]
 _HEAD_COLUMNS = ["namespace", "doc_id", "topic_epoch", "partition", "offset", "record_time", "seq", "ingested_at"]
 _LOOKUP_DOCUMENTS = 4096
-# No index on doc_id: at 10,000 rows the lookup takes 5-12 ms without and 6 ms with one, of a commit of 60 ms, and
-# compaction does not merge indexed fragments with newer ones.
+_FORGET_EVERY_S = 3600.0
 _MICROSECOND = timedelta(microseconds=1)
 
 Record = DocumentWrite | DocumentDelete
@@ -55,7 +58,10 @@ class BankWriter:
     """Writes documents to the bank at `uri`, which is created when it is missing; one writer per bank.
 
     Not thread-safe: it belongs to one actor. `min_free_bytes` of disk must stay free; every `maintain_every`-th
-    commit also compacts. `clock` gives the time (aware) that rows carry as `ingested_at`.
+    commit also compacts. Indexes are built in a thread of their own, that of the keys from `ann_rows` rows on (0: never).
+    `indexed` is told of every build, `maintained` of every compaction. Rows that were superseded, deleted or expired
+    more than `history_s` ago are removed for good, None keeps them. `clock` gives the time (aware) that rows carry as
+    `ingested_at`.
     Raises BankUnavailable (also when another writer has the bank), BankFull or BankMismatch. Its methods raise
     BankFenced when a newer writer has taken the bank over, which can only happen where there is no lock.
     """
@@ -68,23 +74,34 @@ class BankWriter:
         storage_options: Mapping[str, str] | None = None,
         *,
         maintain_every: int = 32,
+        ann_rows: int = 50_000,
+        history_s: float | None = None,
         lock_wait_s: float = 5.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        indexed: Callable[[IndexBuild], None] = lambda build: None,
+        maintained: Callable[[MaintenanceReport], None] = lambda report: None,
     ) -> None:
         self._layout = layout
         self._store = BankStore(uri, storage_options)
         self._min_free_bytes = min_free_bytes
         self._maintain_every = maintain_every
+        self._ann_rows = ann_rows
         self._clock = clock
+        self._maintained = maintained
+        self._history_s = history_s
+        self._forgotten_s = float("-inf")
         self._commits = 0
+        self._maintenance_due = False
         self._last_ingested_at = datetime.min.replace(tzinfo=UTC)
         self._store.require_free(min_free_bytes)
+        require_conditional_put(uri, storage_options or {})
         self._lock = WriterLock(self._store)
         self._lock.acquire(lock_wait_s)
         try:
             self._table = self._store.open_or_create(layout)
             self._fence = WriterFence(uri, storage_options)
             self._fence.take()
+            self._indexer = Indexer(uri, storage_options, ann_rows, indexed)
         except BankError:
             self._lock.release()
             raise
@@ -104,6 +121,7 @@ class BankWriter:
 
     def close(self) -> None:
         """Lets another writer open the bank; everything committed is already on disk."""
+        self._indexer.stop()
         self._lock.release()
 
     def commit(self, records: Sequence[Record]) -> CommitReport:
@@ -137,8 +155,54 @@ class BankWriter:
 
     def maintain(self) -> MaintenanceReport:
         """Compacts the table and removes old versions; BankFull or BankUnavailable when that fails, data stay whole."""
-        with bank_errors(self._store.uri):
-            return maintain_table(self._table, self._row_bytes())
+        with bank_errors(self._store.uri), self._indexer.changing:
+            self._table.checkout_latest()
+            self._forget()
+            report = maintain_table(self._table, self._row_bytes(), frozen_fragments(self._table.to_lance()))
+        self._maintained(report)
+        return report
+
+    def _forget(self) -> None:
+        """Removes history that is older than what is kept; looks once an hour."""
+        now_s = time.monotonic()
+        if self._history_s is not None and now_s - self._forgotten_s >= _FORGET_EVERY_S:
+            self._forgotten_s = now_s
+            removed = remove_history(self._table, self._clock() - timedelta(seconds=self._history_s))
+            if removed:
+                _log.info("bank %s: %d rows of old history removed", self._store.uri, removed)
+            self._table.checkout_latest()
+
+    def optimize(self) -> MaintenanceReport:
+        """Compacts everything and merges the indexes; takes as long as it takes. Raises BankFull or BankUnavailable."""
+        with bank_errors(self._store.uri), self._indexer.changing:
+            self._fence.check()
+            self._table.checkout_latest()
+            return optimize_table(self._table, self._row_bytes(), self._ann_rows)
+
+    def purge(self, doc_id: str, namespace: str = "default") -> int:
+        """Erases all versions of a document, in older table versions too, and gives the rows removed.
+
+        Only a guard stays, with the id and the place in Kafka, against replays. Raises BankFull or BankUnavailable.
+        """
+        document = (namespace, doc_id)
+        with bank_errors(self._store.uri), self._indexer.changing:
+            self._fence.check()
+            self._table.checkout_latest()
+            if head := self._heads([document]).get(document):
+                now = self._next_time([head])
+                guard = record_rows([DocumentDelete(namespace, doc_id, head.position)], self._layout, now)
+                if not self._table.count_rows(f"{of_documents([document])} AND {CURRENT} AND chunk_no = {GUARD_CHUNK}"):
+                    self._table.add(guard)  # first, so that a crash in between leaves no document without a guard
+            return erase_documents(self._table, [document])
+
+    def remove_history(self, before: datetime) -> int:
+        """Removes rows that stopped counting before a moment (aware). Raises BankFull or BankUnavailable."""
+        with bank_errors(self._store.uri), self._indexer.changing:
+            self._fence.check()
+            self._table.checkout_latest()
+            removed = remove_history(self._table, before)
+            self._table.checkout_latest()
+            return removed
 
     def _heads(self, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Head]:
         heads: dict[tuple[str, str], _Head] = {}
@@ -189,12 +253,21 @@ class BankWriter:
         finally:
             # also after an error: an object store may have taken the commit and lost the answer
             self._table.checkout_latest()
-        if result.version != expected_version:
+        if not self._only_indexes_between(expected_version, result.version):
             raise BankUnavailable(f"bank {self._store.uri}: another writer commits to it, and a bank has only one")
+
+    def _only_indexes_between(self, expected_version: int, version: int) -> bool:
+        """Whether all versions that a commit skipped are of our own indexer, which changes no rows."""
+        dataset = self._table.to_lance() if version != expected_version else None
+        return dataset is None or all(is_index_commit(dataset, skipped) for skipped in range(expected_version, version))
 
     def _after_commit(self) -> None:
         self._commits += 1
-        if self._maintain_every and self._commits % self._maintain_every == 0:
+        self._indexer.committed()
+        self._maintenance_due |= self._maintain_every > 0 and self._commits % self._maintain_every == 0
+        # while an index is being built compaction can wait, the commits can't
+        if self._maintenance_due and not self._indexer.changing.locked():
+            self._maintenance_due = False
             try:
                 report = self.maintain()
             except BankError as error:

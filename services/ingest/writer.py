@@ -24,6 +24,7 @@ from services.threads import available_cores
 
 if TYPE_CHECKING:
     from services.bank.epochs import TopicEpochs
+    from services.bank.maintenance import MaintenanceReport
     from services.bank.reader import BankReader
     from services.bank.writer import BankWriter
 
@@ -32,6 +33,11 @@ __all__ = ["WriterWorker", "writer_actor"]
 _log = logging.getLogger(__name__)
 _CALLS = 64
 _MEASURE_SHARE = 30
+_UPKEEP_COUNTERS = (
+    "cmt_bank_compacted_fragments_total",
+    "cmt_bank_removed_versions_total",
+    "cmt_bank_removed_bytes_total",
+)
 _NAME_WAIT_S = 5.0  # Ray frees the name of an actor that was stopped a moment after
 
 
@@ -91,7 +97,16 @@ class WriterWorker:
             self._metrics.gauge("cmt_bank_documents", stats.documents)
             self._metrics.gauge("cmt_bank_fragments", stats.fragments)
             self._metrics.gauge("cmt_bank_version", stats.version)
+            self._metrics.gauge("cmt_bank_bytes", stats.bytes)
+            self._metrics.gauge("cmt_bank_unindexed_rows", stats.unindexed_words_rows, index="words")
+            self._metrics.gauge("cmt_bank_unindexed_rows", stats.unindexed_keys_rows, index="keys")
             self._measured_version = stats.version
+
+    def _maintained(self, report: MaintenanceReport) -> None:
+        self._metrics.observe("cmt_bank_maintenance_seconds", report.seconds)
+        self._metrics.count("cmt_bank_compacted_fragments_total", max(0, report.fragments_removed))
+        self._metrics.count("cmt_bank_removed_versions_total", report.versions_removed)
+        self._metrics.count("cmt_bank_removed_bytes_total", report.bytes_removed)
 
     def close(self) -> None:
         """Commits what waits, and lets another writer open the bank."""
@@ -111,7 +126,18 @@ class WriterWorker:
             from services.bank.writer import BankWriter
 
             settings = self._settings
-            writer = BankWriter(settings.uri, self._layout, settings.min_free_bytes, self._options)
+            writer = BankWriter(
+                settings.uri,
+                self._layout,
+                settings.min_free_bytes,
+                self._options,
+                ann_rows=settings.ann_rows,
+                history_s=settings.history_s,
+                indexed=lambda build: self._metrics.observe("cmt_bank_index_seconds", build.seconds),
+                maintained=self._maintained,
+            )
+            for name in _UPKEEP_COUNTERS:
+                self._metrics.count(name, 0)  # seen before the first upkeep, too
             self._epochs = TopicEpochs(settings.uri, self._options)
             self._reader = BankReader(settings.uri, self._layout, 0.0, self._options)
             limits = self._ingest

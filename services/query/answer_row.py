@@ -69,7 +69,7 @@ def query_of(ask: Ask, found: Found) -> Query:
         question=ask.question,
         mode=ask.mode,
         memories=[hit.memory for hit in found.hits] if ask.mode in ("memory", "hybrid") else (),
-        scores=[float(hit.score) for hit in found.hits] if ask.mode in ("memory", "hybrid") else None,
+        scores=[float(hit.rank) for hit in found.hits] if ask.mode in ("memory", "hybrid") else None,
         passages=[_passage(hit) for hit in texts],
         earlier=ask.earlier,
         instructions=ask.instructions,

@@ -60,12 +60,14 @@ _kept: list[Any] = []  # the metrics hub lives as long as this process holds its
 
 def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
     """The bank that the settings name, in the layout of the model."""
+    from services.bank.ranking import Ranking
     from services.bank.reader import BankReader
     from services.bank.schema import BankLayout
 
     layout = BankLayout(model_id=model.model_id, d_key=model.d_key, memory_bytes=model.memory_bytes)
     options = {name: secret.get_secret_value() for name, secret in settings.bank.storage_options.items()}
-    return BankReader(settings.bank.uri, layout, settings.serve.read_staleness_s, options)
+    ranking = Ranking(settings.serve.ranking, settings.serve.word_weight)
+    return BankReader(settings.bank.uri, layout, settings.serve.read_staleness_s, options, ranking=ranking)
 
 
 def load_scheduler(
@@ -78,6 +80,7 @@ def load_scheduler(
         max_batch=serve_settings.max_batch,
         top_k=serve_settings.top_k,
         min_score=serve_settings.min_score,
+        every_chunk=serve_settings.every_chunk,
         max_prompt_tokens=serve_settings.max_prompt_tokens,
         join_at_once=16 if serve_settings.gpus else 4,
     )

@@ -39,9 +39,12 @@ class LazyReader:
         namespace: str,
         as_of: datetime | None,
         wanted: DocumentFilter | None = None,
+        *,
+        texts: Sequence[str] = (),
+        every_chunk: bool = False,
     ) -> Sequence[Sequence[Hit]]:
         """The k best hits for each of B keys (B, d_key)."""
-        return self._opened().search(keys, k, namespace, as_of, wanted)
+        return self._opened().search(keys, k, namespace, as_of, wanted, texts=texts, every_chunk=every_chunk)
 
     def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:
         """Every version of a document, newest first."""

@@ -32,6 +32,11 @@ class StoredWindow:
     score: float = 0.0
 
     @property
+    def rank(self) -> float:
+        """The score: this bank orders by it alone."""
+        return self.score
+
+    @property
     def n_tokens(self) -> int:
         """Words of the window."""
         return len(self.text.split())
@@ -97,14 +102,17 @@ class InMemoryBank:
         namespace: str,
         as_of: datetime | None,
         wanted: DocumentFilter | None = None,
+        *,
+        texts: Sequence[str] = (),
+        every_chunk: bool = False,
     ) -> list[list[StoredWindow]]:
-        """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`."""
+        """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`; words are not looked at."""
         seen = [
             (key, row)
             for key, row in self._rows
             if row.namespace == namespace and _known(row, as_of) and _wanted(row, wanted)
         ]
-        return [_best(key, seen, k) for key in keys]
+        return [_best(key, seen, k, every_chunk) for key in keys]
 
     def latest(self, n: int, namespace: str) -> list[StoredDocument]:
         """The n documents that came in last, newest first."""
@@ -152,7 +160,15 @@ def _wanted(row: StoredWindow, wanted: DocumentFilter | None) -> bool:
 
 
 def _best(
-    key: npt.NDArray[np.floating[Any]], rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]], k: int
+    key: npt.NDArray[np.floating[Any]],
+    rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]],
+    k: int,
+    every_chunk: bool,
 ) -> list[StoredWindow]:
-    scored = [replace(row, score=float(key @ own)) for own, row in rows]
-    return sorted(scored, key=lambda row: -row.score)[:k]
+    scored = sorted((replace(row, score=float(key @ own)) for own, row in rows), key=lambda row: -row.score)
+    if not every_chunk:
+        first: dict[str, StoredWindow] = {}
+        for row in scored:
+            first.setdefault(row.doc_id, row)
+        scored = list(first.values())
+    return scored[:k]

@@ -97,6 +97,8 @@ class Hit(Protocol):
     @property
     def score(self) -> float: ...
     @property
+    def rank(self) -> float: ...
+    @property
     def memory(self) -> bytes: ...
     @property
     def n_tokens(self) -> int: ...
@@ -175,8 +177,11 @@ class MemoryReader(Protocol):
         namespace: str,
         as_of: datetime | None,
         wanted: DocumentFilter | None,
+        *,
+        texts: Sequence[str],
+        every_chunk: bool,
     ) -> Sequence[Sequence[Hit]]:
-        """The k best hits, best first, for each of B keys (B, d_key)."""
+        """The k best hits, best first, for each of B keys (B, d_key); `texts` are the B questions in words."""
         ...
 
     def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:

@@ -18,12 +18,20 @@ class Retrieval:
     """Looks questions up; questions of the same options share one search. Thread-safe."""
 
     def __init__(
-        self, model: AnsweringModel, bank: MemoryReader, *, top_k: int | None, min_score: float, metrics: Metrics
+        self,
+        model: AnsweringModel,
+        bank: MemoryReader,
+        *,
+        top_k: int | None,
+        min_score: float,
+        every_chunk: bool,
+        metrics: Metrics,
     ) -> None:
         self._model = model
         self._bank = bank
         self._top_k = top_k or model.default_top_k
         self._min_score = min_score
+        self._every_chunk = every_chunk
         self._metrics = metrics
         self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once
 
@@ -44,12 +52,16 @@ class Retrieval:
             return [Found() for _ in asks]
         started = time.perf_counter()
         texts = [ask.lookups or (ask.question,) for ask in asks]
+        flat = [text for own in texts for text in own]
         with self._encoding:
-            keys = self._model.query_keys([text for own in texts for text in own])  # (lookups, d_key)
+            keys = self._model.query_keys(flat)  # (lookups, d_key)
         k = first.top_k or self._top_k
         version = self._bank.stats().version
-        rows = iter(self._bank.search(keys, k, first.namespace, first.as_of, first.wanted))
-        hits = [_best([hit for _ in own for hit in next(rows)], k) for own in texts]
+        found = self._bank.search(
+            keys, k, first.namespace, first.as_of, first.wanted, texts=flat, every_chunk=self._every_chunk
+        )
+        rows = iter(found)
+        hits = [_best([hit for _ in own for hit in next(rows)], k, self._every_chunk) for own in texts]
         seconds = time.perf_counter() - started
         self._metrics.observe("cmt_query_retrieve_seconds", seconds)
         return [
@@ -59,12 +71,12 @@ class Retrieval:
     def _found(self, ask: Ask, hits: Sequence[Hit], version: int, took_ms: float, relevant_only: bool) -> Found:
         least = self._min_score if ask.min_score is None else ask.min_score
         kept = tuple(hit for hit in hits if hit.score >= least or not relevant_only)
-        return Found(kept, version, took_ms, float(hits[0].score) if hits else None)
+        return Found(kept, version, took_ms, max((float(hit.score) for hit in hits), default=None))
 
 
-def _best(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """The k best of several lookups' hits, each window once, by its best score."""
+def _best(hits: Sequence[Hit], k: int, every_chunk: bool) -> list[Hit]:
+    """The k best of several lookups' hits, each document or window once, by its best rank."""
     unique: dict[tuple[str, int], Hit] = {}
-    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.doc_id, hit.chunk_no)):
-        unique.setdefault((hit.doc_id, hit.chunk_no), hit)
+    for hit in sorted(hits, key=lambda hit: (-hit.rank, hit.doc_id, hit.chunk_no)):
+        unique.setdefault((hit.doc_id, hit.chunk_no if every_chunk else 0), hit)
     return list(unique.values())[:k]

@@ -33,7 +33,8 @@ class Retired(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt.
+    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt;
+    whether every window of a document counts.
 
     `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last.
     """
@@ -41,6 +42,7 @@ class SchedulerOptions:
     max_batch: int = 8
     top_k: int | None = None
     min_score: float = 0.0
+    every_chunk: bool = False
     max_prompt_tokens: int = 4096
     join_at_once: int = 4
 
@@ -84,7 +86,12 @@ class Scheduler:
         self._model, self._bank, self._options = model, bank, options
         self._metrics = metrics or Metrics()
         self._retrieval = Retrieval(
-            model, bank, top_k=options.top_k, min_score=options.min_score, metrics=self._metrics
+            model,
+            bank,
+            top_k=options.top_k,
+            min_score=options.min_score,
+            every_chunk=options.every_chunk,
+            metrics=self._metrics,
         )
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()

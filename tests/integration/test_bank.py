@@ -62,7 +62,7 @@ def delete(doc_id: str, position: Position) -> DocumentDelete:
 
 
 def all_hits(reader: BankReader, as_of: datetime | None = None, namespace: str = "default") -> list[Hit]:
-    return reader.search(np.ones((1, LAYOUT.d_key)), 1000, namespace, as_of)[0]
+    return reader.search(np.ones((1, LAYOUT.d_key)), 1000, namespace, as_of, every_chunk=True)[0]
 
 
 def texts(reader: BankReader, as_of: datetime | None = None) -> dict[str, list[str]]:
@@ -108,6 +108,13 @@ def test_written_document_is_found_with_everything_it_carries(writer: BankWriter
     assert (hit.title, hit.url, hit.source, hit.published_at) == ("T", "http://x", "s", published)
     assert hit.memory == document.chunks[1].memory
     assert hit.ingested_at == T0 + timedelta(seconds=1)
+
+
+def test_memory_comes_back_with_the_zeros_that_are_not_stored(writer: BankWriter, reader: BankReader) -> None:
+    memories = [b"\0" * 32, b"\0" * 31 + b"x", b"code\0\0more".ljust(32, b"\0")]
+    chunks = tuple(Chunk(f"text {n}", key_of(f"text {n}"), memory, 1) for n, memory in enumerate(memories))
+    writer.commit([replace(write("a", at(0), "x"), chunks=chunks)])
+    assert [hit.memory for hit in sorted(all_hits(reader), key=lambda hit: hit.chunk_no)] == memories
 
 
 def test_replayed_record_leaves_one_row(writer: BankWriter, reader: BankReader) -> None:
@@ -406,7 +413,7 @@ def test_reader_survives_removal_of_the_version_it_holds(
 def test_bank_of_another_checkpoint_is_refused(uri: str, writer: BankWriter) -> None:
     writer.close()
     other = BankLayout("checkpoint-b", LAYOUT.d_key, LAYOUT.memory_bytes)
-    message = "holds memories of checkpoint checkpoint-a, this is checkpoint-b: use another bank.uri"
+    message = "holds memories of checkpoint checkpoint-a, this is checkpoint-b: run `cmt bank reindex`, or use another"
     with pytest.raises(BankMismatch, match=message):
         BankWriter(uri, other)
     with pytest.raises(BankMismatch, match=message):
@@ -458,7 +465,9 @@ def test_epochs_of_writers_stay_few(uri: str) -> None:
 def test_bank_from_before_numbers_of_versions_is_taken_over(uri: str, reader: BankReader) -> None:
     with BankWriter(uri, LAYOUT) as writer:
         writer.commit([write("a", at(5), "old")])
-    lancedb.connect(uri).open_table("memories").drop_columns(["seq"])
+    table = lancedb.connect(uri).open_table("memories")
+    table.drop_columns(["seq"])
+    table.to_lance().update_schema_metadata({"cmt.schema": None})
     with BankWriter(uri, LAYOUT) as writer:
         assert writer.commit([write("a", at(5), "old")]).stale == 1
         writer.commit([write("a", at(6), "new")])

@@ -217,6 +217,7 @@ def test_all_ingest_and_bank_metrics_reach_the_hub(running: World) -> None:
         return {name for one in ray.get(hub_handle().snapshots.remote()) for name in {*one.numbers, *one.histograms}}
 
     wanted = {name for name in TABLE if name.startswith(("cmt_ingest_", "cmt_bank_"))}
+    wanted -= {"cmt_bank_index_seconds", "cmt_bank_maintenance_seconds"}  # nothing is due for so few rows
     assert until(lambda: wanted <= names(), 10.0), wanted - names()
 
 

@@ -67,7 +67,7 @@ class SteppedModel(LexicalModel):
 class BrokenBank(InMemoryBank):
     """A bank whose disk is gone."""
 
-    def search(self, *arguments: Any) -> Any:
+    def search(self, *arguments: Any, **options: Any) -> Any:
         raise BankUnavailable("the disk is gone")
 
     def stats(self) -> StoredStats:

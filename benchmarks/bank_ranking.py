@@ -1,0 +1,84 @@
+"""Recall of squad_dev's questions through a real bank, by cosine, by cosine and words, and by rank fusion."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from benchmarks.bars import Figure, Report
+from cmt_core.backbone import pick_device
+from cmt_core.data.qa import read_qa
+from cmt_core.model_source import resolve_model
+from cmt_core.retriever import Retriever
+from services.bank.ranking import Ranking
+from services.bank.reader import BankReader
+from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.writer import BankWriter
+from services.settings import load_settings
+
+__all__ = ["measure_ranking"]
+
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+_RANKINGS = [
+    *(Ranking("dense"), Ranking("rrf")),
+    *(Ranking("hybrid", weight) for weight in (0.2, 0.4, 0.6)),
+]
+
+
+def measure_ranking(report: Report) -> None:
+    """All 2,067 paragraphs in one bank, half of them indexed or all; BENCH_QUESTIONS questions (2,000)."""
+    settings = load_settings()
+    torch.set_num_threads(2)
+    folder = resolve_model(settings.model.retriever, settings.model.cache_dir.expanduser(), print)
+    retriever = Retriever(folder, pick_device("cpu"))
+    examples = list(read_qa(settings.data_dir / "squad_dev.jsonl.gz"))
+    texts = {example.doc_id: (example.title, example.text) for example in examples}
+    random.Random(0).shuffle(examples)
+    asked = examples[: int(os.environ.get("BENCH_QUESTIONS", "2000"))]
+    keys = retriever.keys([f"{title}\n{text}" for title, text in texts.values()])
+    questions = retriever.keys([example.question for example in asked]).astype(np.float32)
+    layout = BankLayout("bench", keys.shape[1], 16)
+    with tempfile.TemporaryDirectory() as name:
+        uri = f"{name}/bank"
+        with BankWriter(uri, layout, maintain_every=0) as writer:
+            documents = [
+                DocumentWrite("default", doc_id, title, None, None, None, None, Position(0, 0, n, _EPOCH), (chunk,))
+                for n, (doc_id, (title, text)) in enumerate(texts.items())
+                for chunk in (Chunk(text, keys[n], bytes(16), 1),)
+            ]
+            writer.commit(documents[::2])
+            writer.optimize()
+            writer.commit(documents[1::2])
+            _measure(report, uri, layout, "half indexed", asked, questions, [Ranking("hybrid")])
+            writer.optimize()
+        _measure(report, uri, layout, "all indexed", asked, questions, _RANKINGS)
+
+
+def _measure(
+    report: Report,
+    uri: str,
+    layout: BankLayout,
+    state: str,
+    asked: list,
+    questions: np.ndarray,
+    rankings: list[Ranking],
+) -> None:
+    for ranking in rankings:
+        reader = BankReader(uri, layout, 60.0, ranking=ranking)
+        found, taken = [], []
+        for example, key in zip(asked, questions, strict=True):
+            started = time.perf_counter()
+            hits = reader.search(key[None], 4, texts=[example.question])[0]
+            taken.append(time.perf_counter() - started)
+            found.append([hit.doc_id == example.doc_id for hit in hits])
+        weight = f" {ranking.word_weight}" if ranking.mode == "hybrid" else ""
+        for k in (1, 2, 4):
+            share = float(np.mean([any(hits[:k]) for hits in found]))
+            report.add(Figure(f"squad_dev, {ranking.mode}{weight}, {state}: recall@{k}", share, ""))
+        report.add(Figure(f"squad_dev, {ranking.mode}{weight}, {state}: p50", float(np.median(taken)) * 1e3, "ms"))

@@ -1,0 +1,74 @@
+"""The numbered steps that bring a bank of an older version up to date; the writer takes them when it opens a bank.
+
+A bank carries its number in its table's schema metadata. Steps are safe to repeat, since a crash may come between a step
+and the note of its number. Readers read every version up to their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from services.bank.index_state import WORDS_INDEX
+from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, schema_version
+from services.bank.words import words_index
+
+__all__ = ["MIGRATIONS", "Migration", "migrate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step: the version that it leads to, what it does, and the doing."""
+
+    version: int
+    title: str
+    apply: Callable[[Any], None]
+
+
+def _number_versions(table: Any) -> None:
+    if "seq" not in table.schema.names:
+        table.add_columns({"seq": "CAST(0 AS BIGINT)"})
+
+
+def _index_words(table: Any) -> None:
+    if WORDS_INDEX not in {one.name for one in table.list_indices()}:
+        table.create_index("text", config=words_index(), name=WORDS_INDEX)
+
+
+def _trim_memories(table: Any) -> None:
+    if "memory" in table.schema.names and pa.types.is_fixed_size_binary(table.schema.field("memory").type):
+        dataset = table.to_lance()
+        if "trimmed" in table.schema.names:  # of a try that was cut off
+            dataset.drop_columns(["trimmed"])
+        dataset.add_columns(_trimmed, read_columns=["memory"], batch_size=256)
+        dataset.drop_columns(["memory"])
+        table.checkout_latest()
+    if "trimmed" in table.schema.names:
+        table.alter_columns({"path": "trimmed", "rename": "memory"})
+
+
+def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    memories = (one if one is None else one.rstrip(b"\0") for one in batch["memory"].to_pylist())
+    return pa.record_batch([pa.array(list(memories), pa.binary())], names=["trimmed"])
+
+
+MIGRATIONS: Sequence[Migration] = (
+    Migration(2, "producers can number the versions of a document", _number_versions),
+    Migration(3, "the words of the texts are indexed", _index_words),
+    Migration(4, "memories are kept without the zeros at their end", _trim_memories),
+)
+
+
+def migrate(table: Any) -> list[Migration]:
+    """Brings a table up to this program's version and gives the steps taken. Raises what Lance raises."""
+    taken = [step for step in MIGRATIONS if step.version > schema_version(table.schema)]
+    for step in taken:
+        step.apply(table)
+        table.checkout_latest()
+    if taken:
+        table.to_lance().update_schema_metadata({SCHEMA_KEY.decode(): str(SCHEMA_VERSION)})
+        table.checkout_latest()
+    return taken

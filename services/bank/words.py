@@ -1,0 +1,50 @@
+"""BM25 scores of a bank's rows for a question, from LanceDB's full-text index and from the rows that it does not cover yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lancedb.index import FTS
+from lancedb.query import MatchQuery
+
+from services.bank.index_state import IndexState
+
+__all__ = ["TAIL_ROWS", "word_scores", "words_index"]
+
+TAIL_ROWS = 512
+"""Unindexed rows that a search still reads: a tenth of a millisecond each, for stemming."""
+
+
+def words_index() -> FTS:
+    """English words, stemmed, without stop words and accents."""
+    return FTS(with_position=False, language="English", stem=True, remove_stop_words=True, ascii_folding=True)
+
+
+def word_scores(
+    table: Any, text: str, where: str, pool: int, near: Sequence[int], state: IndexState
+) -> dict[int, float]:
+    """{row id: BM25} of the `pool` best visible rows by words, and of those of `near` that share a word with the text.
+
+    `near` are visible rows that were found by key. A short unindexed tail is searched as a whole. Of a long one, which is
+    there while ingest runs faster than the index can be built, only rows of `near` are scored.
+    """
+    if state.words_tail_rows <= TAIL_ROWS:
+        scores = _matches(table, text, where, pool, fast=False)
+        complete = len(scores) < pool
+    else:
+        scores = _matches(table, text, where, pool, fast=True) if state.words_rows else {}
+        complete = False
+    missing = [row for row in near if row not in scores]
+    if missing and not complete:
+        among = f"_rowid IN ({', '.join(str(row) for row in missing)})"
+        scores |= _matches(table, text, among, len(missing), fast=False)
+    return scores
+
+
+def _matches(table: Any, text: str, where: str, limit: int, *, fast: bool) -> dict[int, float]:
+    query = table.search(MatchQuery(text, "text"), query_type="fts").where(where, prefilter=True)
+    if fast:
+        query = query.fast_search()
+    rows = query.select(["_score"]).with_row_id(True).limit(limit).to_arrow()
+    return dict(zip(rows["_rowid"].to_pylist(), rows["_score"].to_pylist(), strict=True))
