@@ -1,4 +1,4 @@
-"""What every test needs: logging is left as it was found."""
+"""What every test needs: logging is left as it was found, and a slow machine fails no property."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("cmt", deadline=None)  # timing belongs in benchmarks
+settings.load_profile("cmt")
 
 
 @pytest.fixture(autouse=True)
