@@ -1,0 +1,126 @@
+"""Claims about searching a bank by key and by words together, on a real LanceDB table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pytest
+
+from services.bank import words
+from services.bank.document_filter import DocumentFilter
+from services.bank.ranking import Ranking
+from services.bank.reader import BankReader
+from services.bank.schema import DocumentWrite
+from services.bank.writer import BankWriter
+from tests.integration.test_bank import LAYOUT, T0, at, delete, key_of, seconds_clock, write
+
+QUERY = np.eye(LAYOUT.d_key, dtype=np.float32)[:1]
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "bank")
+
+
+@pytest.fixture
+def reader(uri: str) -> BankReader:
+    return BankReader(uri, LAYOUT, 0, ranking=Ranking("hybrid", 4.0))
+
+
+def near(document: DocumentWrite, cosine: float) -> DocumentWrite:
+    """The document with all its keys at a cosine of the query's."""
+    key = np.zeros(LAYOUT.d_key, np.float32)
+    key[:2] = cosine, np.sqrt(1 - cosine**2)
+    return replace(document, chunks=tuple(replace(chunk, key=key) for chunk in document.chunks))
+
+
+def filled(uri: str) -> BankWriter:
+    """Near documents without the word, and one far away that has it."""
+    writer = BankWriter(uri, LAYOUT, maintain_every=0, ann_rows=0, clock=seconds_clock())
+    others = [near(write(f"d{n}", at(n), f"nothing of interest, {n}"), 0.9 - n / 100) for n in range(9)]
+    writer.commit([*others, near(write("storm", at(20), "Storms hit the Zanzibar coast", source="wire"), 0.1)])
+    return writer
+
+
+def found(reader: BankReader, text: str, k: int = 3, **options: object) -> list[str]:
+    return [hit.doc_id for hit in reader.search(QUERY, k, texts=[text], **options)[0]]
+
+
+def test_document_is_found_by_its_words_as_soon_as_it_is_committed_and_after_indexing(
+    uri: str, reader: BankReader
+) -> None:
+    with filled(uri) as writer:
+        assert found(reader, "What did the storm do in Zanzibar?")[0] == "storm"
+        writer.optimize()
+        assert found(reader, "What did the storm do in Zanzibar?")[0] == "storm"
+        writer.commit([near(write("second", at(30), "Zanzibar Zanzibar, another storm in Zanzibar"), 0.0)])
+        assert set(found(reader, "storm Zanzibar", k=2)) == {"storm", "second"}
+
+
+def test_score_stays_the_cosine_whatever_the_order(uri: str, reader: BankReader) -> None:
+    with filled(uri):
+        first, second = reader.search(QUERY, 2, texts=["Zanzibar"])[0]
+    assert (first.doc_id, second.doc_id) == ("storm", "d0")
+    assert (first.score, second.score) == (pytest.approx(0.1, abs=1e-2), pytest.approx(0.9, abs=1e-2))
+    assert first.rank == pytest.approx(first.score + 4.0)
+    assert second.rank == pytest.approx(second.score)
+
+
+def test_words_find_nothing_that_the_question_may_not_see(uri: str, reader: BankReader) -> None:
+    with filled(uri) as writer:
+        writer.optimize()
+        assert "storm" not in found(reader, "Zanzibar", as_of=T0)
+        assert "storm" not in found(reader, "Zanzibar", namespace="other")
+        assert "storm" not in found(reader, "Zanzibar", wanted=DocumentFilter(sources=("paper",)))
+        assert found(reader, "Zanzibar", wanted=DocumentFilter(sources=("wire",))) == ["storm"]
+        writer.commit([delete("storm", at(40))])  # second 2
+        assert "storm" not in found(reader, "Zanzibar")
+        assert found(reader, "Zanzibar", as_of=T0 + timedelta(seconds=1))[0] == "storm"
+
+
+def test_bank_without_a_words_index_is_searched_by_words_too(uri: str, reader: BankReader) -> None:
+    filled(uri).close()
+    lancedb.connect(uri).open_table("memories").drop_index("text_idx")
+    assert found(reader, "Zanzibar")[0] == "storm"
+
+
+def test_of_a_long_unindexed_tail_the_candidates_of_the_keys_are_scored(
+    uri: str, reader: BankReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(uri) as writer:
+        writer.optimize()
+        writer.commit([near(write("late", at(50), "Zanzibar again"), 0.5)])
+        monkeypatch.setattr(words, "TAIL_ROWS", 0)
+        assert set(found(reader, "Zanzibar", k=2)) == {"late", "storm"}
+
+
+@pytest.mark.parametrize("text", ["", "the of and", "???", "\"'`\\ AND (title:x OR *", "漢字 \U0001f4f0", "x" * 5000])
+def test_question_without_known_words_is_answered_by_the_keys(uri: str, reader: BankReader, text: str) -> None:
+    with filled(uri):
+        assert found(reader, text) == ["d0", "d1", "d2"]
+
+
+def test_chunks_of_a_document_count_once_unless_asked(uri: str, reader: BankReader) -> None:
+    with BankWriter(uri, LAYOUT, maintain_every=0) as writer:
+        long = near(write("long", at(0), *(f"part {n}" for n in range(100))), 0.9)
+        writer.commit([long, write("a", at(1), "x"), write("b", at(2), "y")])
+        hits = reader.search(QUERY, 3, texts=["part"])[0]
+        assert sorted(hit.doc_id for hit in hits) == ["a", "b", "long"]
+        every = reader.search(QUERY, 3, texts=["part"], every_chunk=True)[0]
+        assert [hit.doc_id for hit in every] == ["long"] * 3
+
+
+def test_texts_must_fit_the_keys(uri: str, reader: BankReader) -> None:
+    with pytest.raises(ValueError, match="2 texts for 1 keys"):
+        reader.search(QUERY, 1, texts=["a", "b"])
+
+
+def test_each_question_of_a_batch_has_its_own_words(uri: str, reader: BankReader) -> None:
+    with filled(uri):
+        keys = np.concatenate([QUERY, key_of("other")[None]])
+        first, second = reader.search(keys, 1, texts=["interest 7", "Zanzibar"])
+    assert [hit.doc_id for hit in (*first, *second)] == ["d7", "storm"]
