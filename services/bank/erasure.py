@@ -9,7 +9,7 @@ from typing import Any
 from services.bank.filters import ended_before, of_documents
 from services.bank.indexing import rebuild_words
 
-__all__ = ["erase_documents", "remove_history"]
+__all__ = ["erase_deleted", "erase_documents", "remove_history"]
 
 
 def erase_documents(table: Any, documents: Sequence[tuple[str, str]]) -> int:
@@ -23,6 +23,12 @@ def erase_documents(table: Any, documents: Sequence[tuple[str, str]]) -> int:
     removed = int(table.count_rows(where))
     if removed:
         table.delete(where)
+    erase_deleted(table)
+    return removed
+
+
+def erase_deleted(table: Any) -> None:
+    """Takes deleted rows out of the table's files, of its older versions and of its words index."""
     dataset = table.to_lance()
     dataset.optimize.compact_files(
         target_rows_per_fragment=1,  # no fragment is merged: only those with deleted rows are written again
@@ -37,7 +43,6 @@ def erase_documents(table: Any, documents: Sequence[tuple[str, str]]) -> int:
         older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
     )
     table.checkout_latest()
-    return removed
 
 
 def remove_history(table: Any, before: datetime) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from services.bank.erasure import erase_deleted
 from services.bank.fence import WriterFence
 from services.bank.filters import changed_after, of_documents
 from services.bank.indexing import update_indexes
@@ -155,6 +156,9 @@ def _settle(source: Any, target: Any, layout: BankLayout, encode: Encode) -> Non
     for namespace, doc_id, chunk_no, epoch, partition, offset in copied.keys() - kept.keys():
         place = f"chunk_no = {chunk_no} AND topic_epoch = {epoch} AND partition = {partition} AND offset = {offset}"
         target.delete(f"{of_documents([(namespace, doc_id)])} AND {place}")
+    if copied.keys() - kept.keys():
+        target.checkout_latest()
+        erase_deleted(target)
     changed = sorted({row[:2] for row, ends in kept.items() if copied.get(row) != ends})
     for start in range(0, len(changed), _BATCH_ROWS):
         _copy(source, target, of_documents(changed[start : start + _BATCH_ROWS]), layout, encode, merging=True)

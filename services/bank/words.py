@@ -29,12 +29,14 @@ def word_scores(
     `near` are visible rows that were found by key. A short unindexed tail is searched as a whole. Of a long one, which is
     there while ingest runs faster than the index can be built, only rows of `near` are scored.
     """
-    if state.words_tail_rows <= TAIL_ROWS:
-        scores = _matches(table, text, where, pool, fast=False)
-        complete = len(scores) < pool
+    fast = state.words_tail_rows > TAIL_ROWS
+    if fast and not state.words_rows:
+        scores: dict[int, float] = {}
+    elif state.has_keys and len(best := _best_visible(table, text, where, pool, fast)) >= pool // 4:
+        scores, fast = best, True
     else:
-        scores = _matches(table, text, where, pool, fast=True) if state.words_rows else {}
-        complete = False
+        scores = _matches(table, text, where, pool, fast=fast)
+    complete = not fast and len(scores) < pool  # every visible row with a word of the text is among them
     missing = [row for row in near if row not in scores]
     if missing and not complete:
         among = f"_rowid IN ({', '.join(str(row) for row in missing)})"
@@ -42,8 +44,15 @@ def word_scores(
     return scores
 
 
-def _matches(table: Any, text: str, where: str, limit: int, *, fast: bool) -> dict[int, float]:
-    query = table.search(MatchQuery(text, "text"), query_type="fts").where(where, prefilter=True)
+def _best_visible(table: Any, text: str, where: str, pool: int, fast: bool) -> dict[int, float]:
+    """Those of the best rows that are visible, at most `pool`: filtering a large bank's rows first takes longer."""
+    found = _matches(table, text, where, 4 * pool, fast=fast, prefilter=False)
+    best = sorted(found, key=lambda row: (-found[row], row))[:pool]
+    return {row: found[row] for row in best}
+
+
+def _matches(table: Any, text: str, where: str, limit: int, *, fast: bool, prefilter: bool = True) -> dict[int, float]:
+    query = table.search(MatchQuery(text, "text"), query_type="fts").where(where, prefilter=prefilter)
     if fast:
         query = query.fast_search()
     rows = query.select(["_score"]).with_row_id(True).limit(limit).to_arrow()

@@ -64,6 +64,7 @@ def test_old_memories_serve_and_ingest_goes_on_until_the_switch(uri: str) -> Non
     """While rows are encoded, others come, are replaced, and are erased: the new table has what the old one has at the end."""
     reader = BankReader(uri, LAYOUT, 0)
     writer = BankWriter(uri, LAYOUT, maintain_every=0, clock=lambda: T0 + timedelta(hours=1))
+    writer.commit([write("a", at(4), "Erasedword")])
     steps = iter([lambda: writer.commit([write("d", at(5), "d0"), write("c", at(6), "c1")])])
 
     def encode_while_others_write(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, bytes, int]]:
@@ -79,6 +80,7 @@ def test_old_memories_serve_and_ingest_goes_on_until_the_switch(uri: str) -> Non
     reindex_bank(uri, None, OTHER, encode_while_others_write, report=report)
     assert [row[:2] for row in found(BankReader(uri, OTHER, 0), 9999)] == [("c", "c1"), ("d", "d0")]
     assert BankReader(uri, OTHER, 0).history("a") == []
+    assert not any(b"erasedword" in path.read_bytes().lower() for path in Path(uri).rglob("*") if path.is_file())
 
 
 def test_rows_with_times_before_the_mark_are_not_missed(uri: str) -> None:

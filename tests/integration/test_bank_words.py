@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import lancedb
@@ -59,6 +59,25 @@ def test_document_is_found_by_its_words_as_soon_as_it_is_committed_and_after_ind
         assert found(reader, "What did the storm do in Zanzibar?")[0] == "storm"
         writer.commit([near(write("second", at(30), "Zanzibar Zanzibar, another storm in Zanzibar"), 0.0)])
         assert set(found(reader, "storm Zanzibar", k=2)) == {"storm", "second"}
+
+
+@pytest.mark.parametrize("moment", [None, T0 + timedelta(seconds=1)])
+def test_large_bank_with_a_keys_index_finds_by_words_what_the_question_may_see(
+    uri: str, reader: BankReader, moment: datetime | None
+) -> None:
+    """Most rows with the word are gone or of another namespace: those that are left are found all the same."""
+    with filled(uri) as writer:
+        crowd = [near(write(f"c{n}", at(100 + n), f"Zanzibar report {n}"), 0.2) for n in range(300)]
+        writer.commit(crowd)  # second 2
+        writer.commit([delete(f"c{n}", at(500 + n)) for n in range(300)])  # second 3
+        writer.commit([near(write(f"o{n}", at(900 + n), "Zanzibar", namespace="other"), 0.3) for n in range(40)])
+        writer._ann_rows = 100
+        writer.optimize()
+        assert found(reader, "coast of Zanzibar", as_of=moment)[0] == "storm"
+        assert found(reader, "coast of Zanzibar", as_of=T0 + timedelta(seconds=2))[0] == "storm"
+        assert found(reader, "report 77", k=1, as_of=T0 + timedelta(seconds=2)) == ["c77"]
+        assert not set(found(reader, "Zanzibar report 7", k=5, as_of=moment)) & {f"c{n}" for n in range(300)}
+        assert all(one.startswith("o") for one in found(reader, "Zanzibar", k=5, namespace="other"))
 
 
 def test_score_stays_the_cosine_whatever_the_order(uri: str, reader: BankReader) -> None:
