@@ -40,7 +40,7 @@ train: $(VENV)/.run  ## train a checkpoint from the start (hours on 2 cores; goe
 eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 	@$(BIN)/cmt eval stream --documents 600 --questions 300
 
-bench-query: $(VENV)/.dev  ## the query service under load, against its bars (half an hour; squad_dev in CMT_DATA_DIR)
+bench-query: $(VENV)/.dev  ## the query service under load, against its bars (16 minutes; squad_dev in CMT_DATA_DIR)
 	@$(BIN)/python -m benchmarks.query
 
 chart: $(VENV)/.dev  ## write what follows from the chart's values.yaml: its README table and values.schema.json
