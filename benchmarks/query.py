@@ -31,10 +31,12 @@ import torch
 import typer
 from ray import serve
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from benchmarks.query_plot import plot
 from cmt_core.data.qa import QAExample, read_qa
 from cmt_core.model import CMT
+from cmt_core.model_source import resolve_model
 from cmt_core.prompt import INSTRUCTION, question_text
 from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
@@ -94,7 +96,9 @@ def main(
         fetch_models(settings.model, console)
         cmt = load_cmt(settings)
         passages = _fill(settings, cmt, examples)
-        plain = {f"{mode}_k{k}": _plain_loop(cmt, examples[:loop], passages, mode, k) for mode, k in MODES}
+        stock = _stock_model(settings, cmt)
+        plain = {f"{mode}_k{k}": _plain_loop(cmt, stock, examples[:loop], passages, mode, k) for mode, k in MODES}
+        del stock
         about = {"device": str(cmt.backbone.device), "dtype": str(cmt.backbone.dtype), "model_id": cmt.model_id}
         del cmt
         with ray_session(settings.ray):
@@ -169,12 +173,21 @@ def _write(cmt: CMT, example: QAExample, offset: int) -> DocumentWrite:
     )
 
 
-def _plain_loop(cmt: CMT, examples: Sequence[QAExample], passages: dict[str, str], mode: str, k: int) -> float | None:
+def _stock_model(settings: Settings, cmt: CMT) -> Any:
+    """The LLM as transformers loads it: ours has its weights packed and its attention grouped (cmt_core/cpu_kernels.py)."""
+    folder = resolve_model(settings.model.llm, settings.model.cache_dir.expanduser(), console.print)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=cmt.backbone.dtype, attn_implementation="sdpa")
+    return model.eval().to(cmt.backbone.device)
+
+
+def _plain_loop(
+    cmt: CMT, model: Any, examples: Sequence[QAExample], passages: dict[str, str], mode: str, k: int
+) -> float | None:
     """Answers a second of `generate` alone, one question after the other, with k articles in the prompt (RAG) or none."""
     if mode == "memory":
         return None
     others = list(passages.values())
-    tokenizer, model = cmt.backbone.tokenizer, cmt.backbone.model
+    tokenizer = cmt.backbone.tokenizer
     newlines = [ids[0] for text in ("\n", "\n\n") if len(ids := cmt.tokens.ids(text)) == 1]
     stops = [tokenizer.eos_token_id, *newlines]  # as the service ends its answers
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmt_core.aggregation import Chosen, stack
 from cmt_core.backbone import Backbone, PlacedCache
 
-__all__ = ["Context", "place", "place_chosen"]
+__all__ = ["Context", "place", "place_chosen", "place_rows"]
 
 
 @dataclass(slots=True)
@@ -37,9 +37,14 @@ def place(backbone: Backbone, prefix: Tensor, documents: Tensor, mask: Tensor, w
 
 def place_chosen(backbone: Backbone, prefix: Tensor, rows: Tensor, chosen: Chosen) -> Context:
     """Builds the context of prefix (p, X) and the chosen vectors' rows (B, S, X), in the order of `chosen`."""
-    B, p = rows.shape[0], len(prefix)
-    first = torch.arange(p, device=rows.device).expand(B, p)
-    x = torch.cat([prefix.expand(B, -1, -1), rows], dim=1)
+    x = torch.cat([prefix.expand(rows.shape[0], -1, -1), rows], dim=1)
+    return place_rows(backbone, x, len(prefix), chosen)
+
+
+def place_rows(backbone: Backbone, x: Tensor, p: int, chosen: Chosen) -> Context:
+    """Builds the context of rows x (B, p + S, X): a prefix of p, then the chosen vectors in the order of `chosen`."""
+    B = x.shape[0]
+    first = torch.arange(p, device=x.device).expand(B, p)
     seen = torch.cat([chosen.seen.new_ones(B, p), chosen.seen], dim=1)
     cache = backbone.cache(x, torch.cat([first, p + chosen.positions], dim=1))
     return Context(cache, seen, p + chosen.length)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from cmt_core.backbone_family import check_computation, check_parts, sliding_windows
+from cmt_core.cpu_kernels import grouped_masks, is_grouped, tune_for_cpu
 from cmt_core.errors import ModelSourceError, one_line
 
 __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
@@ -85,7 +86,10 @@ class Backbone:
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelSourceError(f"model folder {folder} can't be loaded: {one_line(error)}") from None
-        return cls(model.to(device), tokenizer)
+        model.to(device)
+        if device.type == "cpu":
+            tune_for_cpu(model)
+        return cls(model, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -159,6 +163,8 @@ class Backbone:
     def _run(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: PlacedCache) -> Tensor:
         columns = cache.open_columns(positions)
         masks = self._windows.masks(attend, positions, columns) if self._windows else attend
+        if is_grouped(self.model):
+            masks = grouped_masks(masks, self.query_heads // self.shape.heads, self.dtype)
         out = self.model.model(
             input_ids=ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
         )

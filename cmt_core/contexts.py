@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cmt_core.aggregation import Select, likely, question_queries, question_states, rank_prior, score_prior
-from cmt_core.alignment import place, place_chosen
+from cmt_core.aggregation import Chosen, Select, likely, question_queries, question_states, rank_prior, score_prior
+from cmt_core.alignment import place, place_rows
 from cmt_core.backbone import Backbone
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import MemoryFormatError
@@ -50,8 +50,10 @@ class Contexts:
             return self._single_context(self.soft, questions, memories)
         if self.select is not None:
             return self._selected(self.select, questions, memories, scores)
-        documents, mask = self._documents(memories)
+        decoded = self._decoded(memories)
+        mask = self._mask(decoded)
         rooms = [len(row) * self.config.room_tokens for row in memories]
+        documents = self._padded(decoded, mask.shape[1:])
         return self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
 
     def of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
@@ -84,24 +86,33 @@ class Contexts:
         kept = [list(range(len(row))) for row in memories]
         if scores is not None:
             kept = [_likely(row) for row in scores]
-        documents, mask = self._documents([[row[i] for i in own] for row, own in zip(memories, kept, strict=True)])
+        decoded = self._decoded([[row[i] for i in own] for row, own in zip(memories, kept, strict=True)])
+        mask = self._mask(decoded)
         prior = rank_prior(mask)
         if scores is not None:
             left = [[row[i] for i in own] for row, own in zip(scores, kept, strict=True)]
             prior = score_prior(_rectangle(left, 0.0).to(mask.device), mask)
-        B, k, T, X = documents.shape
-        chosen = select.choose(self._attention(select, questions, documents, mask), prior, mask)
-        first = torch.arange(B, device=mask.device)[:, None] * (
-            k * T
-        )  # index_select copies rows, gather single numbers
-        rows = documents.view(-1, X).index_select(0, (first + chosen.index).view(-1)).view(B, -1, X)
-        context = place_chosen(self.backbone, self.reading_prefix, rows, chosen)
+        chosen = select.choose(self._attention(select, questions, decoded, mask), prior, mask)
+        context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
         original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
-        owner = original.gather(1, chosen.index // T)
-        prefix = owner.new_full((B, len(self.reading_prefix)), -1)
+        owner = original.gather(1, chosen.index // mask.shape[2])
+        prefix = owner.new_full((len(owner), len(self.reading_prefix)), -1)
         return Reading(context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.tokens.stop_ids)
 
-    def _attention(self, select: Select, questions: Sequence[str], documents: Tensor, mask: Tensor) -> Tensor:
+    def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Chosen) -> Tensor:
+        """Rows (B, p + S, X) of the reading prefix and the chosen vectors: every row is copied twice, and no padding is."""
+        p, T = len(self.reading_prefix), mask.shape[2]
+        table = torch.cat([self.reading_prefix, *(part for row in decoded for part in row)])  # (p + all tokens, X)
+        sizes = mask.sum(dim=-1)  # (B, k)
+        starts = p + (sizes.flatten().cumsum(0) - sizes.flatten()).view_as(sizes)
+        index = starts.gather(1, chosen.index // T) + chosen.index % T
+        index = index.where(chosen.seen, 0)
+        index = torch.cat([torch.arange(p, device=mask.device).expand(len(mask), -1), index], dim=1)
+        return table.index_select(0, index.view(-1)).view(*index.shape, -1)
+
+    def _attention(
+        self, select: Select, questions: Sequence[str], decoded: Sequence[Sequence[Tensor]], mask: Tensor
+    ) -> Tensor:
         """ψ's cross-attention (B, k, T); even for a question whose one document is kept whole whatever it says."""
         sizes = mask.sum(dim=-1)  # (B, k)
         attention = mask / sizes.clamp_min(1)[..., None]
@@ -110,7 +121,8 @@ class Contexts:
         if len(rows):
             prompts = [self.tokens.prompt(questions[row]) for row in rows.tolist()]
             queries = question_queries(self.backbone, self.reading_prefix, prompts)
-            attention[rows] = select.attention(queries, select.keys(documents[rows]), mask[rows])
+            documents = self._padded([decoded[row] for row in rows.tolist()], mask.shape[1:])
+            attention[rows] = select.attention(queries, select.keys(documents), mask[rows])
         return attention
 
     def _single_context(
@@ -131,28 +143,30 @@ class Contexts:
         given = [shares[row, : len(own)].tolist() for row, own in enumerate(memories)]
         return replace(reading, sizes=[len(row) for row in memories], shares=given)
 
-    def _documents(self, memories: Sequence[Sequence[bytes]]) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, k, T, X) of packed memories before they are placed, and their mask (B, k, T)."""
-        decoded = iter(self._decoded([memory for row in memories for memory in row]))  # of (t, X)
-        rows = [[next(decoded) for _ in row] for row in memories]
-        T = bucket(max(len(part) for row in rows for part in row))
-        B, k, X = len(rows), max(map(len, rows)), self.backbone.shape.width
-        documents = torch.zeros(B, k, T, X, dtype=self.backbone.dtype, device=self.backbone.device)
-        mask = torch.zeros(B, k, T, dtype=torch.long, device=self.backbone.device)
-        for b, row in enumerate(rows):
-            for i, part in enumerate(row):
-                documents[b, i, : len(part)] = part
-                mask[b, i, : len(part)] = 1
-        return documents, mask
-
-    def _decoded(self, memories: Sequence[bytes]) -> list[Tensor]:
-        """Keys and values (t, X) of packed memories; those read lately are not decoded again."""
-        fresh = [memory for memory in dict.fromkeys(memories) if memory not in self.decoded]
-        found = {memory: self.decoded[memory] for memory in memories if memory in self.decoded}
+    def _decoded(self, memories: Sequence[Sequence[bytes]]) -> list[list[Tensor]]:
+        """Keys and values (t, X) of packed memories before they are placed; those read lately are not decoded again."""
+        flat = [memory for row in memories for memory in row]
+        fresh = [memory for memory in dict.fromkeys(flat) if memory not in self.decoded]
+        found = {memory: self.decoded[memory] for memory in flat if memory in self.decoded}
         if fresh:
             found.update(zip(fresh, self.format.read(fresh), strict=True))
         self.decoded.update(found)
-        return [found[memory] for memory in memories]
+        return [[found[memory] for memory in row] for row in memories]
+
+    def _mask(self, decoded: Sequence[Sequence[Tensor]]) -> Tensor:
+        """(B, k, T): which of T columns, a whole bucket, are tokens of each document."""
+        sizes = _rectangle([[len(part) for part in row] for row in decoded], 0)
+        columns = torch.arange(bucket(int(sizes.max())))
+        return (columns < sizes[..., None]).long().to(self.backbone.device)
+
+    def _padded(self, decoded: Sequence[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
+        """Documents (B, k, T, X) with zeros behind their own tokens, `size` being (k, T)."""
+        X = self.backbone.shape.width
+        documents = torch.zeros(len(decoded), *size, X, dtype=self.backbone.dtype, device=self.backbone.device)
+        for b, row in enumerate(decoded):
+            for i, part in enumerate(row):
+                documents[b, i, : len(part)] = part
+        return documents
 
     def _placed(
         self, prefix: Tensor, documents: Tensor, mask: Tensor, rooms: Sequence[int], stop_ids: set[int]

@@ -65,7 +65,7 @@ class KVCodeFormat:
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
         """See MemoryFormat."""
         codes, lengths = self.codes(memories)
-        return list(torch.split(codes.to(self._decoder.dtype) @ self._decoder + self._offset, lengths))
+        return list(torch.split(torch.addmm(self._offset, codes.to(self._decoder.dtype), self._decoder), lengths))
 
     def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""

@@ -1,0 +1,85 @@
+"""How a CPU reads the frozen LLM faster: weights packed once for its matrix kernels, attention by groups of query heads.
+
+Both compute what the model computes. Packing is what PyTorch's compiler does when it freezes a model (oneDNN's own layout,
+instead of a conversion in every call); grouping lets the query heads that share a key/value head be rows of one product over it.
+docs/decisions/0007-weights-are-packed-on-a-cpu.md has the figures.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+__all__ = ["grouped_masks", "is_grouped", "tune_for_cpu"]
+
+_GROUPED = "cmt_grouped"
+
+
+def tune_for_cpu(model: Any) -> None:
+    """Packs a loaded model's bfloat16 matrices (its own stay, for gradients and the fingerprint) and groups its heads."""
+    if torch.backends.mkldnn.is_available():
+        for module in model.modules():
+            if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
+                # on the instance: a module of another class would change the names that the fingerprint goes by
+                packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+                module.forward = functools.partial(_linear, module, packed)
+    AttentionInterface.register(_GROUPED, _grouped_attention)
+    AttentionMaskInterface.register(_GROUPED, sdpa_mask)
+    model.set_attn_implementation(_GROUPED)
+
+
+def is_grouped(model: Any) -> bool:
+    """Whether a model's attention goes by groups of heads."""
+    return bool(model.config._attn_implementation == _GROUPED)
+
+
+def grouped_masks(masks: Tensor | dict[str, Tensor], groups: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """What is added to the scores (B, 1, groups * Q, S) where masks (B, 1, Q, S) say what is seen; once for all layers."""
+    if isinstance(masks, dict):
+        return {kind: _added(mask, groups, dtype) for kind, mask in masks.items()}
+    return _added(masks, groups, dtype)
+
+
+def _added(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return added.repeat(1, 1, groups, 1)
+
+
+def _linear(module: nn.Linear, packed: Tensor, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return functional.linear(x, module.weight, module.bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, module.bias, "none", [], "")
+    return product
+
+
+def _grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of queries (B, heads, Q, d) over keys and values (B, H, S, d); the mask has heads / H * Q rows, or Q."""
+    B, heads, Q, d = query.shape
+    H = key.shape[1]
+    if attention_mask is None or attention_mask.shape[1] != 1:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        return out, None
+    rows = heads // H * Q
+    if attention_mask.shape[2] != rows:
+        attention_mask = attention_mask.repeat(1, 1, heads // H, 1)
+    grouped = query.reshape(B, H, rows, d)
+    attended = functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return attended.view(B, heads, Q, d).transpose(1, 2).contiguous(), None
