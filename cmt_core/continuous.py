@@ -119,6 +119,9 @@ class ContinuousBatch:
         """See TokenEngine."""
         if not self._running:
             return {}
+        if moved := self._cache.compact():
+            for one in self._running.values():
+                one.slots = [moved.get(slot, slot) for slot in one.slots]
         tokens = torch.zeros(len(self._cache), dtype=torch.long)
         for one in self._running.values():
             tokens[one.slots] = one.token
@@ -138,10 +141,8 @@ class ContinuousBatch:
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """See TokenEngine."""
-        for slot in sorted(self._running.pop(row).slots, reverse=True):
-            moved = self._cache.free(slot)
-            for other in self._running.values():
-                other.slots = [slot if mine == moved else mine for mine in other.slots]
+        for slot in self._running.pop(row).slots:
+            self._cache.free(slot)
 
 
 def _generator(sampling: Sampling) -> torch.Generator | None:

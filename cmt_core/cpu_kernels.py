@@ -7,7 +7,7 @@ docs/decisions/0007-weights-are-packed-on-a-cpu.md has the figures.
 
 from __future__ import annotations
 
-import functools
+import copy
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ _GROUPED = "cmt_grouped"
 
 def tune_for_cpu(model: Any) -> None:
     """Packs a loaded model's bfloat16 matrices (its own stay, for gradients and the fingerprint) and groups its heads."""
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         for module in model.modules():
             if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
                 # on the instance: a module of another class would change the names that the fingerprint goes by
                 packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
-                module.forward = functools.partial(_linear, module, packed)
+                module.forward = _PackedLinear(module, packed)  # type: ignore[assignment, method-assign]
     AttentionInterface.register(_GROUPED, _grouped_attention)
     AttentionMaskInterface.register(_GROUPED, sdpa_mask)
     model.set_attn_implementation(_GROUPED)
@@ -52,11 +52,26 @@ def _added(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return added.repeat(1, 1, groups, 1)
 
 
-def _linear(module: nn.Linear, packed: Tensor, x: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return functional.linear(x, module.weight, module.bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, module.bias, "none", [], "")
-    return product
+class _PackedLinear:
+    """A linear layer's product on packed weights; on its own ones where a gradient is wanted or they have changed since.
+
+    A copy of a model is made to be changed, and stays unpacked.
+    """
+
+    def __init__(self, module: nn.Linear, packed: Tensor | None) -> None:
+        self._module, self._packed = module, packed
+        self._version = -1 if packed is None else module.weight._version
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PackedLinear:
+        return _PackedLinear(copy.deepcopy(self._module, memo), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self._module.weight, self._module.bias
+        learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if learning or weight._version != self._version:
+            return functional.linear(x, weight, bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+        return product
 
 
 def _grouped_attention(

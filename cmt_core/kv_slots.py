@@ -13,15 +13,18 @@ _BUCKET_COLUMNS = 32  # attention reads whole buckets: every new shape costs the
 
 
 class KVSlots:
-    """Keys and values (N, H, C, d) of L layers for N slots, of which the first `len()` are in use, without holes.
+    """Keys and values (N, H, C, d) of L layers for N slots, of which the first `len()` are in use.
 
-    `update` is what a forward pass of transformers calls; it writes each slot's new token at the slot's own end.
+    A slot given up is a hole until the next sequence takes it; `compact` moves others into those that are left, before a step
+    would compute them. `update` is what a forward pass of transformers calls; it writes each slot's new token at the slot's
+    own end.
     """
 
     def __init__(self, shape: KVShape, device: torch.device, dtype: torch.dtype) -> None:
         self._shape, self._device, self._dtype = shape, device, dtype
         self._lengths: list[int] = []
         self._positions: list[int] = []
+        self._holes: set[int] = set()
         self._keys = self._room(0, 0)
         self._values = self._room(0, 0)
         self._columns = torch.zeros(0, 0, dtype=torch.long, device=device)  # (N, C) each column's position
@@ -32,31 +35,39 @@ class KVSlots:
         return len(self._lengths)
 
     def take(self, cache: PlacedCache, row: int, seen: Tensor, position: int) -> int:
-        """Copies the columns of `cache` that a row sees (S,) into a new slot; its next token stands at `position`."""
-        columns = seen.nonzero().squeeze(1)
-        slot, length = len(self._lengths), len(columns)
-        self._reserve(slot + 1, length)
-        self._columns[slot, :length] = cache.positions[row][columns]
-        for layer, kept in enumerate(cache.layers):
-            self._keys[layer][slot, :, :length] = kept.keys[row][:, columns]
-            self._values[layer][slot, :, :length] = kept.values[row][:, columns]
-        self._lengths.append(length)
-        self._positions.append(position)
+        """Copies the columns of `cache` that a row sees (S,) into a free slot; its next token stands at `position`."""
+        runs = _runs(seen)
+        length = sum(stop - start for start, stop in runs)
+        slot = self._free_slot(length)
+        at = 0
+        for start, stop in runs:  # slices: an index would copy every column twice
+            end = at + stop - start
+            self._columns[slot, at:end] = cache.positions[row, start:stop]
+            for layer, kept in enumerate(cache.layers):
+                self._keys[layer][slot, :, at:end] = kept.keys[row, :, start:stop]
+                self._values[layer][slot, :, at:end] = kept.values[row, :, start:stop]
+            at = end
+        self._lengths[slot], self._positions[slot] = length, position
         return slot
 
-    def free(self, slot: int) -> int:
-        """Gives a slot up; the last slot moves into its place, and its old number is returned."""
-        last = len(self._lengths) - 1
-        if slot != last:
-            length = self._lengths[last]
-            self._columns[slot, :length] = self._columns[last, :length]
-            for layer in range(self._shape.layers):
-                self._keys[layer][slot, :, :length] = self._keys[layer][last, :, :length]
-                self._values[layer][slot, :, :length] = self._values[layer][last, :, :length]
-        self._lengths[slot], self._positions[slot] = self._lengths[last], self._positions[last]
-        self._lengths.pop()
-        self._positions.pop()
-        return last
+    def free(self, slot: int) -> None:
+        """Gives a slot up."""
+        self._holes.add(slot)
+
+    def compact(self) -> dict[int, int]:
+        """Moves the last slots into the holes, and gives the new number of each that moved."""
+        moved: dict[int, int] = {}
+        while self._holes:
+            last = len(self._lengths) - 1
+            if last in self._holes:
+                self._holes.remove(last)
+            else:
+                moved[last] = min(self._holes)
+                self._holes.remove(moved[last])
+                self._move(last, moved[last])
+            self._lengths.pop()
+            self._positions.pop()
+        return moved
 
     def open_column(self) -> tuple[Tensor, Tensor]:
         """Makes room for one more token in every slot: its positions (n, 1), and what it may see (n, 1, 1, C)."""
@@ -84,6 +95,25 @@ class KVSlots:
         self._values[layer][slots, :, self._at] = values[:, :, 0]
         return self._keys[layer][:n, :, : self._width], self._values[layer][:n, :, : self._width]
 
+    def _free_slot(self, length: int) -> int:
+        """A hole, or a new slot behind the others, with room for `length` columns."""
+        if self._holes:
+            slot = min(self._holes)
+            self._holes.remove(slot)
+        else:
+            slot = len(self._lengths)
+            self._lengths.append(0)
+            self._positions.append(0)
+        self._reserve(len(self._lengths), length)
+        return slot
+
+    def _move(self, source: int, target: int) -> None:
+        length = self._lengths[source]
+        self._columns[target, :length] = self._columns[source, :length]
+        for kept in (*self._keys, *self._values):
+            kept[target, :, :length] = kept[source, :, :length]
+        self._lengths[target], self._positions[target] = length, self._positions[source]
+
     def _reserve(self, slots: int, columns: int) -> None:
         """Grows by doubling slots and by whole buckets of columns; what is kept for a full batch is used again."""
         n, _, c, _ = self._keys[0].shape
@@ -101,6 +131,12 @@ class KVSlots:
         # zeros, not empty: a masked column still enters the weighted sum with weight 0, and 0 * NaN is NaN
         shape = (slots, self._shape.heads, columns, self._shape.head_dim)
         return [torch.zeros(shape, device=self._device, dtype=self._dtype) for _ in range(self._shape.layers)]
+
+
+def _runs(seen: Tensor) -> list[tuple[int, int]]:
+    """Start and stop of every run of columns that are seen (S,)."""
+    edges = torch.nn.functional.pad(seen.int(), (1, 1)).diff().nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _bucket(columns: int) -> int:

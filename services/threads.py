@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["available_cores", "use_all_cores"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_SPINS = "500"
 
 
 def available_cores(quota_file: Path = _QUOTA) -> int:
@@ -25,8 +26,10 @@ def use_all_cores(gpus: float = 0.0, sharing: int = 1) -> None:
     """Sets OMP_NUM_THREADS to the available cores, divided by `sharing` actors; nothing on a GPU or where it was set.
 
     Ray tells an actor of one logical CPU to use one thread, which would slow an LLM on CPUs down manifold. Waiting threads
-    sleep instead of spinning: the compressor and the LLM share the cores, and two that spin slow each other down tenfold.
+    spin for a few microseconds and then sleep: an LLM's small products need their partner at once, but the compressor and
+    the LLM share the cores, and two that spin for long slow each other down tenfold (docs/decisions/0023).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     if not gpus and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // max(1, sharing)))

@@ -114,6 +114,23 @@ def test_left_slots_are_used_again_and_leave_no_trace(exact_cmt: CMT, corpus: tu
     assert run.batch.step() == {}
 
 
+def test_those_who_join_take_the_slots_of_those_who_left_and_the_others_close_up(
+    exact_cmt: CMT, corpus: tuple[str, ...]
+) -> None:
+    queries = queries_of(exact_cmt, corpus)
+    reference = [alone(exact_cmt, query) for query in queries]
+    run = Run(exact_cmt)
+    run.join([0, 1, 2, 3, 4], queries)
+    run.step(2)
+    for number in (3, 0, 1):
+        run.leave(number)
+    run.join([5], queries)
+    run.step(TOKENS - 1)
+    for number in (2, 4, 5):
+        up_to_stop(run.written[number][:TOKENS], reference[number])
+    assert len(run.batch) == 3
+
+
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_seed_gives_the_same_answer_beside_any_neighbours(
     exact_cmt: CMT, corpus: tuple[str, ...], temperature: float

@@ -69,6 +69,19 @@ def test_a_tuned_model_keeps_its_fingerprint_and_gives_gradients_to_its_input() 
     torch.testing.assert_close(gradient(tuned), gradient(stock), rtol=0.1, atol=0.02)
 
 
+@needs_onednn
+@torch.no_grad()
+def test_a_copy_that_is_trained_further_computes_with_its_own_weights() -> None:
+    _, tuned = both("Llama", torch.bfloat16)
+    copied = copy.deepcopy(tuned.model)
+    before = copied.lm_head(torch.ones(1, 32).bfloat16())
+    torch.testing.assert_close(before, tuned.model.lm_head(torch.ones(1, 32).bfloat16()))
+    copied.lm_head.weight.add_(1)
+    changed = copied.lm_head(torch.ones(1, 32).bfloat16())
+    torch.testing.assert_close(changed - before, torch.full_like(before, 32), rtol=0.05, atol=1)
+    torch.testing.assert_close(tuned.model.lm_head(torch.ones(1, 32).bfloat16()), before)
+
+
 def gradient(backbone: Backbone) -> torch.Tensor:
     x = torch.randn(1, 6, backbone.shape.width, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
     attend = torch.ones(1, 1, 2, 8, dtype=torch.bool).tril(diagonal=6)
