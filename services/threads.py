@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["available_cores", "use_all_cores"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_SPINS = "500"
+_SPINS = "1000"
 
 
 def available_cores(quota_file: Path = _QUOTA) -> int:
@@ -29,7 +29,7 @@ def use_all_cores(gpus: float = 0.0, sharing: int = 1) -> None:
     spin for a few microseconds and then sleep: an LLM's small products need their partner at once, but the compressor and
     the LLM share the cores, and two that spin for long slow each other down tenfold (docs/decisions/0023).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # else libgomp lets only the main thread's partners spin
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     if not gpus and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // max(1, sharing)))
