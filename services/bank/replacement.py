@@ -18,25 +18,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
+from services.bank.heads import Heads
+from services.bank.schema import BankLayout
+
 __all__ = ["closed_rows", "commit_replacement", "staged_replacement"]
 
 _OFFSET_BITS = 32  # a row id is fragment << 32 | place in the fragment
 
 
-def closed_rows(table: Any, deleted: Mapping[int, bool], schema: pa.Schema, now: datetime) -> pa.Table:
-    """Rows of the table, complete, with the time of their end: {row id: by a delete, not by a newer version}."""
-    if not deleted:
+def closed_rows(table: Any, heads: Heads, ending: Mapping[int, bool], layout: BankLayout, now: datetime) -> pa.Table:
+    """Current rows, complete, with the time of their end: of `ending` {row id: by a delete, not by a newer version}.
+
+    A column costs some microseconds for every row that is read, so that what the heads have is not read again.
+    Raises RuntimeError when the table's version lacks a row, or what Lance raises.
+    """
+    schema = layout.arrow_schema()
+    if not ending:
         return schema.empty_table()
-    rows = table.take_row_ids(list(deleted)).with_row_id().to_arrow()
-    if rows.num_rows != len(deleted):
-        raise RuntimeError(f"{len(deleted) - rows.num_rows} rows to close are not in version {table.version}")
-    by_delete = pa.array([deleted[row_id] for row_id in rows["_rowid"].to_pylist()])
+    row_ids = pa.array(list(ending), pa.uint64())
+    rows = _in_order(heads.rows, row_ids)
     # the guard of an earlier delete is already deleted: whatever comes next supersedes it
-    by_delete = pc.and_(by_delete, pc.is_null(rows["deleted_at"]))
+    by_delete = pc.and_(pa.array(list(ending.values())), pc.is_null(rows["deleted_at"]))
     moment = pa.scalar(now, schema.field("deleted_at").type)
-    rows = _with_column(rows, "deleted_at", pc.if_else(by_delete, moment, rows["deleted_at"]))
-    rows = _with_column(rows, "superseded_at", pc.if_else(by_delete, rows["superseded_at"], moment))
-    return rows.select(schema.names).cast(schema)
+    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names if name != "_rowid"} | {
+        "deleted_at": pc.if_else(by_delete, moment, rows["deleted_at"]),
+        "superseded_at": pc.if_else(by_delete, pa.scalar(None, moment.type), moment),  # a current row has none
+        "model_id": pa.array([layout.model_id] * len(ending)),  # all rows of a bank have the same
+    }
+    rest = [name for name in schema.names if name not in columns]
+    taken = _in_order(table.take_row_ids(list(ending)).select(rest).with_row_id().to_arrow(), row_ids)
+    columns |= {name: taken[name] for name in rest}
+    return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
 def staged_replacement(dataset: Any, row_ids: Iterable[int], rows: pa.Table) -> lance.LanceOperation.Update:
@@ -68,5 +80,9 @@ def commit_replacement(dataset: Any, staged: lance.LanceOperation.Update) -> int
     return int(lance.LanceDataset.commit(dataset, staged, read_version=dataset.version).version)
 
 
-def _with_column(rows: pa.Table, name: str, values: Any) -> pa.Table:
-    return rows.set_column(rows.schema.get_field_index(name), name, values)
+def _in_order(rows: pa.Table, row_ids: pa.Array) -> pa.Table:
+    """The rows with these ids, in their order."""
+    places = pc.index_in(row_ids, value_set=rows["_rowid"].combine_chunks())
+    if places.null_count:
+        raise RuntimeError(f"{places.null_count} rows that a commit closes are not in the table")
+    return rows.take(places)

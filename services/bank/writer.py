@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 
@@ -15,6 +13,7 @@ import pyarrow as pa
 from services.bank.erasure import erase_documents, remove_history
 from services.bank.fence import WriterFence
 from services.bank.filters import CURRENT, of_documents
+from services.bank.heads import Document, Head, Heads, find_heads
 from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
 from services.bank.maintenance import MaintenanceReport, maintain_table, optimize_table
 from services.bank.object_store import require_conditional_put
@@ -26,7 +25,6 @@ from services.bank.schema import (
     CommitReport,
     DocumentDelete,
     DocumentWrite,
-    Position,
 )
 from services.bank.store import BankStore, WriterLock, bank_errors
 from services.errors import BankError, BankUnavailable
@@ -35,21 +33,10 @@ __all__ = ["BankWriter"]
 
 _log = logging.getLogger(__name__)
 
-_HEAD_COLUMNS = ["namespace", "doc_id", "topic_epoch", "partition", "offset", "record_time", "seq", "ingested_at"]
-_LOOKUP_DOCUMENTS = 4096
 _FORGET_EVERY_S = 3600.0
 _MICROSECOND = timedelta(microseconds=1)
 
 Record = DocumentWrite | DocumentDelete
-
-
-@dataclass(slots=True)
-class _Head:
-    """The newest version that the bank has of a document, and the row ids of its current rows."""
-
-    position: Position
-    ingested_at: datetime
-    row_ids: list[int] = field(default_factory=list)
 
 
 class BankWriter:
@@ -137,15 +124,15 @@ class BankWriter:
         """
         started = time.perf_counter()
         heads = self._heads({(record.namespace, record.doc_id) for record in records})
-        newest, stale = _newest(records, heads)
+        newest, stale = _newest(records, heads.of)
         inserted_rows = ended_rows = 0
         if newest:
-            now = self._next_time(heads.values())
+            now = self._next_time(heads.of.values())
             added = record_rows(newest, self._layout, now)
             self._store.require_free(self._min_free_bytes + added.nbytes if self._min_free_bytes else 0)
             with bank_errors(self._store.uri):
-                ending = _ending(newest, heads)
-                closed = closed_rows(self._table, ending, added.schema, now)
+                ending = _ending(newest, heads.of)
+                closed = closed_rows(self._table, heads, ending, self._layout, now)
                 self._fence.check()
                 self._change(ending, pa.concat_tables([closed, added]))
             inserted_rows, ended_rows = added.num_rows, closed.num_rows
@@ -187,7 +174,7 @@ class BankWriter:
         with bank_errors(self._store.uri), self._indexer.changing:
             self._fence.check()
             self._table.checkout_latest()
-            if head := self._heads([document]).get(document):
+            if head := self._heads([document]).of.get(document):
                 now = self._next_time([head])
                 guard = record_rows([DocumentDelete(namespace, doc_id, head.position)], self._layout, now)
                 if not self._table.count_rows(f"{of_documents([document])} AND {CURRENT} AND chunk_no = {GUARD_CHUNK}"):
@@ -203,19 +190,11 @@ class BankWriter:
             self._table.checkout_latest()
             return removed
 
-    def _heads(self, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Head]:
-        heads: dict[tuple[str, str], _Head] = {}
-        for group in _grouped(documents, _LOOKUP_DOCUMENTS):
-            where = f"{CURRENT} AND {of_documents(group)}"
-            with bank_errors(self._store.uri):
-                rows = self._table.search().where(where).select(_HEAD_COLUMNS).with_row_id(True).to_arrow().to_pylist()
-            for row in rows:
-                position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
-                head = heads.setdefault((row["namespace"], row["doc_id"]), _Head(position, row["ingested_at"]))
-                head.row_ids.append(row["_rowid"])
-        return heads
+    def _heads(self, documents: Iterable[Document]) -> Heads:
+        with bank_errors(self._store.uri):
+            return find_heads(self._table, documents)
 
-    def _next_time(self, heads: Iterable[_Head]) -> datetime:
+    def _next_time(self, heads: Iterable[Head]) -> datetime:
         """The commit's time: never at or before an earlier one, also when the clock is set back."""
         floor = max((head.ingested_at for head in heads), default=self._last_ingested_at)
         self._last_ingested_at = max(self._clock(), floor + _MICROSECOND, self._last_ingested_at + _MICROSECOND)
@@ -261,9 +240,9 @@ class BankWriter:
         return self._layout.memory_bytes + 2 * self._layout.d_key
 
 
-def _newest(records: Iterable[Record], heads: Mapping[tuple[str, str], _Head]) -> tuple[list[Record], int]:
+def _newest(records: Iterable[Record], heads: Mapping[Document, Head]) -> tuple[list[Record], int]:
     """The newest record of each document that is newer than the bank's, and how many records were stale."""
-    newest: dict[tuple[str, str], Record] = {}
+    newest: dict[Document, Record] = {}
     stale = 0
     for record in records:
         document = (record.namespace, record.doc_id)
@@ -277,16 +256,10 @@ def _newest(records: Iterable[Record], heads: Mapping[tuple[str, str], _Head]) -
     return list(newest.values()), stale
 
 
-def _ending(newest: Iterable[Record], heads: Mapping[tuple[str, str], _Head]) -> dict[int, bool]:
+def _ending(newest: Iterable[Record], heads: Mapping[Document, Head]) -> dict[int, bool]:
     """Row ids of the current rows of the batch's documents, and whether a delete ends them."""
     deleted: dict[int, bool] = {}
     for record in newest:
         if head := heads.get((record.namespace, record.doc_id)):
             deleted |= dict.fromkeys(head.row_ids, isinstance(record, DocumentDelete))
     return deleted
-
-
-def _grouped(documents: Iterable[tuple[str, str]], size: int) -> Iterable[list[tuple[str, str]]]:
-    ordered = iter(sorted(documents))
-    while group := list(itertools.islice(ordered, size)):
-        yield group
