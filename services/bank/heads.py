@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from services.bank.filters import CURRENT, of_documents
 from services.bank.schema import Position
+from services.bank.store import bank_errors
 
 __all__ = ["Document", "Head", "Heads", "find_heads"]
 
@@ -43,10 +44,14 @@ class Heads:
     rows: pa.Table
 
 
-def find_heads(table: Any, documents: Iterable[Document]) -> Heads:
-    """Looks documents up by their ids, in the version of the table's handle. Raises what Lance raises."""
-    found = [_current_rows(table, group) for group in _grouped(documents)]
-    rows = pa.concat_tables(found or [_current_rows(table, [])])
+def find_heads(table: Any, documents: Iterable[Document], uri: str) -> Heads:
+    """Looks documents up by their ids, in the version of the table's handle; `uri` is the bank's.
+
+    Raises ValueError for an id that is not valid Unicode, BankUnavailable when the table can't be read.
+    """
+    wanted = [of_documents(group) for group in _grouped(documents)] or ["false"]
+    with bank_errors(uri):
+        rows = pa.concat_tables([_current_rows(table, where) for where in wanted])
     heads: dict[Document, Head] = {}
     for row in rows.drop_columns(["chunk_no", "deleted_at"]).to_pylist():
         position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
@@ -55,9 +60,8 @@ def find_heads(table: Any, documents: Iterable[Document]) -> Heads:
     return Heads(heads, rows)
 
 
-def _current_rows(table: Any, documents: list[Document]) -> pa.Table:
-    where = f"{CURRENT} AND {of_documents(documents)}" if documents else "false"
-    return table.search().where(where).select(_COLUMNS).with_row_id(True).to_arrow()
+def _current_rows(table: Any, where: str) -> pa.Table:
+    return table.search().where(f"{CURRENT} AND {where}").select(_COLUMNS).with_row_id(True).to_arrow()
 
 
 def _grouped(documents: Iterable[Document]) -> Iterable[list[Document]]:

@@ -191,8 +191,7 @@ class BankWriter:
             return removed
 
     def _heads(self, documents: Iterable[Document]) -> Heads:
-        with bank_errors(self._store.uri):
-            return find_heads(self._table, documents)
+        return find_heads(self._table, documents, self._store.uri)
 
     def _next_time(self, heads: Iterable[Head]) -> datetime:
         """The commit's time: never at or before an earlier one, also when the clock is set back."""
