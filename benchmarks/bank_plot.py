@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["plot"]
 
 _COLOURS = ("#0f6e66", "#b7791f", "#7a818a", "#1c1f23")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT = 720, 250, 60, 150
+_WIDTH, _HEIGHT, _LEFT, _RIGHT = 720, 250, 60, 210
 _Line = tuple[str, Sequence[tuple[float, float]], str, bool]  # label, points, colour, dashed
 
 
@@ -20,7 +20,7 @@ def plot(sizes: Sequence[Mapping[str, Any]], row_bytes: Mapping[str, float]) -> 
     searches: list[_Line] = []
     for payload, colour in zip(payloads, _COLOURS, strict=False):
         own = sorted((size for size in sizes if size["payload_bytes"] == payload), key=lambda size: int(size["rows"]))
-        label = f"{payload / 1000:.0f} kB a memory"
+        label = f"{payload / 1024:.0f} kB a memory"
         upserts.append((label, [(one["rows"], one["upsert_rows_s"]) for one in own], colour, False))
         searches.append((f"p50, {label}", [(one["rows"], one["search_p50_ms"]) for one in own], colour, False))
         searches.append((f"p99, {label}", [(one["rows"], one["search_p99_ms"]) for one in own], colour, True))
@@ -52,12 +52,15 @@ def _lines(title: str, lines: Sequence[_Line], panel: int) -> str:
     out += [f'<text x="{at(rows, 0)[0]:.1f}" y="{bottom + 16}" text-anchor="middle">{rows:,}</text>' for rows in ticks]
     for number, (label, points, colour, dashed) in enumerate(lines):
         dash = ' stroke-dasharray="5 4"' if dashed else ""
+        lift = (
+            -6 if dashed or len(lines) == len({one[2] for one in lines}) else 15
+        )  # of two lines, the lower's is below
         path = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in points)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         for point in points:
             x, y = at(*point)
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
-            out.append(f'<text x="{x:.1f}" y="{y - 6:.1f}" text-anchor="middle">{point[1]:,.4g}</text>')
+            out.append(f'<text x="{x:.1f}" y="{y + lift:.1f}" text-anchor="middle">{point[1]:,.4g}</text>')
         key = top + 45 + 18 * number
         left = _WIDTH - _RIGHT + 30
         out.append(
