@@ -1,10 +1,11 @@
-"""How the bank's speed holds as it grows: every figure beside its bar; writes benchmarks/results/bank.json.
+"""How the bank's speed holds as it grows: every figure beside its bar; writes results/bank.json and docs/bank-benchmark.svg.
 
     make bench-bank             # or: python -m benchmarks.bank [ROWS:PAYLOAD_BYTES ...]
 
 Sizes of one payload are compared with the smallest of it. 1,000,000 rows of the real 37 kB would be 37 GB, so that size
-has 1 kB. With CMT_DATA_DIR the ranking is measured on squad_dev as well. Ends with 1 when a bar is missed; BENCH_FOLDER
-is where the banks are made (the temporary folder by default; 8 GB are needed). Wants an idle machine.
+has 1 kB, and the real payload goes up to 100,000. With CMT_DATA_DIR the ranking is measured on squad_dev as well. Ends with
+1 when a bar is missed; BENCH_FOLDER is where the banks are made (the temporary folder by default; 8 GB are needed). Wants
+an idle machine.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bank_encodings import measure_encodings
+from benchmarks.bank_plot import plot
 from benchmarks.bank_ranking import measure_ranking
 from benchmarks.bank_rows import D_KEY, SyntheticNews
 from benchmarks.bars import Figure, Report
@@ -30,10 +33,13 @@ from services.bank.reader import BankReader
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 
-RESULT = Path(__file__).parent / "results" / "bank.json"
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "bank.json"
+PICTURE = HERE.parent / "docs" / "bank-benchmark.svg"
 SIZES = "10000:37632 100000:37632 10000:1024 100000:1024 1000000:1024"
 COMMIT_ROWS = 1024
 UPSERT_ROWS = 512
+SMALL_ROWS = 20
 QUESTIONS = 200
 K = 4
 
@@ -42,6 +48,8 @@ K = 4
 class Measured:
     """What one size gave, as far as others are compared with it."""
 
+    rows: int
+    payload_bytes: int
     upsert_rows_s: float
     search_p50_ms: float
     search_p99_ms: float
@@ -53,12 +61,18 @@ def main() -> int:
     report = Report()
     if "CMT_DATA_DIR" in os.environ:
         measure_ranking(report)
+    row_bytes = measure_encodings(report)
     smallest: dict[int, Measured] = {}
+    measured: list[Measured] = []
+    started = time.monotonic()
     for rows, payload_bytes in (map(int, size.split(":")) for size in sizes):
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as folder:
             got = measure_size(report, f"{folder}/bank", rows, payload_bytes, smallest.get(payload_bytes))
         smallest.setdefault(payload_bytes, got)
+        measured.append(got)
+        report.facts |= {"sizes": [asdict(one) for one in measured], "minutes": (time.monotonic() - started) / 60}
         report.write(RESULT)
+        PICTURE.write_text(plot(report.facts["sizes"], row_bytes), encoding="utf-8")
     print(f"{len(report.missed)} bars missed; {RESULT.name} written", flush=True)
     return 1 if report.missed else 0
 
@@ -87,11 +101,13 @@ def measure_size(report: Report, uri: str, rows: int, payload_bytes: int, base: 
         plain = ask(reader, news, None)
         past = ask(reader, news, middle)
         both = ask(hybrid, news, None)
-        upsert = upsert_rate(writer, news, rows)
+        upsert = upsert_rate(writer, news, rows, UPSERT_ROWS, 6)
+        small = upsert_rate(writer, news, rows, SMALL_ROWS, 24)
         with_tail = ask(BankReader(uri, layout, 60.0, ranking=Ranking("hybrid")), news, None)
         add("upsert", upsert, "rows/s", base and 0.5 * base.upsert_rows_s, at_most=False)
+        add(f"upserts in commits of {SMALL_ROWS}", small, "rows/s")
         add("longest wait of a commit for upkeep", max((one.seconds for one in pauses), default=0.0), "s")
-        got = Measured(upsert, *np.quantile(plain, [0.5, 0.99]).tolist())
+        got = Measured(rows, payload_bytes, upsert, *np.quantile(plain, [0.5, 0.99]).tolist())
         add("search p50", got.search_p50_ms, "ms", base and 2 * base.search_p50_ms)
         add("search p99", got.search_p99_ms, "ms", base and 2 * base.search_p99_ms)
         add("as-of search p50 / plain", float(np.median(past)) / got.search_p50_ms, "x", 1.5)
@@ -118,12 +134,12 @@ def append_all(writer: BankWriter, news: SyntheticNews, rows: int) -> tuple[list
     return rates, middle
 
 
-def upsert_rate(writer: BankWriter, news: SyntheticNews, rows: int) -> float:
-    """New versions of random documents: rows/s over six commits."""
+def upsert_rate(writer: BankWriter, news: SyntheticNews, rows: int, size: int, commits: int) -> float:
+    """New versions of random documents: rows/s, the median of commits of `size` documents."""
     dice = np.random.default_rng(1)
     rates = []
-    for _ in range(6):
-        batch = news.documents([int(number) for number in dice.choice(rows, UPSERT_ROWS, replace=False)])
+    for _ in range(commits):
+        batch = news.documents([int(number) for number in dice.choice(rows, size, replace=False)])
         rates.append(rate(lambda batch=batch: writer.commit(batch), len(batch)))
     return float(np.median(rates))
 

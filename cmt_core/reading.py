@@ -49,7 +49,7 @@ class DecodedMemories:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -69,7 +69,7 @@ class DecodedMemories:
                 self._kept[memory] = rows.clone()  # a slice would keep its whole batch alive
                 self._bytes += rows.nbytes
             self._kept.move_to_end(memory)
-        while self._bytes > self._limit_bytes:
+        while self._bytes > self.limit_bytes:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= oldest.nbytes
 

@@ -29,10 +29,15 @@ def fetch_models(model: ModelSettings, console: Console) -> None:
 
 
 def load_cmt(settings: Settings) -> CMT:
-    """The frozen LLM with its memory checkpoint. Raises CoreError."""
+    """The frozen LLM with its memory checkpoint, rounding as the settings say. Raises CoreError."""
     from cmt_core.model import CMT  # torch is loaded in the actor's process only
+    from cmt_core.rounding import with_bits
 
-    return CMT.load(**settings.model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"}))
+    model = CMT.load(**settings.model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"}))
+    bits = settings.model.bits_per_token
+    if bits is None or bits == model.config.bits_per_token:
+        return model
+    return with_bits(model, bits, model.decoded.limit_bytes)
 
 
 if __name__ == "__main__":

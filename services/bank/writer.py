@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from services.bank.erasure import erase_documents, remove_history
 from services.bank.fence import WriterFence
 from services.bank.filters import CURRENT, of_documents
+from services.bank.heads import Document, Head, Heads, find_heads
 from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
 from services.bank.maintenance import MaintenanceReport, maintain_table, optimize_table
 from services.bank.object_store import require_conditional_put
+from services.bank.replacement import closed_rows, commit_replacement, staged_replacement
 from services.bank.rows import record_rows
 from services.bank.schema import (
     GUARD_CHUNK,
@@ -27,7 +25,6 @@ from services.bank.schema import (
     CommitReport,
     DocumentDelete,
     DocumentWrite,
-    Position,
 )
 from services.bank.store import BankStore, WriterLock, bank_errors
 from services.errors import BankError, BankUnavailable
@@ -36,22 +33,10 @@ __all__ = ["BankWriter"]
 
 _log = logging.getLogger(__name__)
 
-_ROW_IDENTITY = ["namespace", "doc_id", "chunk_no", "topic_epoch", "partition", "offset"]
-_HEAD_COLUMNS = ["namespace", "doc_id", "topic_epoch", "partition", "offset", "record_time", "seq", "ingested_at"]
-_LOOKUP_DOCUMENTS = 4096
 _FORGET_EVERY_S = 3600.0
 _MICROSECOND = timedelta(microseconds=1)
 
 Record = DocumentWrite | DocumentDelete
-
-
-@dataclass(slots=True)
-class _Head:
-    """The newest version that the bank has of a document, and the row ids of its current rows."""
-
-    position: Position
-    ingested_at: datetime
-    row_ids: list[int] = field(default_factory=list)
 
 
 class BankWriter:
@@ -130,7 +115,7 @@ class BankWriter:
         1. look up the newest version that the bank has of each document
         2. drop stale records: not newer than the bank's version, or than an earlier record of this batch
         3. check that no newer writer has taken the bank over
-        4. one merge: close the rows of the old versions and add the rows of the new ones
+        4. one commit by row id: close the rows of the old versions and add the rows of the new ones
         A replaced document is never seen half: old and new rows change in the same table version. A batch may hold
         many versions of a document; only the newest becomes a row. Its memory need is that of the batch twice.
 
@@ -139,19 +124,20 @@ class BankWriter:
         """
         started = time.perf_counter()
         heads = self._heads({(record.namespace, record.doc_id) for record in records})
-        newest, stale = _newest(records, heads)
-        inserted_rows = closed_rows = 0
+        newest, stale = _newest(records, heads.of)
+        inserted_rows = ended_rows = 0
         if newest:
-            now = self._next_time(heads.values())
+            now = self._next_time(heads.of.values())
             added = record_rows(newest, self._layout, now)
             self._store.require_free(self._min_free_bytes + added.nbytes if self._min_free_bytes else 0)
             with bank_errors(self._store.uri):
-                closed = self._closed_rows(newest, heads, now)
+                ending = _ending(newest, heads.of)
+                closed = closed_rows(self._table, heads, ending, self._layout, now)
                 self._fence.check()
-                self._change(closed, added)
-            inserted_rows, closed_rows = added.num_rows, closed.num_rows
+                self._change(ending, pa.concat_tables([closed, added]))
+            inserted_rows, ended_rows = added.num_rows, closed.num_rows
             self._after_commit()
-        return CommitReport(self._table.version, inserted_rows, closed_rows, stale, time.perf_counter() - started)
+        return CommitReport(self._table.version, inserted_rows, ended_rows, stale, time.perf_counter() - started)
 
     def maintain(self) -> MaintenanceReport:
         """Compacts the table and removes old versions; BankFull or BankUnavailable when that fails, data stay whole."""
@@ -188,7 +174,7 @@ class BankWriter:
         with bank_errors(self._store.uri), self._indexer.changing:
             self._fence.check()
             self._table.checkout_latest()
-            if head := self._heads([document]).get(document):
+            if head := self._heads([document]).of.get(document):
                 now = self._next_time([head])
                 guard = record_rows([DocumentDelete(namespace, doc_id, head.position)], self._layout, now)
                 if not self._table.count_rows(f"{of_documents([document])} AND {CURRENT} AND chunk_no = {GUARD_CHUNK}"):
@@ -204,56 +190,28 @@ class BankWriter:
             self._table.checkout_latest()
             return removed
 
-    def _heads(self, documents: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Head]:
-        heads: dict[tuple[str, str], _Head] = {}
-        for group in _grouped(documents, _LOOKUP_DOCUMENTS):
-            where = f"{CURRENT} AND {of_documents(group)}"
-            with bank_errors(self._store.uri):
-                rows = self._table.search().where(where).select(_HEAD_COLUMNS).with_row_id(True).to_arrow().to_pylist()
-            for row in rows:
-                position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
-                head = heads.setdefault((row["namespace"], row["doc_id"]), _Head(position, row["ingested_at"]))
-                head.row_ids.append(row["_rowid"])
-        return heads
+    def _heads(self, documents: Iterable[Document]) -> Heads:
+        return find_heads(self._table, documents, self._store.uri)
 
-    def _next_time(self, heads: Iterable[_Head]) -> datetime:
+    def _next_time(self, heads: Iterable[Head]) -> datetime:
         """The commit's time: never at or before an earlier one, also when the clock is set back."""
         floor = max((head.ingested_at for head in heads), default=self._last_ingested_at)
         self._last_ingested_at = max(self._clock(), floor + _MICROSECOND, self._last_ingested_at + _MICROSECOND)
         return self._last_ingested_at
 
-    def _closed_rows(self, newest: Iterable[Record], heads: Mapping[tuple[str, str], _Head], now: datetime) -> pa.Table:
-        """The current rows of the batch's documents, complete, with the time of their end filled in."""
-        deleted: dict[int, bool] = {}
-        for record in newest:
-            if head := heads.get((record.namespace, record.doc_id)):
-                deleted |= dict.fromkeys(head.row_ids, isinstance(record, DocumentDelete))
-        schema = self._layout.arrow_schema()
-        if not deleted:
-            return schema.empty_table()
-        rows = self._table.take_row_ids(list(deleted)).with_row_id().to_arrow()
-        by_delete = pa.array([deleted[row_id] for row_id in rows["_rowid"].to_pylist()])
-        # the guard of an earlier delete is already deleted: whatever comes next supersedes it
-        by_delete = pc.and_(by_delete, pc.is_null(rows["deleted_at"]))
-        moment = pa.scalar(now, schema.field("deleted_at").type)
-        rows = _with_column(rows, "deleted_at", pc.if_else(by_delete, moment, rows["deleted_at"]))
-        rows = _with_column(rows, "superseded_at", pc.if_else(by_delete, rows["superseded_at"], moment))
-        return rows.select(schema.names).cast(schema)
-
-    def _change(self, closed: pa.Table, added: pa.Table) -> None:
-        """One commit. New documents alone are appended: a merge would join them with the whole table."""
+    def _change(self, ending: Iterable[int], rows: pa.Table) -> None:
+        """One commit, that puts `rows` in the place of those that end; new documents alone are appended."""
         expected_version = self._table.version + 1
         try:
-            if closed.num_rows:
-                merge = self._table.merge_insert(_ROW_IDENTITY)
-                merge = merge.when_matched_update_all().when_not_matched_insert_all()
-                result = merge.execute(pa.concat_tables([closed, added]))
+            if ending:
+                dataset = self._table.to_lance()
+                version = commit_replacement(dataset, staged_replacement(dataset, ending, rows))
             else:
-                result = self._table.add(added)
+                version = self._table.add(rows).version
         finally:
             # also after an error: an object store may have taken the commit and lost the answer
             self._table.checkout_latest()
-        if not self._only_indexes_between(expected_version, result.version):
+        if not self._only_indexes_between(expected_version, version):
             raise BankUnavailable(f"bank {self._store.uri}: another writer commits to it, and a bank has only one")
 
     def _only_indexes_between(self, expected_version: int, version: int) -> bool:
@@ -281,9 +239,9 @@ class BankWriter:
         return self._layout.memory_bytes + 2 * self._layout.d_key
 
 
-def _newest(records: Iterable[Record], heads: Mapping[tuple[str, str], _Head]) -> tuple[list[Record], int]:
+def _newest(records: Iterable[Record], heads: Mapping[Document, Head]) -> tuple[list[Record], int]:
     """The newest record of each document that is newer than the bank's, and how many records were stale."""
-    newest: dict[tuple[str, str], Record] = {}
+    newest: dict[Document, Record] = {}
     stale = 0
     for record in records:
         document = (record.namespace, record.doc_id)
@@ -297,11 +255,10 @@ def _newest(records: Iterable[Record], heads: Mapping[tuple[str, str], _Head]) -
     return list(newest.values()), stale
 
 
-def _grouped(documents: Iterable[tuple[str, str]], size: int) -> Iterable[list[tuple[str, str]]]:
-    ordered = iter(sorted(documents))
-    while group := list(itertools.islice(ordered, size)):
-        yield group
-
-
-def _with_column(rows: pa.Table, name: str, values: Any) -> pa.Table:
-    return rows.set_column(rows.schema.get_field_index(name), name, values)
+def _ending(newest: Iterable[Record], heads: Mapping[Document, Head]) -> dict[int, bool]:
+    """Row ids of the current rows of the batch's documents, and whether a delete ends them."""
+    deleted: dict[int, bool] = {}
+    for record in newest:
+        if head := heads.get((record.namespace, record.doc_id)):
+            deleted |= dict.fromkeys(head.row_ids, isinstance(record, DocumentDelete))
+    return deleted

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from cmt_core.errors import CoreError
 from services.errors import ServiceError
@@ -17,7 +18,7 @@ from services.settings import Settings
 __all__ = ["HotSwap", "Target", "revision_of", "target_of", "with_target"]
 
 Target = Mapping[str, str]
-"""What is served: llm, checkpoint, retriever, bank."""
+"""What is served: llm, checkpoint, bits_per_token (empty for the checkpoint's own), retriever, bank."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def target_of(settings: Settings) -> dict[str, str]:
     return {
         "llm": model.llm,
         "checkpoint": model.checkpoint,
+        "bits_per_token": str(model.bits_per_token or ""),
         "retriever": model.retriever,
         "bank": settings.bank.uri,
     }
@@ -35,7 +37,9 @@ def target_of(settings: Settings) -> dict[str, str]:
 
 def with_target(settings: Settings, target: Target) -> Settings:
     """The settings that serve `target`."""
-    model = {name: target[name] for name in ("llm", "checkpoint", "retriever")}
+    model: dict[str, Any] = {name: target[name] for name in ("llm", "checkpoint", "retriever")}
+    bits = target.get("bits_per_token")  # a service that was started before there was such a setting names none
+    model["bits_per_token"] = int(bits) if bits else None
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),

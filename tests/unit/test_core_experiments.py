@@ -65,7 +65,8 @@ def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
 
 
 def test_a_budget_is_rounded_from_the_same_codes_as_the_checkpoints_own(tiny_cmt: CMT) -> None:
-    from cmt_core.evaluation.budget import FLOAT16, budgets, with_bits
+    from cmt_core.evaluation.budget import budgets
+    from cmt_core.rounding import FLOAT16, with_bits
 
     own = tiny_cmt.config.bits_per_token
     windows = tiny_cmt.windows("", EXAMPLES[0].text)

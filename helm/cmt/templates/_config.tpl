@@ -62,7 +62,7 @@ serve:
 {{/* What a change of must start new query pods: all but what Serve exchanges in the running ones. */}}
 {{- define "cmt.configOfQueryPods" -}}
 {{- $config := include "cmt.config" . | fromYaml -}}
-{{- $_ := set $config "model" (omit $config.model "llm" "checkpoint" "retriever") -}}
+{{- $_ := set $config "model" (omit $config.model "llm" "checkpoint" "bits_per_token" "retriever") -}}
 {{- $_ := set $config "bank" (omit $config.bank "uri") -}}
 {{- toYaml (omit $config "ingest") -}}
 {{- end -}}
@@ -92,6 +92,7 @@ applications:
         user_config:
           llm: {{ $model.llm | quote }}
           checkpoint: {{ $model.checkpoint | quote }}
+          bits_per_token: {{ with $model.bits_per_token }}{{ int . | toString | quote }}{{ else }}""{{ end }}
           retriever: {{ $model.retriever | quote }}
           bank: {{ include "cmt.bankUri" . | quote }}
 {{- end -}}

@@ -1,0 +1,70 @@
+"""Finds the newest version that a bank has of documents: its place in Kafka, and the rows that a later one will close."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from services.bank.filters import CURRENT, of_documents
+from services.bank.schema import Position
+from services.bank.store import bank_errors
+
+__all__ = ["Document", "Head", "Heads", "find_heads"]
+
+Document = tuple[str, str]
+"""Namespace and id."""
+
+_POSITION = ["topic_epoch", "partition", "offset", "record_time", "seq"]
+_COLUMNS = ["namespace", "doc_id", "chunk_no", *_POSITION, "ingested_at", "deleted_at"]
+_LOOKUP_DOCUMENTS = 4096
+
+
+@dataclass(slots=True)
+class Head:
+    """The newest version of one document, and the row ids of its current rows."""
+
+    position: Position
+    ingested_at: datetime
+    row_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The newest versions of the documents asked for, as far as the bank knows them.
+
+    `rows` are their current rows: the columns that were looked at, and `_rowid`.
+    """
+
+    of: dict[Document, Head]
+    rows: pa.Table
+
+
+def find_heads(table: Any, documents: Iterable[Document], uri: str) -> Heads:
+    """Looks documents up by their ids, in the version of the table's handle; `uri` is the bank's.
+
+    Raises ValueError for an id that is not valid Unicode, BankUnavailable when the table can't be read.
+    """
+    wanted = [of_documents(group) for group in _grouped(documents)] or ["false"]
+    with bank_errors(uri):
+        rows = pa.concat_tables([_current_rows(table, where) for where in wanted])
+    heads: dict[Document, Head] = {}
+    for row in rows.drop_columns(["chunk_no", "deleted_at"]).to_pylist():
+        position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
+        head = heads.setdefault((row["namespace"], row["doc_id"]), Head(position, row["ingested_at"]))
+        head.row_ids.append(row["_rowid"])
+    return Heads(heads, rows)
+
+
+def _current_rows(table: Any, where: str) -> pa.Table:
+    return table.search().where(f"{CURRENT} AND {where}").select(_COLUMNS).with_row_id(True).to_arrow()
+
+
+def _grouped(documents: Iterable[Document]) -> Iterable[list[Document]]:
+    ordered = iter(sorted(documents))
+    while group := list(itertools.islice(ordered, _LOOKUP_DOCUMENTS)):
+        yield group
