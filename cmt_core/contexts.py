@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class Contexts:
         mask = self._mask(decoded)
         rooms = [len(row) * self.config.room_tokens for row in memories]
         documents = self._padded(decoded, mask.shape[1:])
+        self._keep(memories, decoded)
         return self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
 
     def of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
@@ -86,7 +88,8 @@ class Contexts:
         kept = [list(range(len(row))) for row in memories]
         if scores is not None:
             kept = [_likely(row) for row in scores]
-        decoded = self._decoded([[row[i] for i in own] for row, own in zip(memories, kept, strict=True)])
+        read = [[row[i] for i in own] for row, own in zip(memories, kept, strict=True)]
+        decoded = self._decoded(read)
         mask = self._mask(decoded)
         prior = rank_prior(mask)
         if scores is not None:
@@ -94,21 +97,27 @@ class Contexts:
             prior = score_prior(_rectangle(left, 0.0).to(mask.device), mask)
         chosen = select.choose(self._attention(select, questions, decoded, mask), prior, mask)
         context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
+        self._keep(read, decoded)
         original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
         owner = original.gather(1, chosen.index // mask.shape[2])
         prefix = owner.new_full((len(owner), len(self.reading_prefix)), -1)
         return Reading(context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.tokens.stop_ids)
 
     def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Chosen) -> Tensor:
-        """Rows (B, p + S, X) of the reading prefix and the chosen vectors: every row is copied twice, and no padding is."""
-        p, T = len(self.reading_prefix), mask.shape[2]
-        table = torch.cat([self.reading_prefix, *(part for row in decoded for part in row)])  # (p + all tokens, X)
-        sizes = mask.sum(dim=-1)  # (B, k)
-        starts = p + (sizes.flatten().cumsum(0) - sizes.flatten()).view_as(sizes)
-        index = starts.gather(1, chosen.index // T) + chosen.index % T
-        index = index.where(chosen.seen, 0)
-        index = torch.cat([torch.arange(p, device=mask.device).expand(len(mask), -1), index], dim=1)
-        return table.index_select(0, index.view(-1)).view(*index.shape, -1)
+        """Rows (B, p + S, X) of the reading prefix and the chosen vectors, each copied once; zeros where none is seen."""
+        prefix, T = self.reading_prefix, mask.shape[2]
+        p, (B, S) = len(prefix), chosen.index.shape
+        rows = prefix.new_empty(B, p + S, prefix.shape[1])
+        rows[:, :p] = prefix
+        for b, parts in enumerate(decoded):
+            own, at = chosen.index[b, chosen.seen[b]], p  # without gaps, document by document
+            for document, run in groupby((own // T).tolist()):
+                part, count = parts[document], len(list(run))
+                columns = own[at - p : at - p + count] % T
+                rows[b, at : at + count] = part if count == len(part) else part[columns]  # a whole one is in its order
+                at += count
+            rows[b, at:] = 0
+        return rows
 
     def _attention(
         self, select: Select, questions: Sequence[str], decoded: Sequence[Sequence[Tensor]], mask: Tensor
@@ -144,14 +153,17 @@ class Contexts:
         return replace(reading, sizes=[len(row) for row in memories], shares=given)
 
     def _decoded(self, memories: Sequence[Sequence[bytes]]) -> list[list[Tensor]]:
-        """Keys and values (t, X) of packed memories before they are placed; those read lately are not decoded again."""
+        """Keys and values (t, X) of packed memories before they are placed, good until `_keep`; those kept are not decoded."""
         flat = [memory for row in memories for memory in row]
-        fresh = [memory for memory in dict.fromkeys(flat) if memory not in self.decoded]
         found = {memory: self.decoded[memory] for memory in flat if memory in self.decoded}
-        if fresh:
+        if fresh := [memory for memory in dict.fromkeys(flat) if memory not in found]:
             found.update(zip(fresh, self.format.read(fresh), strict=True))
-        self.decoded.update(found)
         return [[found[memory] for memory in row] for row in memories]
+
+    def _keep(self, memories: Sequence[Sequence[bytes]], decoded: Sequence[Sequence[Tensor]]) -> None:
+        """Keeps what `_decoded` gave, for the next questions."""
+        pairs = zip(memories, decoded, strict=True)
+        self.decoded.keep({memory: part for row, parts in pairs for memory, part in zip(row, parts, strict=True)})
 
     def _mask(self, decoded: Sequence[Sequence[Tensor]]) -> Tensor:
         """(B, k, T): which of T columns, a whole bucket, are tokens of each document."""

@@ -60,7 +60,7 @@ class CMT:
         self.d_key = retriever.d_key
         self.memory_bytes = self.config.memory_bytes
         self.default_top_k = self.config.top_k
-        self.decoded = DecodedMemories(_DECODED_BYTES)
+        self.decoded = DecodedMemories(_DECODED_BYTES, self.config.window_tokens)
 
     @classmethod
     def load(

@@ -33,7 +33,7 @@ def with_bits(model: CMT, bits: int, decoded_bytes: int = 0) -> CMT:
     other = copy.copy(model)
     other.config, other.memory_bytes, other.model_id = config, config.memory_bytes, f"{model.model_id}-{bits}"
     other.format = KVCodeFormat(model.backbone, written.code, rounding, config)
-    other.decoded = DecodedMemories(decoded_bytes)
+    other.decoded = DecodedMemories(decoded_bytes, model.config.window_tokens)
     return other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -185,14 +186,36 @@ def test_prompt_tokens_and_weights_are_those_of_the_whole_answer(exact_cmt: CMT,
 
 
 def test_decoded_memories_are_kept_up_to_their_limit_oldest_out_first() -> None:
-    kept = DecodedMemories(limit_bytes=3 * 40)
-    for name in (b"a", b"b", b"c"):
-        kept.update({name: torch.zeros(10)})
-    kept.update({b"a": torch.zeros(10)})
-    kept.update({b"d": torch.ones(10)})
+    kept = DecodedMemories(limit_bytes=3 * 10 * 8 + 7, window=10)  # three rooms of 10 rows of two numbers
+    for number, name in enumerate((b"a", b"b", b"c")):
+        kept.keep({name: torch.full((4 + number, 2), float(number))})
+    kept.keep({b"a": kept[b"a"]})
+    kept.keep({b"d": torch.full((10, 2), 9.0)})
     assert [name in kept for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
     assert len(kept) == 3
-    assert kept[b"d"].sum() == 10
+    assert {name: kept[name].tolist() for name in (b"a", b"c", b"d")} == {
+        b"a": [[0, 0]] * 4, b"c": [[2, 2]] * 6, b"d": [[9, 9]] * 10
+    }  # fmt: skip
+
+
+def test_a_limit_below_one_memory_keeps_none() -> None:
+    kept = DecodedMemories(limit_bytes=0, window=10)
+    kept.keep({b"a": torch.zeros(4, 2)})
+    assert len(kept) == 0
+
+
+def test_questions_with_more_memories_than_are_kept_are_answered_as_if_nothing_was_kept(
+    exact_cmt: CMT, corpus: tuple[str, ...]
+) -> None:
+    small, query = copy.copy(exact_cmt), queries_of(exact_cmt, corpus)[1]
+    row = exact_cmt.format.read([query.memories[0]])[0][0]
+    small.decoded = DecodedMemories(row.nbytes * exact_cmt.config.window_tokens, exact_cmt.config.window_tokens)
+    codes = [exact_cmt.compress(exact_cmt.windows("", text))[0].code for text in corpus[:3]]
+    asked, memories = [query.question] * 3, [[codes[0], codes[1]], [codes[1], codes[2]], [codes[2], codes[0]]]
+    reference = exact_cmt.answer(asked, memories, max_new_tokens=6)
+    for _ in range(3):  # each time another one is there already
+        assert [one.text for one in small.answer(asked, memories, max_new_tokens=6)] == [one.text for one in reference]
+        assert len(small.decoded) == 1
 
 
 def test_memory_read_again_is_not_decoded_again_and_answers_alike(exact_cmt: CMT, corpus: tuple[str, ...]) -> None:
