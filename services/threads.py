@@ -22,14 +22,16 @@ def available_cores(quota_file: Path = _QUOTA) -> int:
         return cores
 
 
-def use_all_cores(gpus: float = 0.0, sharing: int = 1) -> None:
+def use_all_cores(gpus: float = 0.0, sharing: int = 1, *, spin: bool = False) -> None:
     """Sets OMP_NUM_THREADS to the available cores, divided by `sharing` actors; nothing on a GPU or where it was set.
 
     Ray tells an actor of one logical CPU to use one thread, which would slow an LLM on CPUs down manifold. Waiting threads
-    spin for a few microseconds and then sleep: an LLM's small products need their partner at once, but the compressor and
-    the LLM share the cores, and two that spin for long slow each other down tenfold (docs/decisions/0023).
+    sleep: the compressor and the LLM share the cores, and two that spin for long slow each other down tenfold. With `spin`
+    they spin for some microseconds first, as an LLM's small products in a running batch need (docs/decisions/0023).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # else libgomp lets only the main thread's partners spin
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    # ACTIVE with a count: under PASSIVE libgomp lets only the main thread's partners spin, whatever the count
+    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if spin else "PASSIVE")
+    if spin:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     if not gpus and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // max(1, sharing)))

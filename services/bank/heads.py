@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from services.bank.filters import CURRENT, of_documents
 from services.bank.schema import Position
 from services.bank.store import bank_errors
 
-__all__ = ["Document", "Head", "Heads", "find_heads"]
+__all__ = ["HALVES", "SPLIT_ROWS", "Document", "Head", "Heads", "find_heads"]
 
 Document = tuple[str, str]
 """Namespace and id."""
@@ -22,6 +23,8 @@ Document = tuple[str, str]
 _POSITION = ["topic_epoch", "partition", "offset", "record_time", "seq"]
 _COLUMNS = ["namespace", "doc_id", "chunk_no", *_POSITION, "ingested_at", "deleted_at"]
 _LOOKUP_DOCUMENTS = 4096
+SPLIT_ROWS = 128  # from so many on they are looked up in two halves at once: Lance reads scattered rows on one core
+HALVES = ThreadPoolExecutor(2, thread_name_prefix="bank-lookup")
 
 
 @dataclass(slots=True)
@@ -49,9 +52,9 @@ def find_heads(table: Any, documents: Iterable[Document], uri: str) -> Heads:
 
     Raises ValueError for an id that is not valid Unicode, BankUnavailable when the table can't be read.
     """
-    wanted = [of_documents(group) for group in _grouped(documents)] or ["false"]
+    wanted = [of_documents(group) for group in _grouped(set(documents))] or ["false"]
     with bank_errors(uri):
-        rows = pa.concat_tables([_current_rows(table, where) for where in wanted])
+        rows = pa.concat_tables(HALVES.map(lambda where: _current_rows(table, where), wanted))
     heads: dict[Document, Head] = {}
     for row in rows.drop_columns(["chunk_no", "deleted_at"]).to_pylist():
         position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
@@ -64,7 +67,8 @@ def _current_rows(table: Any, where: str) -> pa.Table:
     return table.search().where(f"{CURRENT} AND {where}").select(_COLUMNS).with_row_id(True).to_arrow()
 
 
-def _grouped(documents: Iterable[Document]) -> Iterable[list[Document]]:
+def _grouped(documents: Collection[Document]) -> Iterable[list[Document]]:
     ordered = iter(sorted(documents))
-    while group := list(itertools.islice(ordered, _LOOKUP_DOCUMENTS)):
+    size = len(documents) if len(documents) < SPLIT_ROWS else min(_LOOKUP_DOCUMENTS, -(-len(documents) // 2))
+    while group := list(itertools.islice(ordered, size)):
         yield group

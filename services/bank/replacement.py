@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
-from services.bank.heads import Heads
+from services.bank.heads import HALVES, SPLIT_ROWS, Heads
 from services.bank.schema import BankLayout
 
 __all__ = ["closed_rows", "commit_replacement", "staged_replacement"]
@@ -46,7 +46,7 @@ def closed_rows(table: Any, heads: Heads, ending: Mapping[int, bool], layout: Ba
         "model_id": pa.array([layout.model_id] * len(ending)),  # all rows of a bank have the same
     }
     rest = [name for name in schema.names if name not in columns]
-    taken = _in_order(table.take_row_ids(list(ending)).select(rest).with_row_id().to_arrow(), row_ids)
+    taken = _in_order(_taken(table, list(ending), rest), row_ids)
     columns |= {name: taken[name] for name in rest}
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
@@ -78,6 +78,15 @@ def commit_replacement(dataset: Any, staged: lance.LanceOperation.Update) -> int
     the same fragments makes it fail; one that only added rows does not, and shows in the number.
     """
     return int(lance.LanceDataset.commit(dataset, staged, read_version=dataset.version).version)
+
+
+def _taken(table: Any, row_ids: list[int], columns: list[str]) -> pa.Table:
+    """Columns of rows and `_rowid`, many rows in two halves at once."""
+    size = len(row_ids) if len(row_ids) < SPLIT_ROWS else -(-len(row_ids) // 2)
+    parts = [row_ids[start : start + size] for start in range(0, len(row_ids), size)]
+    return pa.concat_tables(
+        HALVES.map(lambda part: table.take_row_ids(part).select(columns).with_row_id().to_arrow(), parts)
+    )
 
 
 def _in_order(rows: pa.Table, row_ids: pa.Array) -> pa.Table:

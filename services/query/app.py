@@ -93,7 +93,7 @@ class Engine:
     """The LLM with a reader of the bank, in threads of their own."""
 
     def __init__(self, settings: Settings, model_factory: ModelFactory, bank_factory: BankFactory) -> None:
-        use_all_cores(settings.serve.gpus)
+        use_all_cores(settings.serve.gpus, spin=True)
         metrics = Metrics()
 
         def load(target: Target) -> Scheduler:
