@@ -199,7 +199,7 @@ class BankWriter:
         self._last_ingested_at = max(self._clock(), floor + _MICROSECOND, self._last_ingested_at + _MICROSECOND)
         return self._last_ingested_at
 
-    def _change(self, ending: Iterable[int], rows: pa.Table) -> None:
+    def _change(self, ending: Mapping[int, bool], rows: pa.Table) -> None:
         """One commit, that puts `rows` in the place of those that end; new documents alone are appended."""
         expected_version = self._table.version + 1
         try:
