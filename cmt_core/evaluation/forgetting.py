@@ -85,11 +85,8 @@ def _answers(name: str, model: CMT, bank: EvaluationBank, asked: Sequence[QAExam
     compared = system(name, model)
     found = bank.nearest([row.question for row in asked], k)
     bank = bank.read_by(compared.model)
-    answers: list[str] = []
-    for start in range(0, len(asked), _BATCH):
-        part = [row.question for row in asked[start : start + _BATCH]]
-        answers.extend(one.text for one in compared.answer(bank, part, found[start : start + _BATCH], 24))
-    pairs = list(zip(answers, [row.answers for row in asked], strict=True))
+    answers, _ = compared.answers(bank, [row.question for row in asked], found, 24)
+    pairs = [(answer.text, row.answers) for answer, row in zip(answers, asked, strict=True)]
     share = 100 / len(pairs)
     return round(share * sum(exact_match(*pair) for pair in pairs), 2), round(
         share * sum(f1(*pair) for pair in pairs), 2

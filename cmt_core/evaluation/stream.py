@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
-from cmt_core.evaluation.systems import System, system
+from cmt_core.evaluation.systems import System, system, system_at
 from cmt_core.hybrid import LEXICAL_WEIGHT, Found
 from cmt_core.model import CMT, Answer
 
 __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
-
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class StreamScores:
     """One system's figures. Shares are 0 to 100; `oracle_*` with the question's own document instead of retrieval.
 
     `vectors_per_document` and `bytes_per_document` are what the bank holds; `prompt_tokens` is how many tokens the LLM reads as
-    text for a question (median); `seconds` is for all questions.
+    text for a question (median); `seconds` is for all questions, without the own documents'.
     """
 
     system: str
@@ -60,20 +58,22 @@ def evaluate_stream(
     lexical_weight: float = LEXICAL_WEIGHT,
     single_context: CMT | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> list[StreamScores]:
+) -> Iterator[StreamScores]:
     """Scores each system on `questions` seeded questions against a bank of all documents (or `documents` of them).
 
-    `single_context` is the paper's checkpoint for the system of that name. Raises ConfigError for a system that is not known or
-    that the checkpoint can't be, before anything slow.
+    A system reads `k` documents a question, one that is named `NAME@K` reads K. `single_context` is the paper's checkpoint for
+    the system of that name. Each system's scores come when it is done. Raises ConfigError for a system that is not known or that
+    the checkpoint can't be, before anything slow.
     """
-    compared = [system(name, model, single_context) for name in systems]
+    named = [system_at(spec, k) for spec in systems]
+    known = {name: system(name, model, single_context) for name in dict.fromkeys(name for name, _ in named)}
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
     bank = EvaluationBank.fill(model, chosen, lexical_weight)
     report(
         f"{len(bank.windows)} windows of {len(chosen)} documents compressed in {time.perf_counter() - started:.0f} s"
     )
-    return [score_system(one, bank, asked, k, max_new_tokens, report) for one in compared]
+    return (score_system(known[name], bank, asked, own_k, max_new_tokens, report) for name, own_k in named)
 
 
 def sample(
@@ -98,14 +98,15 @@ def score_system(
 ) -> StreamScores:
     """One system's scores on the questions `asked` of `bank`."""
     bank = bank.read_by(compared.model)
+    questions = [row.question for row in asked]
     started = time.perf_counter()
-    found = bank.nearest([row.question for row in asked], k)
-    answers = _answers(compared, bank, asked, found, max_new_tokens)
+    found = bank.nearest(questions, k)
     seconds = time.perf_counter() - started
+    answers, took = compared.answers(bank, questions, found, max_new_tokens)
     oracle = None
     if compared.reads != "nothing":
         own = [[Found(bank.own_window(row), 1.0)] for row in asked]
-        oracle = _answers(compared, bank, asked, own, max_new_tokens)
+        oracle, _ = compared.answers(bank, questions, own, max_new_tokens)
     hits = [
         [bank.doc_ids[one.row] == example.doc_id for one in rows] for rows, example in zip(found, asked, strict=True)
     ]
@@ -125,7 +126,7 @@ def score_system(
         vectors_per_document=_per_document(bank, [memory.n_tokens for memory in stored]),
         bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
         prompt_tokens=sorted(answer.prompt_tokens for answer in answers)[len(answers) // 2],
-        seconds=round(seconds, 1),
+        seconds=round(seconds + took, 1),
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")
@@ -136,20 +137,6 @@ def _per_document(bank: EvaluationBank, of_windows: Sequence[int]) -> float:
     """Mean per document of a figure of the windows that were compressed."""
     per_window = sum(of_windows) / max(1, len(of_windows))
     return round(per_window * len(bank.windows) / bank.documents, 1)
-
-
-def _answers(
-    compared: System,
-    bank: EvaluationBank,
-    asked: Sequence[QAExample],
-    found: Sequence[Sequence[Found]],
-    max_new_tokens: int,
-) -> list[Answer]:
-    answers: list[Answer] = []
-    for start in range(0, len(asked), _BATCH):
-        questions = [row.question for row in asked[start : start + _BATCH]]
-        answers.extend(compared.answer(bank, questions, found[start : start + _BATCH], max_new_tokens))
-    return answers
 
 
 def _mean(

@@ -7,29 +7,71 @@ prefix that was tuned on text, `rag_bare` the text in the LLM's own chat prompt,
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.hybrid import Found
 from cmt_core.model import CMT, Answer
 
-__all__ = ["SYSTEMS", "System", "system"]
+__all__ = ["SYSTEMS", "System", "system", "system_at"]
 
 SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed")
 
+_BATCH = 8
+
 Read = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[Found]], int], list[Answer]]
+_Key = tuple[str, tuple[str, ...], tuple[float, ...], int]  # question, windows read, their scores, longest answer
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Answers questions from rows of a bank of `model`'s memories; `reads` is what of them reaches the LLM."""
+    """Answers questions from rows of a bank of `model`'s memories; `reads` is what of them reaches the LLM.
+
+    An answer is made once: to the same question from the same windows it is the same one again, with the seconds it took. So
+    a system belongs to the banks of one checkpoint's memories.
+    """
 
     name: str
     model: CMT
     reads: str  # memory, text or nothing
-    answer: Read
+    read: Read
+    _made: dict[_Key, tuple[Answer, float]] = field(default_factory=dict)
+
+    def answers(
+        self, bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], max_new_tokens: int
+    ) -> tuple[list[Answer], float]:
+        """One answer a question from its own rows, and the seconds that all of them took when they were made."""
+        keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in self._made]
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            started = time.perf_counter()
+            made = self.read(bank, [asked[i] for i in batch], [rows[i] for i in batch], max_new_tokens)
+            each_took = (time.perf_counter() - started) / len(batch)
+            self._made.update({keys[i]: (answer, each_took) for i, answer in zip(batch, made, strict=True)})
+        found = [self._made[key] for key in keys]
+        return [answer for answer, _ in found], sum(seconds for _, seconds in found)
+
+    def _key(self, bank: EvaluationBank, question: str, rows: Sequence[Found], max_new_tokens: int) -> _Key:
+        if self.reads == "nothing":
+            return question, (), (), max_new_tokens
+        # scores say how likely a document is beside the others: none are needed for one alone, and text has no such weights
+        weighed = self.reads == "memory" and len(rows) > 1
+        scores = tuple(one.score for one in rows) if weighed else ()
+        return question, tuple(bank.windows[one.row].reading for one in rows), scores, max_new_tokens
+
+
+def system_at(spec: str, k: int) -> tuple[str, int]:
+    """Name and k of `NAME` (with the k of all systems) or `NAME@K`; raises ConfigError."""
+    name, at, own = spec.partition("@")
+    if not at:
+        return name, k
+    if not (own.isdigit() and int(own) > 0):
+        raise ConfigError(f"{spec!r} is not SYSTEM@K with K a number of documents")
+    return name, int(own)
 
 
 def system(name: str, model: CMT, single_context: CMT | None = None) -> System:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +77,16 @@ def stream(
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
-    """The stream protocol: compress every document, then ask all questions against the full bank."""
+    """The stream protocol: compress every document, then ask all questions against the full bank.
+
+    A system NAME@K reads K documents a question, whatever --k says.
+    """
     from cmt_core.evaluation.stream import evaluate_stream
     from cmt_core.hybrid import LEXICAL_WEIGHT
 
     asked = Experiment.of(config, dataset, questions, k, seed)
     examples = asked.examples(since)
-    scores = evaluate_stream(
+    scored = evaluate_stream(
         asked.model(),
         examples,
         systems=names(systems),
@@ -94,11 +98,14 @@ def stream(
         single_context=asked.model(single_context) if single_context else None,
         report=say,
     )
-    _print(scores, as_json)
+    _print(scored, as_json)
 
 
-def _print(scores: list[StreamScores], as_json: Path | None = None) -> None:
-    rows = [dataclasses.asdict(score) for score in scores]
-    if as_json is not None:
-        as_json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    typer.echo("\n".join(json.dumps(row) for row in rows))
+def _print(scored: Iterable[StreamScores], as_json: Path | None = None) -> None:
+    """One line a system, as it is done; the file always holds those done so far."""
+    rows = []
+    for score in scored:
+        rows.append(dataclasses.asdict(score))
+        typer.echo(json.dumps(rows[-1]))
+        if as_json is not None:
+            as_json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -68,11 +68,11 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
         for i, name in enumerate(("Aru", "Belo", "Cimi", "Dora"))
     }
     rows = [QAExample(doc, "", text, f"When did it open? {text[:25]}", (text[-5:-1],)) for doc, text in texts.items()]
-    scores = evaluate_stream(
-        tiny_cmt, rows, systems=("stack", "rag_prefix", "rag_bare", "closed"), questions=4, k=2, max_new_tokens=3
-    )
-    assert [score.system for score in scores] == ["stack", "rag_prefix", "rag_bare", "closed"]
-    memory, rag, bare, closed = scores
+    asked = ("stack", "rag_prefix", "rag_bare", "closed", "stack@1")
+    scores = list(evaluate_stream(tiny_cmt, rows, systems=asked, questions=4, k=2, max_new_tokens=3))
+    assert [score.system for score in scores] == ["stack", "rag_prefix", "rag_bare", "closed", "stack"]
+    memory, rag, bare, closed, one = scores
+    assert (one.k, one.recall_at_k, one.oracle_f1) == (1, memory.recall_at_1, memory.oracle_f1)
     assert (memory.documents, memory.questions, memory.k) == (4, 4, 2)
     assert memory.bytes_per_document == tiny_cmt.memory_bytes
     assert (rag.bytes_per_document, closed.k, closed.oracle_f1) == (0, 0, None)
@@ -104,9 +104,32 @@ def test_same_seed_asks_the_same_questions(tiny_cmt: CMT) -> None:
 def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_filled(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.stream import evaluate_stream
 
-    for name, reason in (("select", "needs a checkpoint with that"), ("nonsense", "known are select, single")):
+    for name, reason in (
+        ("select", "needs a checkpoint with that"),
+        ("nonsense", "known are select, single"),
+        ("stack@0", "is not SYSTEM@K"),
+    ):
         with pytest.raises(ConfigError, match=reason):
             evaluate_stream(tiny_cmt, iter([]), systems=(name,))
+
+
+def test_answer_is_made_once_and_keeps_the_seconds_it_took(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.bank import EvaluationBank
+    from cmt_core.evaluation.systems import system
+
+    bank = EvaluationBank.fill(tiny_cmt, [(f"d{i}", "", f"Town {i} has {i} bells.") for i in range(3)])
+    asked = ["Where are two bells?", "Where is one bell?"]
+    compared = system("stack", tiny_cmt)
+    first, seconds = compared.answers(bank, asked, [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
+    again, known = compared.answers(bank.part({"d1", "d2"}), asked, [[Found(1, 0.5)], [Found(0, 0.5)]], 3)
+    assert [one is two for one, two in zip(first, again, strict=True)] == [
+        True,
+        True,
+    ]  # the rows moved, not the windows
+    assert known == seconds > 0
+    both, more = compared.answers(bank, asked[:1], [[Found(2, 0.9), Found(1, 0.1)]], 3)
+    assert both[0] is not first[0]
+    assert more > 0
 
 
 def rows_of(found: Sequence[Sequence[Found]]) -> list[list[int]]:
