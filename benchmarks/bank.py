@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bank_encodings import measure_encodings
-from benchmarks.bank_plot import plot
 from benchmarks.bank_ranking import measure_ranking
 from benchmarks.bank_rows import D_KEY, SyntheticNews
 from benchmarks.bars import Figure, Report
+from benchmarks.plots import plot_bank
 from services.bank.maintenance import MaintenanceReport
 from services.bank.ranking import Ranking
 from services.bank.reader import BankReader
@@ -72,7 +72,7 @@ def main() -> int:
         measured.append(got)
         report.facts |= {"sizes": [asdict(one) for one in measured], "minutes": (time.monotonic() - started) / 60}
         report.write(RESULT)
-        PICTURE.write_text(plot(report.facts["sizes"], row_bytes), encoding="utf-8")
+        plot_bank(PICTURE, report.facts["sizes"], row_bytes)
     print(f"{len(report.missed)} bars missed; {RESULT.name} written", flush=True)
     return 1 if report.missed else 0
 

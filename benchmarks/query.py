@@ -33,7 +33,7 @@ from ray import serve
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from benchmarks.query_plot import plot
+from benchmarks.plots import plot_query
 from cmt_core.data.qa import QAExample, read_qa
 from cmt_core.model import CMT
 from cmt_core.model_source import resolve_model
@@ -121,7 +121,7 @@ def main(
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    PICTURE.write_text(plot(result), encoding="utf-8")
+    plot_query(PICTURE, result)
     for bar in bars:
         print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['name']}: {bar['figure']} (bar {bar['bar']})")
     raise typer.Exit(0 if all(bar["met"] for bar in bars) else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
@@ -45,8 +46,10 @@ class RemoteEngine:
                 await asyncio.sleep(0.2 * attempt)
             except (BackPressureError, RayError, RayServeException) as error:
                 raise _translated(error) from None
-            finally:
-                response.cancel()
+            except (asyncio.CancelledError, GeneratorExit):  # the client went away
+                with suppress(BackPressureError, RayError, RayServeException):  # it raises what no replica could take
+                    response.cancel()
+                raise
 
     async def search(self, ask: Ask) -> Found | Failure:
         """What the bank holds for a question."""
