@@ -23,7 +23,7 @@ import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from services.metrics_hub import HUB_NAMESPACE
 from services.query import app
@@ -78,7 +78,12 @@ def deploy(settings: Settings, **target: str) -> str:
     engine["num_replicas"] = settings.serve.replicas
     engine["user_config"] |= {"bank": settings.bank.uri} | target
     serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    end = time.monotonic() + 150.0  # Serve's own wait gives up after 60 s, which a busy machine can need
+    while (found := serve.status().applications[app.APP_NAME]).status != ApplicationStatus.RUNNING:
+        assert found.status != ApplicationStatus.DEPLOY_FAILED, found.message
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
     return f"http://127.0.0.1:{settings.serve.port}"
 
 
