@@ -46,6 +46,7 @@ class System:
         """One answer a question from its own rows, and the seconds that all of them took when they were made."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self._made]
+        new.sort(key=lambda i: sum(map(len, keys[i][1])))  # texts of like length are padded least
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
             started = time.perf_counter()
