@@ -122,10 +122,7 @@ def test_answer_is_made_once_and_keeps_the_seconds_it_took(tiny_cmt: CMT) -> Non
     compared = system("stack", tiny_cmt)
     first, seconds = compared.answers(bank, asked, [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
     again, known = compared.answers(bank.part({"d1", "d2"}), asked, [[Found(1, 0.5)], [Found(0, 0.5)]], 3)
-    assert [one is two for one, two in zip(first, again, strict=True)] == [
-        True,
-        True,
-    ]  # the rows moved, not the windows
+    assert all(one is two for one, two in zip(first, again, strict=True))  # the rows moved, not the windows
     assert known == seconds > 0
     both, more = compared.answers(bank, asked[:1], [[Found(2, 0.9), Found(1, 0.1)]], 3)
     assert both[0] is not first[0]
