@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from cmt_core.backbone import Backbone, KVShape
 
-__all__ = ["Chosen", "Select", "likely", "question_queries", "question_states", "rank_prior", "score_prior", "stack"]
+__all__ = [
+    "Chosen",
+    "Select",
+    "likely",
+    "mean_to",
+    "question_queries",
+    "question_states",
+    "rank_prior",
+    "score_prior",
+    "stack",
+]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
 _SCORE_TEMPERATURE = (
@@ -81,10 +91,17 @@ def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Seque
     return [layer[torch.arange(len(prompts), device=last.device), last] for layer in queries]
 
 
-def question_states(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Last hidden states (B, D) of each prompt's last token, read behind `prefix` alone."""
-    hidden, last = _read_prompts(backbone, prefix, prompts)
-    return hidden[torch.arange(len(prompts), device=last.device), last]
+def question_states(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]], layer: int) -> Tensor:
+    """What `layer` gets (B, D), the mean over each prompt's tokens, read behind `prefix` alone."""
+    with backbone.capture_inputs([layer]) as captured:
+        _, last = _read_prompts(backbone, prefix, prompts)
+    return mean_to(captured[0], last)
+
+
+def mean_to(hidden: Tensor, last: Tensor) -> Tensor:
+    """The mean (B, D) of hidden states (B, Q, D) up to each row's place `last` (B,)."""
+    among = torch.arange(hidden.shape[1], device=hidden.device) <= last[:, None]
+    return (hidden.float() * among[..., None]).sum(dim=1) / among.sum(dim=1, keepdim=True)
 
 
 def _read_prompts(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,12 @@ class Backbone:
         """
         return self.read_with_hidden(ids, mask, prefix)[0]
 
+    def read_at_depth(self, ids: Tensor, mask: Tensor, prefix: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `read`, with the hidden states (B, T, D) that `layer` gets (layer L: the last ones), and the last ones."""
+        with self.capture_inputs([layer]) as captured:
+            rows, last = self.read_with_hidden(ids, mask, prefix)
+        return rows, captured[0], last
+
     def read_with_hidden(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
         """As `read`, and the last hidden states (B, T, D) of the same pass."""
         B, T = ids.shape
@@ -202,16 +208,8 @@ class Backbone:
 
     def layer_inputs(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
         """What every layer gets (B, T, L, D) while documents ids, mask (B, T) are read behind prefix (p, X)."""
-        captured: list[Tensor] = []
-        handles = [
-            layer.input_layernorm.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
-            for layer in self.model.model.layers
-        ]
-        try:
+        with self.capture_inputs(range(self.shape.layers)) as captured:
             self.read(ids, mask, prefix)
-        finally:
-            for handle in handles:
-                handle.remove()
         return torch.stack(captured, dim=2)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -224,6 +222,24 @@ class Backbone:
                 keys = attention.k_norm(keys.unflatten(-1, (self.shape.heads, self.shape.head_dim))).flatten(-2)
             parts += [keys, attention.v_proj(normed)]
         return torch.cat(parts, dim=-1)
+
+    @contextmanager
+    def capture_inputs(self, layers: Iterable[int]) -> Iterator[list[Tensor]]:
+        """Collects what each of the layers gets, (B, T, D), in a forward pass inside; layer L gets the last hidden states."""
+        captured: list[Tensor] = []
+        handles = []
+        for number in layers:
+            if number < self.shape.layers:
+                norm = self.model.model.layers[number].input_layernorm
+                handles.append(norm.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0])))
+            else:
+                norm = self.model.model.norm
+                handles.append(norm.register_forward_hook(lambda module, inputs, output: captured.append(output)))
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _capture_keys_values(self) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -22,7 +22,8 @@ class MemoryConfig:
     """What a checkpoint's memories are; travels as config.json beside the weights.
 
     `method` is Θ: `kv_code` (a short code of every token's keys and values) or `soft_tokens` (the paper's: `memory_vectors`
-    vectors of the LLM's width `memory_width`, from cross-attention started at `soft_start`).
+    vectors of the LLM's width `memory_width`, from cross-attention started at `soft_start` over the hidden states that the LLM
+    has after the share `source_depth` of its layers; 1 are the last).
     `aggregation` is ψ: `stack`, `select` (kv_code) or `single_context` (soft_tokens). `alignment` is π: `decoder` (kv_code),
     `low_rank` or `linear` (soft_tokens). `context_vectors` (c) is how many vectors `select` and `single_context` give the LLM.
     `bits_per_token` bits a token are shared out over `code_width` components by variance; `code_storage` float16 keeps the
@@ -45,6 +46,7 @@ class MemoryConfig:
     memory_vectors: int = 16
     memory_width: int = 0
     soft_start: str = "salient"
+    source_depth: float = 0.6
     compressor_blocks: int = 2
     objective: str = "plain"
     objective_weight: float = 0.5
@@ -142,6 +144,10 @@ def _check_combination(config: MemoryConfig) -> None:
         if min(config.memory_vectors, config.memory_width, config.compressor_blocks, config.alignment_rank) < 1:
             raise ConfigError(
                 "soft_tokens need memory_vectors, memory_width (the LLM's), compressor_blocks and alignment_rank of at least 1"
+            )
+        if not 0 < config.source_depth <= 1:
+            raise ConfigError(
+                f"source_depth {config.source_depth} is no share of the LLM's layers (above 0, at most 1)"
             )
         if config.aggregation == "single_context" and config.context_vectors < 1:
             raise ConfigError("single_context needs at least 1 of context_vectors")

@@ -144,7 +144,7 @@ class Contexts:
         documents = vectors.new_zeros(B, k, m, self.config.memory_width)
         documents[present.to(vectors.device)] = vectors
         prompts = [self.tokens.prompt(question) for question in questions]
-        asked = question_states(self.backbone, self.reading_prefix, prompts)
+        asked = question_states(self.backbone, self.reading_prefix, prompts, soft.source_layer)
         context, shares = soft.aggregate(asked, documents, present.to(vectors.device))
         rows = soft.align(self.backbone, context)[:, None]  # (B, 1, c, X)
         mask = torch.ones(rows.shape[:3], dtype=torch.long, device=rows.device)

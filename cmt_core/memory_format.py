@@ -93,8 +93,8 @@ class SoftTokensFormat:
 
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
-        _, hidden = self._backbone.read_with_hidden(ids, mask, prefix)
-        vectors = self._soft.compress(self._backbone, ids, mask, hidden)
+        _, source, last = self._backbone.read_at_depth(ids, mask, prefix, self._soft.source_layer)
+        vectors = self._soft.compress(self._backbone, ids, mask, source, last)
         lengths = mask.sum(dim=1).tolist()
         return [Memory(self._soft.pack(row), length) for row, length in zip(vectors, lengths, strict=True)]
 

@@ -26,19 +26,23 @@ class SoftMemory(nn.Module):
             raise ConfigError(f"method {config.method!r} has no soft tokens")
         D = config.memory_width
         self.config = config
+        self.source_layer = max(1, round(config.source_depth * shape.layers))  # whose input Θ reads
         self.compressor = SoftTokens(D, config.memory_vectors, config.compressor_blocks, config.soft_start)
         self.alignment = (
             LowRankMaps(shape, D, config.alignment_rank) if config.alignment == "low_rank" else LinearMaps(shape, D)
         )
         single = config.aggregation == "single_context"
-        self.context = SingleContext(D, config.context_vectors) if single else None
+        self.context = SingleContext(D, config.context_vectors, config.memory_vectors) if single else None
         self.matching = Matching(D) if config.matching != "none" else None
 
-    def compress(self, backbone: Backbone, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        """Memory (B, m, D) of documents ids, mask (B, T) whose last hidden states (B, T, D) are given."""
+    def compress(self, backbone: Backbone, ids: Tensor, mask: Tensor, source: Tensor, last: Tensor) -> Tensor:
+        """Memory (B, m, D) of documents ids, mask (B, T), read with `Backbone.read_at_depth` of `source_layer`.
+
+        source (B, T, D) are the hidden states that become the memory; the last ones (B, T, D) tell the salient tokens.
+        """
         salient = self.config.soft_start == "salient"
-        salience = surprisal(backbone, ids, hidden) if salient else None
-        memory: Tensor = self.compressor(hidden, mask, salience)
+        salience = surprisal(backbone, ids, last) if salient else None
+        memory: Tensor = self.compressor(source, mask, salience)
         return memory
 
     def align(self, backbone: Backbone, memory: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Θ (`soft_tokens`): m vectors a document, by cross-attention of m queries over the frozen LLM's hidden states.
 
-The queries are learned, or started from the document's salient tokens: those that surprise the LLM most, in reading order.
+The queries are learned, or started from the document's salient tokens: those that surprise the LLM most, in reading order. The
+hidden states are those of a middle layer: the last ones know the next token and little of their own (docs/log.md).
 Source: the compressor of CMT (arXiv 2412.07393, section 3), "soft tokens by cross-attention"; m, widths and blocks are not
 public and are ours to choose.
 """
@@ -18,13 +19,16 @@ __all__ = ["SoftTokens", "salient_tokens", "surprisal"]
 
 
 class SoftTokens(nn.Module):
-    """Compresses last hidden states (B, T, D) to m vectors (B, m, D) of unit RMS."""
+    """Compresses hidden states (B, T, D) to m vectors (B, m, D) of unit RMS; started `salient`, it begins at those tokens."""
 
     def __init__(self, width: int, vectors: int, blocks: int, start: str) -> None:
         super().__init__()
         self.start = start
-        self.queries = nn.Parameter(torch.randn(vectors, width) * width**-0.5)
-        self.blocks = nn.ModuleList(CrossBlock(width) for _ in range(blocks))
+        salient = start == "salient"
+        self.queries = nn.Parameter(
+            torch.zeros(vectors, width) if salient else torch.randn(vectors, width) * width**-0.5
+        )
+        self.blocks = nn.ModuleList(CrossBlock(width, "keep" if salient else "random") for _ in range(blocks))
         self.out_norm = nn.RMSNorm(width, eps=1e-6)
 
     def forward(self, hidden: Tensor, mask: Tensor, salience: Tensor | None = None) -> Tensor:
@@ -40,11 +44,13 @@ class SoftTokens(nn.Module):
         return memory
 
     def _salient(self, hidden: Tensor, mask: Tensor, salience: Tensor) -> Tensor:
-        """The hidden states (B, m, D) of the most salient tokens; zeros where a document has fewer than m."""
-        index, found = salient_tokens(salience, mask, len(self.queries))
+        """The hidden states (B, m, D) of the most salient tokens; a document of fewer than m gives them again from its first."""
+        m = len(self.queries)
+        index, found = salient_tokens(salience, mask, m)
+        again = torch.arange(m, device=index.device) % found.sum(dim=1, keepdim=True)  # (B, m)
+        index = index.gather(1, again)
         picked = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        picked = F.rms_norm(picked, picked.shape[-1:], eps=1e-6) * found[..., None]
-        return F.pad(picked, (0, 0, 0, len(self.queries) - picked.shape[1]))
+        return F.rms_norm(picked, picked.shape[-1:], eps=1e-6)
 
 
 def salient_tokens(salience: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:

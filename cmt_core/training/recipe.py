@@ -7,7 +7,7 @@ is kept in the run's folder, so that a stopped run goes on where it was.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,18 @@ from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
 from cmt_core.retriever import Retriever
 from cmt_core.soft_memory import SoftMemory
-from cmt_core.training.batches import TrainingWindow, cluster_order, collate, training_windows
+from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, one_question, training_windows
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
 from cmt_core.training.recipe_config import RecipeConfig, Report
-from cmt_core.training.soft_stage import SoftStage
+from cmt_core.training.soft_stage import SoftStage, question_of
 from cmt_core.training.stages import CodeStage, PrefixStage
 from cmt_core.training.text_windows import text_windows
 
 __all__ = ["Recipe", "RecipeConfig", "Report", "TrainedParts"]
 
-_INPUT_WINDOWS = 16  # of the layers' inputs only mean and spread are wanted, and a token has L * D of them
+_INPUT_WINDOWS = 48  # a token has L * D numbers of its layers' inputs
 Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an optimiser writes into its groups
 
 
@@ -150,7 +150,10 @@ class Recipe:
         reading = kept.reading_prefix if kept else prefix
         stage = SoftStage(self.backbone, soft, prefix, reading.to(self.backbone.device))
         done = self._train_memory(
-            "soft", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.soft_lr), windows
+            "soft",
+            stage,
+            lambda: stage.parameter_groups(config.code_prefix_lr, config.soft_lr, config.code_lr),
+            windows,
         )
         return TrainedParts(prefix, stage.reading_prefix.detach(), soft=soft) if done else None
 
@@ -196,12 +199,37 @@ class Recipe:
         soft = SoftMemory(self.memory, self.backbone.shape).to(self.backbone.device)
         if self.start and self.start.soft:
             soft.load_state_dict(self.start.soft.state_dict())
-        elif isinstance(soft.alignment, LowRankMaps):
-            few = windows[:_INPUT_WINDOWS]
-            soft.alignment.start_from_inputs(self._sample(few, prefix, self.backbone.layer_inputs))
         else:
-            soft.alignment.start_from_rows(self._sample(windows, prefix, self.backbone.read))
+            self._start_alignment(soft, windows, prefix)
+            self._start_matching(soft, windows, prefix)
         return soft
+
+    @torch.no_grad()
+    def _start_matching(self, soft: SoftMemory, windows: list[TrainingWindow], prefix: Tensor) -> None:
+        """Shows self-matching sample windows' memories and questions."""
+        if soft.matching is None:
+            return
+        prefix = prefix.to(self.backbone.dtype)
+        questions, memories = [], []
+        for batch in self._sample_batches(windows):
+            _, source, last = self.backbone.read_at_depth(batch.ids, batch.mask, prefix, soft.source_layer)
+            memories.append(soft.compress(self.backbone, batch.ids, batch.mask, source, last))
+            questions.append(question_of(self.backbone, prefix, batch, soft.source_layer)[0])
+        soft.matching.start_from(torch.cat(questions), torch.cat(memories))
+
+    def _start_alignment(self, soft: SoftMemory, windows: list[TrainingWindow], prefix: Tensor) -> None:
+        """Fits π to what the LLM has at the tokens of sample windows, from what Θ reads there."""
+        backbone, D = self.backbone, self.backbone.width
+        low_rank = isinstance(soft.alignment, LowRankMaps)
+
+        def with_source(ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+            rows, source, _ = backbone.read_at_depth(ids, mask, prefix, soft.source_layer)
+            wanted = backbone.layer_inputs(ids, mask, prefix).flatten(2) if low_rank else rows
+            return torch.cat([source, wanted], dim=-1)
+
+        few = windows[:_INPUT_WINDOWS] if low_rank else windows
+        source, wanted = self._sample(few, prefix, with_source).tensor_split([D], dim=-1)
+        soft.alignment.start_from(source, wanted.view(len(wanted), -1, D) if low_rank else wanted)
 
     @torch.no_grad()
     def _instruction_rows(self) -> Tensor:
@@ -237,14 +265,19 @@ class Recipe:
         self, windows: Sequence[TrainingWindow], prefix: Tensor, read: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
         """What `read` gives of the tokens of sample windows behind the prefix, (N, ...) in fp32."""
-        sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
         rows = []
-        for start in range(0, len(sample), 8):
-            chosen = [[windows[i]] for i in sample[start : start + 8]]
-            batch = collate(chosen, 1, self._pad_id, random.Random(0)).to(self.backbone.device)
+        for batch in self._sample_batches(windows):
             exact = read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
             rows.append(exact[batch.mask.bool()].float())
         return torch.cat(rows)
+
+    def _sample_batches(self, windows: Sequence[TrainingWindow]) -> Iterator[Batch]:
+        """`pca_windows` seeded windows, each with one of its questions."""
+        sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
+        rng = random.Random(self.config.seed)
+        for start in range(0, len(sample), 8):
+            chosen = [[one_question(windows[i], rng)] for i in sample[start : start + 8]]
+            yield collate(chosen, 1, self._pad_id, rng).to(self.backbone.device)
 
     def _quantiser(self, sigma: Tensor) -> Quantiser:
         fitted = Quantiser.fit(sigma.double().cpu().numpy(), self.memory.bits_per_token)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cmt_core.aggregation import mean_to
 from cmt_core.alignment import Context, place
 from cmt_core.backbone import Backbone
 from cmt_core.objective import answer_loss, contrastive_matching, cosine_matching, divergence, memory_aware
@@ -16,7 +17,7 @@ from cmt_core.soft_memory import SoftMemory
 from cmt_core.training.batches import IGNORED, Batch
 from cmt_core.training.stages import answer_questions, read_alone, targets_of, teach
 
-__all__ = ["SoftStage"]
+__all__ = ["SoftStage", "question_of"]
 
 
 class SoftStage(nn.Module):
@@ -36,10 +37,9 @@ class SoftStage(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Answer loss + KL to the teacher + the weighted matching loss."""
         backbone, weight = self._frozen[0], self.config.decoding_weight
-        taught = teach(backbone, self.encoding_prefix, batch, self.config.window_tokens)
-        memory = self.soft.compress(backbone, batch.ids, batch.mask, taught.document)  # (R, m, D)
-        hidden, plain = read_alone(backbone, self.reading_prefix, batch)
-        question = hidden[torch.arange(len(hidden), device=hidden.device), _prompt_ends(batch)]  # (R, D)
+        taught = teach(backbone, self.encoding_prefix, batch, self.config.window_tokens, self.soft.source_layer)
+        memory = self.soft.compress(backbone, batch.ids, batch.mask, taught.source, taught.last)  # (R, m, D)
+        question, plain = question_of(backbone, self.reading_prefix, batch, self.soft.source_layer)
         _, logits = answer_questions(backbone, self._context(memory, question, batch), batch.questions)
         k = batch.context.shape[1]
         mixed = logits if weight == 1 else memory_aware(logits, plain, weight)
@@ -51,11 +51,14 @@ class SoftStage(nn.Module):
             loss, figures = loss + self.config.matching_weight * matching, figures | {"matching": matching.item()}
         return loss, figures
 
-    def parameter_groups(self, lr: float, soft_lr: float) -> list[dict[str, object]]:
-        """The prefix and the soft parts, each with its rate."""
+    def parameter_groups(self, lr: float, soft_lr: float, map_lr: float) -> list[dict[str, object]]:
+        """The prefix, Θ and ψ, and (gently, since a large step destroys its fitted start) π, each with its rate."""
+        maps = list(self.soft.alignment.parameters())
+        others = [one for name, one in self.soft.named_parameters() if not name.startswith("alignment.")]
         return [
             {"params": [self.reading_prefix], "lr": lr, "weight_decay": 0.0},
-            {"params": list(self.soft.parameters()), "lr": soft_lr, "weight_decay": 0.0},
+            {"params": others, "lr": soft_lr, "weight_decay": 0.0},
+            {"params": maps, "lr": map_lr, "weight_decay": 0.0},
         ]
 
     def _context(self, memory: Tensor, question: Tensor, batch: Batch) -> Context:
@@ -79,6 +82,14 @@ class SoftStage(nn.Module):
         return cosine_matching(questions, documents, own, self.config.uniformity_weight)
 
 
-def _prompt_ends(batch: Batch) -> Tensor:
-    """The column (R,) of each row's last prompt token: the first with a target."""
-    return (batch.questions.targets != IGNORED).int().argmax(dim=1)
+def question_of(backbone: Backbone, prefix: Tensor, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+    """What ψ and self-matching know of each row's one question, (R, D), and the LLM's own logits (N, V) for its answer.
+
+    As `question_states` in service: read behind prefix (p, X) without a document.
+    """
+    with backbone.capture_inputs([layer]) as captured:
+        _, plain = read_alone(backbone, prefix, batch)
+    ends = (
+        (batch.questions.targets != IGNORED).int().argmax(dim=1)
+    )  # the prompt's last token is the first with a target
+    return mean_to(captured[0], ends), plain

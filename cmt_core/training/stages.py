@@ -35,24 +35,31 @@ def answer_questions(backbone: Backbone, context: Context, questions: QuestionRo
 class Taught:
     """What the frozen LLM says with the exact keys and values of each row's own document.
 
-    exact (R, T, X) and document (R, T, D) are the document's rows and last hidden states; hidden (R, Q, D) and logits (N, V) are
-    the questions'.
+    exact (R, T, X), source and last (R, T, D) are the document's rows, its hidden states at the asked depth and its last ones;
+    hidden (R, Q, D) and logits (N, V) are the questions'.
     """
 
     exact: Tensor
-    document: Tensor
+    source: Tensor
+    last: Tensor
     hidden: Tensor
     logits: Tensor
 
 
 @torch.no_grad()
-def teach(backbone: Backbone, prefix: Tensor, batch: Batch, window_tokens: int) -> Taught:
-    """Reads the batch's documents behind prefix (p, X), and their questions behind the exact keys and values."""
+def teach(
+    backbone: Backbone, prefix: Tensor, batch: Batch, window_tokens: int, source_layer: int | None = None
+) -> Taught:
+    """Reads the batch's documents behind prefix (p, X), and their questions behind the exact keys and values.
+
+    `source` are the hidden states that `source_layer` gets, the last ones when it is None.
+    """
     prefix = prefix.to(backbone.dtype)
-    exact, document = backbone.read_with_hidden(batch.ids, batch.mask, prefix)
+    layer = backbone.shape.layers if source_layer is None else source_layer
+    exact, source, last = backbone.read_at_depth(batch.ids, batch.mask, prefix, layer)
     context = place(backbone, prefix, exact[:, None], batch.mask[:, None], window_tokens)
     hidden, logits = answer_questions(backbone, context, batch.questions)
-    return Taught(exact, document, hidden, logits)
+    return Taught(exact, source, last, hidden, logits)
 
 
 @torch.no_grad()

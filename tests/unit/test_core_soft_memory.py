@@ -16,6 +16,7 @@ from cmt_core.backbone import Backbone, KVShape
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, MemoryFormatError
+from cmt_core.matching import Matching
 from cmt_core.model import CMT
 from cmt_core.objective import contrastive_matching, cosine_matching, memory_aware
 from cmt_core.query import Query
@@ -45,6 +46,8 @@ def soft_config(**changes: Any) -> MemoryConfig:
         ({"alignment": "decoder"}, "soft_tokens need alignment low_rank or linear"),
         ({"aggregation": "select"}, "select keeps tokens of kv_code"),
         ({"memory_width": 0}, "soft_tokens need memory_vectors"),
+        ({"source_depth": 0.0}, "source_depth 0.0 is no share"),
+        ({"source_depth": 1.1}, "source_depth 1.1 is no share"),
         ({"aggregation": "single_context", "context_vectors": 0}, "at least 1 of context_vectors"),
         ({"objective": "mix", "objective_weight": 0.0}, "objective mix needs a weight"),
         ({"objective": "contrast", "objective_weight": -0.1}, "objective contrast needs a weight"),
@@ -118,35 +121,72 @@ def test_low_rank_maps_start_at_the_llms_own_projections(tiny_backbone: Backbone
 
 
 @torch.no_grad()
-def test_low_rank_maps_start_at_real_inputs_of_each_layer(tiny_backbone: Backbone) -> None:
-    ids = torch.randint(2, 300, (4, 30), generator=torch.Generator().manual_seed(0))
+def test_low_rank_maps_start_at_the_layers_own_inputs(tiny_backbone: Backbone) -> None:
+    """A layer's own input gives its keys and values back; of the other layers' a higher rank gives more back."""
+    ids = torch.randint(2, 300, (40, 30), generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros(0, tiny_backbone.shape.width)
     inputs = tiny_backbone.layer_inputs(ids, torch.ones_like(ids), nothing)
     states = tiny_backbone.model(input_ids=ids, output_hidden_states=True).hidden_states[:3]
     torch.testing.assert_close(inputs, torch.stack(states, dim=2), atol=1e-4, rtol=1e-4)
-    torch.manual_seed(0)
-    maps = LowRankMaps(tiny_backbone.shape, D, 4)
-    maps.start_from_inputs(inputs.flatten(0, 1))
-    made = maps.scale * torch.randn(5000, 1, D) + maps.bias
-    flat = inputs.flatten(0, 1)
-    assert float(((made.mean(dim=0) - flat.mean(dim=0)).abs() / maps.scale).max()) < 0.1
-    spread = (flat - flat.mean(dim=0)).square().mean(dim=(0, 2))
-    torch.testing.assert_close((made - made.mean(dim=0)).square().mean(dim=(0, 2)), spread, atol=0.02, rtol=0.05)
+    exact, source, _ = tiny_backbone.read_at_depth(ids, torch.ones_like(ids), nothing, 2)
+    torch.testing.assert_close(source, states[2], atol=1e-4, rtol=1e-4)
+    errors = []
+    for rank in (D, 4):
+        maps = LowRankMaps(tiny_backbone.shape, D, rank)
+        maps.start_from(source.flatten(0, 1), inputs.flatten(0, 1))
+        made = maps(tiny_backbone, torch.nn.functional.rms_norm(source, (D,)))
+        layers = (made - exact).square().unflatten(-1, (3, -1)).mean(dim=(0, 1, 3))
+        errors.append((layers / exact.unflatten(-1, (3, -1)).var(dim=(0, 1, 3))).tolist())
+    assert errors[0][2] < 0.01
+    assert all(full < low for full, low in zip(errors[0][:2], errors[1][:2], strict=True))
 
 
-def test_linear_maps_start_at_the_mean_and_spread_of_real_rows(tiny_backbone: Backbone) -> None:
+@torch.no_grad()
+def test_linear_maps_start_at_the_least_squares_fit_of_real_rows(tiny_backbone: Backbone) -> None:
     torch.manual_seed(0)
-    maps = LinearMaps(tiny_backbone.shape, D)
-    real = torch.randn(500, tiny_backbone.shape.width) * torch.linspace(0.1, 4, tiny_backbone.shape.width) + 2
-    maps.start_from_rows(real)
-    made = maps(tiny_backbone, torch.randn(2000, D))
-    torch.testing.assert_close(made.mean(dim=0), real.mean(dim=0), atol=0.5, rtol=0.3)
-    torch.testing.assert_close(made.std(dim=0), real.std(dim=0), atol=0.1, rtol=0.5)
+    maps, source = LinearMaps(tiny_backbone.shape, D), torch.randn(2000, D) * torch.linspace(0.5, 3, D) + 1
+    unit = torch.nn.functional.rms_norm(source, (D,))
+    rows = unit @ torch.randn(D, tiny_backbone.shape.width) + 2
+    maps.start_from(source, rows)
+    torch.testing.assert_close(maps(tiny_backbone, unit), rows, atol=0.05, rtol=0.05)
+
+
+def test_short_document_gives_its_salient_tokens_again() -> None:
+    """No place of a memory is empty, and at the start it holds the very tokens, at unit RMS."""
+    compressor, hidden = SoftTokens(D, 5, 1, "salient"), torch.randn(1, 3, D)
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    memory = compressor(hidden, mask, torch.tensor([[0.1, 5.0, 9.0]]))
+    unit = torch.nn.functional.rms_norm(hidden[0], (D,))
+    torch.testing.assert_close(memory[0], unit[[0, 1, 0, 1, 0]], atol=1e-4, rtol=1e-4)
+
+
+def test_single_context_starts_as_the_best_documents_memory() -> None:
+    torch.manual_seed(0)
+    aggregator, memories = SingleContext(D, 6, 6), torch.nn.functional.rms_norm(torch.randn(1, 3, 6, D), (D,))
+    match = torch.tensor([[0.1, 0.9, 0.2]])
+    with torch.no_grad():
+        context, shares = aggregator(torch.randn(1, D), memories, torch.ones(1, 3).bool(), match)
+    assert float(shares[0, 1]) > 0.99
+    assert float(torch.cosine_similarity(context[0], memories[0, 1], dim=-1).min()) > 0.95
+
+
+def test_self_matching_starts_with_a_question_near_the_memory_of_like_hidden_states() -> None:
+    """Hidden states that share a large common part, which a plain cosine sees alone."""
+    torch.manual_seed(0)
+    topics = torch.randn(200, D)
+    memories = 10 + topics[:, None] + 0.3 * torch.randn(200, 6, D)
+    questions = -7 + topics + 0.3 * torch.randn(200, D)
+    matching = Matching(D)
+    with torch.no_grad():
+        matching.start_from(questions[:150], memories[:150])
+        found = (matching.questions(questions[150:]) @ matching.documents(memories[150:]).T).argmax(dim=1)
+    assert (found == torch.arange(50)).float().mean() > 0.9
 
 
 def test_single_context_leaves_out_what_was_not_found_and_weighs_by_match() -> None:
     torch.manual_seed(0)
-    aggregator, question, memories = SingleContext(D, 5), torch.randn(2, D), torch.randn(2, 3, 6, D)
+    aggregator, question, memories = SingleContext(D, 5, 6), torch.randn(2, D), torch.randn(2, 3, 6, D)
+    torch.nn.init.normal_(aggregator.question.weight, std=D**-0.5)  # at first the question acts by its match alone
     present = torch.tensor([[True, True, False], [True, True, True]])
     context, shares = aggregator(question, memories, present)
     assert context.shape == (2, 5, D)
@@ -154,7 +194,7 @@ def test_single_context_leaves_out_what_was_not_found_and_weighs_by_match() -> N
     assert float(shares[0, 2]) == 0
     memories[0, 2] = 100.0
     torch.testing.assert_close(aggregator(question, memories, present)[0][0], context[0])
-    _, matched = aggregator(question, memories, present, torch.tensor([[0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+    _, matched = aggregator(question, memories, present, torch.tensor([[0.0, 0.2, 0.0], [0.0, 0.0, 0.0]]))
     assert float(matched[0, 1]) > float(shares[0, 1]) + 0.2
     other, _ = aggregator(-question, memories, present)
     assert not torch.allclose(other[1], context[1], atol=1e-3)

@@ -74,7 +74,7 @@ def train(
             signal.raise_signal(signal.SIGTERM)
 
     config = LoopConfig(steps, warmup_steps=2, save_every_steps=1000)
-    run_stage(stage, stage.parameter_groups(0.02, 5e-3), feed, config, folder, report)
+    run_stage(stage, stage.parameter_groups(0.02, 5e-3, 5e-3), feed, config, folder, report)
     return rows
 
 
@@ -117,7 +117,8 @@ def test_training_reads_what_serving_reads(
 ) -> None:
     """The context that the stage builds is the one that CMT builds from the packed memories, to float16."""
     from cmt_core.retriever import Retriever
-    from cmt_core.training.stages import read_alone, teach
+    from cmt_core.training.soft_stage import question_of
+    from cmt_core.training.stages import teach
 
     stage = new_stage(tiny_backbone, tiny_checkpoint, "single")
     checkpoint = dataclasses.replace(
@@ -127,11 +128,10 @@ def test_training_reads_what_serving_reads(
     cmt = CMT(tiny_backbone, checkpoint, Retriever(tiny_folders.retriever, torch.device("cpu")), "tiny")
     batch = collate([windows[:2]], 2, 0, random.Random(0))
     with torch.no_grad():
-        taught = teach(tiny_backbone, stage.encoding_prefix, batch, 64)
-        memory = stage.soft.compress(tiny_backbone, batch.ids, batch.mask, taught.document)
-        hidden, _ = read_alone(tiny_backbone, stage.reading_prefix, batch)
-        asked = len(windows[0].questions[0][0]) - 1
-        trained = stage._context(memory[:2], torch.stack([hidden[0, asked], hidden[0, asked]]), batch)
+        taught = teach(tiny_backbone, stage.encoding_prefix, batch, 64, stage.soft.source_layer)
+        memory = stage.soft.compress(tiny_backbone, batch.ids, batch.mask, taught.source, taught.last)
+        asked, _ = question_of(tiny_backbone, stage.reading_prefix, batch, stage.soft.source_layer)
+        trained = stage._context(memory[:2], asked[[0, 0]], batch)
     parts = [cmt.windows("", window.reading)[0] for window in windows[:2]]
     codes = [made.code for made in cmt.compress(parts)]
     order = batch.context[0].tolist()
