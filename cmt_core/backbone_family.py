@@ -72,12 +72,12 @@ def check_computation(backbone: Backbone) -> None:
     positions = torch.arange(_PROBE_TOKENS, device=backbone.device)[None]
     try:
         nothing = torch.zeros(0, backbone.shape.width, dtype=backbone.dtype, device=backbone.device)
-        x, hidden = backbone.read_with_hidden(ids, torch.ones_like(ids), nothing)
+        x, deepest, hidden = backbone.read_at_depth(ids, torch.ones_like(ids), nothing, backbone.shape.layers)
         ours, logits = backbone.cache(x, positions), backbone.logits(hidden)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         raise _unsupported(family, "its keys and values have another shape") from None
     theirs = backbone.model(input_ids=ids, use_cache=True)
-    pairs = [(logits, theirs.logits)]
+    pairs = [(logits, theirs.logits), (deepest, hidden)]
     for mine, own in zip(ours.layers, theirs.past_key_values.layers, strict=True):
         pairs += [(mine.keys, own.keys), (mine.values, own.values)]
     if not all(_close(mine, own) for mine, own in pairs):

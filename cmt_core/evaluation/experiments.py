@@ -72,15 +72,19 @@ def robustness(
     shares: Sequence[float],
     *,
     relevant: int,
+    filler: Sequence[Document] = (),
     systems: Sequence[str],
     questions: int,
     k: int,
     seed: int = 0,
     report: Report = lambda line: None,
 ) -> list[Point]:
-    """Asks about `relevant` documents while the given shares (0 to below 1) of the bank are documents nobody asks about."""
+    """Asks about `relevant` documents while the given shares (0 to below 1) of the bank are documents nobody asks about.
+
+    Those are `filler`, or the set's own others, which are often of the same subject as those asked about.
+    """
     documents = _documents(examples, seed)
-    own, others = documents[:relevant], documents[relevant:]
+    own, others = documents[:relevant], list(filler) or documents[relevant:]
     added = [min(len(others), round(relevant * share / (1 - share))) for share in shares]
     bank = EvaluationBank.fill(model, own + others[: max(added)], compress=False)
     asked = _asked(examples, {doc_id for doc_id, _, _ in own}, questions, seed)

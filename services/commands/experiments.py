@@ -64,6 +64,12 @@ def robustness_command(
     config: Config = None,
     shares: Numbers = "0,0.2,0.4,0.6,0.8",
     relevant: Annotated[int, typer.Option(min=1, help="Documents that are asked about.")] = 200,
+    filler: Annotated[
+        str | None,
+        typer.Option(
+            help="JSONL file of articles (id, title, text) that nobody asks about; default the dataset's others."
+        ),
+    ] = None,
     questions: Questions = 200,
     systems: Systems = "select,rag_prefix",
     k: K = 2,
@@ -71,15 +77,17 @@ def robustness_command(
     out: Out = Path("results"),
 ) -> None:
     """A growing share of the bank has nothing to do with any question."""
+    from cmt_core.data.articles import read_articles
     from cmt_core.evaluation.experiments import robustness
 
     asked = Experiment.of(config, dataset, questions, k, seed)
     wanted = floats(shares)
     if not all(0 <= share < 1 for share in wanted):
         raise SettingsError("--shares must be from 0 to below 1")
+    more = list(read_articles(asked.path(filler))) if filler else []
     points = robustness(
-        asked.model(), asked.examples(), wanted, relevant=relevant, systems=names(systems), questions=questions, k=k,
-        seed=seed, report=say,
+        asked.model(), asked.examples(), wanted, relevant=relevant, filler=more, systems=names(systems),
+        questions=questions, k=k, seed=seed, report=say,
     )  # fmt: skip
     asked.write(out, "robustness", points, "x", "f1", "irrelevant documents, %")
 

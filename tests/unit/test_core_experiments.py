@@ -43,6 +43,10 @@ def test_robustness_adds_documents_that_nobody_asks_about(tiny_cmt: CMT) -> None
     points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.75], relevant=3, systems=("stack",), questions=3, k=1)
     assert [(point.x, point.documents) for point in points] == [(0.0, 3), (75.0, 12)]
     assert points[0].f1_kept in (0.0, 100.0)
+    filler = [(f"f{i}", "", f"Filler number {i} about the sea.") for i in range(20)]
+    points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.8], relevant=4, filler=filler, systems=("stack",), questions=3, k=1)
+    assert [(point.x, point.documents) for point in points] == [(0.0, 4), (80.0, 20)]
+    assert points[0].recall_at_1 == points[1].recall_at_1  # the sea has no bells
 
 
 def test_scaling_goes_on_with_filler(tiny_cmt: CMT) -> None:

@@ -108,6 +108,11 @@ def test_projecting_layer_inputs_gives_the_rows_that_reading_gives(name: str) ->
     inputs = torch.stack(states[: backbone.shape.layers], dim=2)  # (1, 7, L, D)
     rows = backbone.read(ids, torch.ones_like(ids), torch.zeros(0, backbone.shape.width))
     torch.testing.assert_close(backbone.project(inputs), rows, atol=1e-4, rtol=1e-4)
+    nothing = torch.zeros(0, backbone.shape.width)
+    for layer in (1, backbone.shape.layers):
+        _, source, last = backbone.read_at_depth(ids, torch.ones_like(ids), nothing, layer)
+        torch.testing.assert_close(source, states[layer], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(source, last)
 
 
 OTHERS: dict[str, dict[str, Any]] = {
