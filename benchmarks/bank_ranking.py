@@ -1,4 +1,4 @@
-"""Recall of squad_dev's questions through a real bank, by cosine, by cosine and words, and by rank fusion."""
+"""Recall of squad_dev's questions through a real bank, by cosine, by cosine and words (and their proximity), and by rank fusion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ __all__ = ["measure_ranking"]
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 _RANKINGS = [
     *(Ranking("dense"), Ranking("rrf")),
-    *(Ranking("hybrid", weight) for weight in (0.2, 0.4, 0.6)),
+    *(Ranking("hybrid", weight, proximity_weight=0.0) for weight in (0.2, 0.4, 0.6)),
+    Ranking("hybrid"),
 ]
 
 
@@ -78,6 +79,7 @@ def _measure(
             taken.append(time.perf_counter() - started)
             found.append([hit.doc_id == example.doc_id for hit in hits])
         weight = f" {ranking.word_weight}" if ranking.mode == "hybrid" else ""
+        weight += " and proximity" if ranking.reads_texts else ""
         for k in (1, 2, 4):
             share = float(np.mean([any(hits[:k]) for hits in found]))
             report.add(Figure(f"squad_dev, {ranking.mode}{weight}, {state}: recall@{k}", share, ""))

@@ -34,7 +34,7 @@ __all__ = [
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
 _SCORE_TEMPERATURE = (
-    0.056  # of the softmax that says how likely a document is the right one (2,500 training questions, hybrid)
+    0.09  # of the softmax that says how likely a document is the right one (2,000 training questions, hybrid)
 )
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _FIRST_LAYER, _END_LAYER = (

@@ -1,7 +1,8 @@
-"""Finding by meaning and by words together: cosine of the retrieval keys plus a share of BM25.
+"""Finding by meaning and by words together: cosine of the retrieval keys, a share of BM25, and proximity among the best.
 
 A small sentence encoder misses names and numbers that stand word for word in a text; BM25 (Robertson and Zaragoza 2009) finds
-them. BM25 is divided by the question's best score, so that the two are of one size.
+them. BM25 is divided by the question's best score, so that the two are of one size. Whether the words stand together is looked
+at in the best `RERANKED` texts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import bm25s
 import numpy as np
 import Stemmer
 from numpy.typing import NDArray
+
+from cmt_core.proximity import RERANKED, proximity
 
 __all__ = ["Found", "HybridIndex"]
 
@@ -48,7 +51,7 @@ class HybridIndex:
         return HybridIndex([self._texts[row] for row in rows], self._keys[list(rows)], self._asked_weight)
 
     def scores(self, questions: Sequence[str], keys: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Scores (B, N) of all texts for questions with keys (B, d)."""
+        """Scores (B, N) of all texts for questions with keys (B, d), without proximity."""
         cosine: NDArray[np.float32] = keys.astype(np.float32) @ self._keys.T
         if not self._weight:
             return cosine
@@ -60,6 +63,10 @@ class HybridIndex:
     def nearest(self, questions: Sequence[str], keys: NDArray[np.float16], k: int) -> list[list[Found]]:
         """The k best rows of every question, best first."""
         scores = self.scores(questions, keys)
+        if self._weight:
+            for question, own in zip(questions, scores, strict=True):
+                best = np.argsort(-own, kind="stable")[:RERANKED]
+                own[best] += np.asarray(proximity(question, [self._texts[row] for row in best]), dtype=np.float32)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return [[Found(int(row), float(own[row])) for row in rows] for own, rows in zip(scores, order, strict=True)]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Window", "split_document"]
+__all__ = ["Window", "sentences", "split_document"]
 
 _SENTENCE_END = re.compile(r"((?<=[.!?])[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[A-Z0-9])|\n+")
 
@@ -32,11 +32,11 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
     """
     title = _shortened(" ".join(title.split()), max_tokens // 4, count)
     room = max_tokens - (count(f"{title}\n") if title else 0) - 2  # two spare: tokens merge differently across joins
-    sentences = [piece for sentence in _sentences(text) for piece in _cut(sentence, room, count)]
+    pieces = [piece for sentence in sentences(text) for piece in _cut(sentence, room, count)]
     windows: list[Window] = []
     current: list[str] = []
     used = 0
-    for sentence in sentences:
+    for sentence in pieces:
         tokens = count(f" {sentence}")
         if current and used + tokens > room:
             windows.append(Window(len(windows), title, " ".join(current)))
@@ -50,7 +50,8 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
     return windows
 
 
-def _sentences(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the white space around them; a line break ends one, too."""
     lines = _SENTENCE_END.sub(r"\1\n", text).split("\n")  # closing quotes and brackets stay with their sentence
     return [" ".join(line.split()) for line in lines if line.strip()]
 

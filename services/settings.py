@@ -171,6 +171,9 @@ class ServeSettings(_Group):
         "hybrid", description="order of memories: cosine, cosine plus a share of BM25, or both orders fused by rank"
     )
     word_weight: float = Field(0.4, ge=0, le=4, description="BM25's share in `hybrid`; 0 is `dense`")
+    proximity_weight: float = Field(
+        1.0, ge=0, le=4, description="share in `hybrid` of how close together a question's words stand; 0 leaves it out"
+    )
     every_chunk: bool = Field(False, description="count every window of a document, not its best one alone")
     min_score: float = Field(0.3, ge=-1, le=1, description="least cosine of a relevant memory; below it: I don't know")
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")

@@ -12,13 +12,20 @@ RankingMode = Literal["dense", "hybrid", "rrf"]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """`dense` orders by the cosine of the keys, `hybrid` by cosine + `word_weight` * BM25 / the question's best BM25.
+    """`dense` orders by the cosine of the keys, `hybrid` by cosine + `word_weight` * BM25 / the question's best BM25, and the
+    first of that order again with `proximity_weight` * proximity (cmt_core/proximity.py) added.
 
-    `rrf` fuses the two orders by reciprocal rank (Cormack et al. 2009) instead. Decision 0060 has the measurements.
+    `rrf` fuses the two orders by reciprocal rank (Cormack et al. 2009) instead. Decisions 0060 and 0064 have the measurements.
     """
 
     mode: RankingMode = "dense"
     word_weight: float = 0.4
+    proximity_weight: float = 1.0
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the texts of the best rows are needed."""
+        return self.mode == "hybrid" and self.reads_words and self.proximity_weight > 0
 
     @property
     def reads_words(self) -> bool:

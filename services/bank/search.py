@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cmt_core.proximity import RERANKED, proximity
 from services.bank.index_state import IndexState
 from services.bank.ranking import Ranking
 from services.bank.schema import BankLayout, Hit
@@ -87,15 +88,42 @@ def _chosen(
     ids = rows["_rowid"].to_pylist()
     names = dict(zip(ids, zip(rows["doc_id"].to_pylist(), rows["chunk_no"].to_pylist(), strict=True), strict=True))
     keys = dict(zip(ids, _unit(_matrix(rows["key"])), strict=True))
-    chosen = []
-    for query, near, own in zip(_unit(request.keys), candidates, words, strict=True):
-        cosines = {row: float(keys[row] @ query) for row in dict.fromkeys((*near, *own))}
-        ranks = request.ranking.combined(cosines, own)
-        order = sorted(ranks, key=lambda row: (-ranks[row], *names[row]))
-        if not request.every_chunk:
-            order = _first_of_each(order, names)
-        chosen.append([_Place(row, cosines[row], ranks[row]) for row in order[: request.k]])
-    return chosen
+    cosines = [
+        {row: float(keys[row] @ query) for row in dict.fromkeys((*near, *own))}
+        for query, near, own in zip(_unit(request.keys), candidates, words, strict=True)
+    ]
+    ranks = [request.ranking.combined(near, own) for near, own in zip(cosines, words, strict=True)]
+    orders = [_order(own, names) for own in ranks]
+    if scored is not None and request.ranking.reads_texts:
+        ranks = _with_proximity(table, request, ranks, orders)
+        orders = [_order(own, names) for own in ranks]
+    if not request.every_chunk:
+        orders = [_first_of_each(order, names) for order in orders]
+    return [
+        [_Place(row, near[row], own[row]) for row in order[: request.k]]
+        for order, near, own in zip(orders, cosines, ranks, strict=True)
+    ]
+
+
+def _order(ranks: dict[int, float], names: dict[int, tuple[str, int]]) -> list[int]:
+    return sorted(ranks, key=lambda row: (-ranks[row], *names[row]))
+
+
+def _with_proximity(
+    table: Any, request: Request, ranks: list[dict[int, float]], orders: list[list[int]]
+) -> list[dict[int, float]]:
+    """The ranks with the proximity of each question's first rows added."""
+    firsts = [order[:RERANKED] for order in orders]
+    rows = (
+        table.take_row_ids(sorted({row for first in firsts for row in first})).select(["text"]).with_row_id().to_arrow()
+    )
+    texts = dict(zip(rows["_rowid"].to_pylist(), rows["text"].to_pylist(), strict=True))
+    added = []
+    for question, own, first in zip(request.texts, ranks, firsts, strict=True):
+        close = proximity(question, [texts[row] for row in first])
+        weight = request.ranking.proximity_weight
+        added.append(own | {row: own[row] + weight * one for row, one in zip(first, close, strict=True)})
+    return added
 
 
 def _first_of_each(order: Iterable[int], names: dict[int, tuple[str, int]]) -> list[int]:

@@ -66,7 +66,7 @@ def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
 
     layout = BankLayout(model_id=model.model_id, d_key=model.d_key, memory_bytes=model.memory_bytes)
     options = {name: secret.get_secret_value() for name, secret in settings.bank.storage_options.items()}
-    ranking = Ranking(settings.serve.ranking, settings.serve.word_weight)
+    ranking = Ranking(settings.serve.ranking, settings.serve.word_weight, settings.serve.proximity_weight)
     return BankReader(settings.bank.uri, layout, settings.serve.read_staleness_s, options, ranking=ranking)
 
 

@@ -85,7 +85,7 @@ def test_score_stays_the_cosine_whatever_the_order(uri: str, reader: BankReader)
         first, second = reader.search(QUERY, 2, texts=["Zanzibar"])[0]
     assert (first.doc_id, second.doc_id) == ("storm", "d0")
     assert (first.score, second.score) == (pytest.approx(0.1, abs=1e-2), pytest.approx(0.9, abs=1e-2))
-    assert first.rank == pytest.approx(first.score + 4.0)
+    assert first.rank == pytest.approx(first.score + 4.0 + 0.5)  # its one word is there: half of proximity
     assert second.rank == pytest.approx(second.score)
 
 
@@ -143,3 +143,20 @@ def test_each_question_of_a_batch_has_its_own_words(uri: str, reader: BankReader
         keys = np.concatenate([QUERY, key_of("other")[None]])
         first, second = reader.search(keys, 1, texts=["interest 7", "Zanzibar"])
     assert [hit.doc_id for hit in (*first, *second)] == ["d7", "storm"]
+
+
+def test_words_that_stand_together_come_before_words_that_are_apart(uri: str) -> None:
+    """The two texts have the same words and key; the evaluation's index orders them alike (tests/unit/test_core_proximity.py)."""
+    with BankWriter(uri, LAYOUT, maintain_every=0, ann_rows=0, clock=seconds_clock()) as writer:
+        apart, together = (
+            "Zanzibar is warm. Boats sail. A storm came.",
+            "A Zanzibar storm came. Boats sail. It is warm.",
+        )
+        writer.commit([near(write("a", at(1), apart), 0.5), near(write("b", at(2), together), 0.5)])
+    ranked = BankReader(uri, LAYOUT, 0, ranking=Ranking("hybrid")).search(QUERY, 2, texts=["Zanzibar storm"])[0]
+    plain = BankReader(uri, LAYOUT, 0, ranking=Ranking("hybrid", 0.4, 0.0)).search(QUERY, 2, texts=["Zanzibar storm"])[
+        0
+    ]
+    assert [hit.doc_id for hit in ranked] == ["b", "a"]
+    assert ranked[0].rank == pytest.approx(plain[[hit.doc_id for hit in plain].index("b")].rank + 1.0)
+    assert [hit.score for hit in ranked] == pytest.approx([0.5, 0.5], abs=1e-3)

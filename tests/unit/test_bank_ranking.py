@@ -25,6 +25,13 @@ def test_question_without_known_words_is_ordered_by_cosine() -> None:
     assert order(Ranking("rrf").combined(COSINES, {})) == [1, 2, 3]
 
 
+def test_texts_are_read_only_where_proximity_counts() -> None:
+    assert Ranking("hybrid").reads_texts
+    assert not any(
+        one.reads_texts for one in (Ranking("dense"), Ranking("rrf"), Ranking("hybrid", 0.4, 0), Ranking("hybrid", 0))
+    )
+
+
 def test_rank_fusion_puts_what_is_high_in_both_orders_first() -> None:
     assert order(Ranking("rrf").combined({1: 0.9, 2: 0.8, 3: 0.1, 4: 0.0}, {2: 3.0, 4: 1.0}))[0] == 2
 
