@@ -1,4 +1,4 @@
-"""Recall of squad_dev's questions through a real bank, by cosine, by cosine and words (and their proximity), and by rank fusion."""
+"""Recall of squad_dev's questions through a real bank, by cosine, by cosine and words (with their proximity), by rank fusion."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _share(words: frozenset[str], pairs: _Pairs, rarity: dict[str, float], text:
 @functools.lru_cache(_PARSED_TEXTS)
 def _parsed(text: str) -> _Parsed:
     parts = [_stems(sentence) for sentence in sentences(text)]
-    spans = (frozenset((*one, *following)) for one, following in itertools.zip_longest(parts, parts[1:], fillvalue=[]))
+    spans = (frozenset((*one, *following)) for one, following in zip(parts, [*parts[1:], []], strict=False))
     flat = [word for part in parts for word in part]
     return _Parsed(frozenset(flat), tuple(spans), _neighbours(flat))
 

@@ -63,16 +63,16 @@ def evaluate_stream(
 
     A system reads `k` documents a question, one that is named `NAME@K` reads K. `single_context` is the paper's checkpoint for
     the system of that name. Each system's scores come when it is done. Raises ConfigError for a system that is not known or that
-    the checkpoint can't be, before anything slow.
+    the checkpoint can't be, before anything slow. Documents are compressed only where a system reads memories.
     """
     named = [system_at(spec, k) for spec in systems]
     known = {name: system(name, model, single_context) for name in dict.fromkeys(name for name, _ in named)}
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
-    bank = EvaluationBank.fill(model, chosen, lexical_weight)
-    report(
-        f"{len(bank.windows)} windows of {len(chosen)} documents compressed in {time.perf_counter() - started:.0f} s"
-    )
+    remembers = any(one.reads == "memory" for one in known.values())
+    bank = EvaluationBank.fill(model, chosen, lexical_weight, compress=remembers)
+    done = "compressed" if remembers else "indexed"
+    report(f"{len(bank.windows)} windows of {len(chosen)} documents {done} in {time.perf_counter() - started:.0f} s")
     return (score_system(known[name], bank, asked, own_k, max_new_tokens, report) for name, own_k in named)
 
 
