@@ -29,7 +29,7 @@ _QUESTION_WORDS = (
     "who whom whose what when where which how why do does did was were is are"  # an answer's text has none
 )
 _STOP_WORDS = frozenset((*STOPWORDS_EN, *_QUESTION_WORDS.split()))
-_PARSED_TEXTS = 1024  # about 10 kB each
+_PARSED_TEXTS = 512  # about 30 kB each
 _Pairs = frozenset[tuple[str, str]]
 
 
