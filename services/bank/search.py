@@ -117,7 +117,7 @@ def _with_proximity(
     rows = (
         table.take_row_ids(sorted({row for first in firsts for row in first})).select(["text"]).with_row_id().to_arrow()
     )
-    texts = dict(zip(rows["_rowid"].to_pylist(), rows["text"].to_pylist(), strict=True))
+    texts = {row: text or "" for row, text in zip(rows["_rowid"].to_pylist(), rows["text"].to_pylist(), strict=True)}
     added = []
     for question, own, first in zip(request.texts, ranks, firsts, strict=True):
         close = proximity(question, [texts[row] for row in first])
