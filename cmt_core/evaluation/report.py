@@ -23,7 +23,9 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
 def write_experiment(
     folder: Path, name: str, points: Sequence[Any], *, x: str, y: str, x_label: str, about: dict[str, Any]
 ) -> list[Path]:
-    """Writes name.md, name.json and name.png (a line of `y` over `x` for each system) into `folder`; the paths written.
+    """Writes name.md, name.json and name.png into `folder`; the paths written.
+
+    The plot has a line of `y` over `x` for each system, or a bar for each where all have one point.
 
     points: dataclasses with the fields `system`, x and y. Without matplotlib the plot is left out. Raises ConfigError when the
     folder can't be written.
@@ -50,20 +52,31 @@ def _plot(path: Path, rows: Sequence[dict[str, Any]], x: str, y: str, x_label: s
         return False
     figure = Figure(figsize=(6, 4))
     axes = FigureCanvasAgg(figure).figure.add_subplot()
-    for name in dict.fromkeys(row["system"] for row in rows):
+    y_label = y.replace("_", " ").upper() if len(y) < 3 else y.replace("_", " ")
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    axes.grid(alpha=0.3)
+    if len(systems) == len(rows) > 1:
+        axes.barh(systems, [row[y] for row in rows])
+        axes.invert_yaxis()  # the first row on top, as in the table
+        axes.set_xlabel(y_label)
+    else:
+        _lines(axes, rows, systems, x, y)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _lines(axes: Any, rows: Sequence[dict[str, Any]], systems: Sequence[str], x: str, y: str) -> None:
+    for name in systems:
         own = [row for row in rows if row["system"] == name]
         axes.plot([row[x] for row in own], [row[y] for row in own], marker="o", label=name)
     values = [row[x] for row in rows]
     if min(values) > 0 and max(values) >= 20 * min(values):
         axes.set_xscale("log")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y.replace("_", " ").upper() if len(y) < 3 else y.replace("_", " "))
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return True
 
 
 def _cell(value: Any) -> str:

@@ -90,6 +90,9 @@ class Experiment:
         from cmt_core.evaluation.report import write_experiment
 
         about = {"dataset": self.dataset, "k": self.k, "questions": self.questions, "seed": self.seed}
+        about = {
+            key: value for key, value in about.items() if key != "k" or value
+        }  # rows with a k of their own have none
         for path in write_experiment(out, name, points, x=x, y=y, x_label=x_label, about=about):
             typer.echo(str(path))
 
