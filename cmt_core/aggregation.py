@@ -33,9 +33,7 @@ __all__ = [
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
-_SCORE_TEMPERATURE = (
-    0.09  # of the softmax that says how likely a document is the right one (2,000 training questions, hybrid)
-)
+_SCORE_TEMPERATURE = 0.09  # of the softmax over documents' scores (decision 0006)
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _FIRST_LAYER, _END_LAYER = (
     0.65,
