@@ -110,6 +110,10 @@ class CMT:
             memories.update(zip(rows, self.format.write(batch, mask, self.encoding_prefix), strict=True))
         return [memories[row] for row in range(len(windows))]
 
+    def vectors_of(self, memory: Memory) -> int:
+        """How many vectors a memory holds: one a token, or those of `soft_tokens`, whatever the window's length."""
+        return self.config.memory_vectors if self.soft is not None else memory.n_tokens
+
     @torch.inference_mode()
     def answer(
         self,

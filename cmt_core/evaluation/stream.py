@@ -123,7 +123,7 @@ def score_system(
         oracle_f1=None if oracle is None else _mean(f1, oracle, asked),
         recall_at_1=round(100 * sum(row[0] for row in hits) / len(hits), 2),
         recall_at_k=round(100 * sum(any(row) for row in hits) / len(hits), 2),
-        vectors_per_document=_per_document(bank, [memory.n_tokens for memory in stored]),
+        vectors_per_document=_per_document(bank, [bank.model.vectors_of(memory) for memory in stored]),
         bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
         prompt_tokens=sorted(answer.prompt_tokens for answer in answers)[len(answers) // 2],
         seconds=round(seconds + took, 1),

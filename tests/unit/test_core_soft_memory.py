@@ -271,7 +271,9 @@ def test_checkpoint_of_soft_tokens_is_saved_loaded_and_serves(
     cmt = CMT.load(
         str(tiny_folders.llm), str(tmp_path / "one"), str(tiny_folders.retriever), tiny_folders.cache, device="cpu"
     )
-    codes = [memory.code for text in corpus for memory in cmt.compress(cmt.windows("", text))]
+    memories = [memory for text in corpus for memory in cmt.compress(cmt.windows("", text))]
+    assert {cmt.vectors_of(memory) for memory in memories} == {6}
+    codes = [memory.code for memory in memories]
     assert {len(code) for code in codes} == {cmt.memory_bytes} == {6 * D * 2}
     assert len(set(codes)) == len(codes)
     answers = cmt.answer(QUESTIONS, [codes[:1], codes[1:4]], max_new_tokens=4)
