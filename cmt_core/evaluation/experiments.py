@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import EvaluationBank
@@ -100,15 +101,18 @@ def scaling(
     examples: Sequence[QAExample],
     sizes: Sequence[int],
     *,
-    filler: Sequence[Document] = (),
+    filler: Iterable[Document] = (),
     systems: Sequence[str],
     questions: int,
     k: int,
     seed: int = 0,
     report: Report = lambda line: None,
 ) -> list[Point]:
-    """Asks about the first `sizes[0]` documents in banks of the given sizes; `filler` follows when the set's own are used up."""
-    documents = [*_documents(examples, seed), *filler][: max(sizes)]
+    """Asks about the first `sizes[0]` documents in banks of the given sizes.
+
+    When the set's own are used up `filler` follows, each window of an article as a document of its own: so all are about as long.
+    """
+    documents = list(islice(chain(_documents(examples, seed), _passages(model, filler)), max(sizes)))
     bank = EvaluationBank.fill(model, documents, compress=False)
     asked = _asked(examples, {doc_id for doc_id, _, _ in documents[: sizes[0]]}, questions, seed)
     parts = [(float(size), {doc_id for doc_id, _, _ in documents[:size]}) for size in sizes if size <= len(documents)]
@@ -168,6 +172,12 @@ def _search_ms(bank: EvaluationBank, questions: Sequence[str], k: int) -> float:
 def _documents(examples: Sequence[QAExample], seed: int) -> list[Document]:
     texts = {row.doc_id: (row.doc_id, row.title, row.text) for row in examples}
     return random.Random(seed).sample([texts[doc_id] for doc_id in sorted(texts)], len(texts))
+
+
+def _passages(model: CMT, articles: Iterable[Document]) -> Iterator[Document]:
+    for doc_id, title, text in articles:
+        for window in model.windows(title, text):
+            yield f"{doc_id}#{window.number}", window.title, window.text
 
 
 def _asked(examples: Sequence[QAExample], doc_ids: set[str], questions: int, seed: int) -> list[QAExample]:

@@ -96,7 +96,10 @@ def scaling_command(
     dataset: Dataset = SQUAD,
     config: Config = None,
     filler: Annotated[
-        str | None, typer.Option(help="JSONL file of articles (id, title, text) that follow the dataset's documents.")
+        str | None,
+        typer.Option(
+            help="JSONL file of articles (id, title, text) that follow the dataset's documents, each of their windows one."
+        ),
     ] = None,
     sizes: Numbers = "50,200,500,2000,10000,50000",
     questions: Questions = 100,
@@ -110,7 +113,7 @@ def scaling_command(
     from cmt_core.evaluation.experiments import scaling
 
     asked = Experiment.of(config, dataset, questions, k, seed)
-    more = list(read_articles(asked.path(filler))) if filler else []
+    more = read_articles(asked.path(filler)) if filler else ()
     points = scaling(
         asked.model(), asked.examples(), integers(sizes), filler=more, systems=names(systems), questions=questions,
         k=k, seed=seed, report=say,

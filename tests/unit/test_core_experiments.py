@@ -58,6 +58,16 @@ def test_scaling_goes_on_with_filler(tiny_cmt: CMT) -> None:
     assert all(point.search_ms > 0 for point in points)
 
 
+def test_scaling_counts_each_window_of_a_long_article(tiny_cmt: CMT) -> None:
+    from cmt_core.evaluation.experiments import scaling
+
+    article = ("f", "The sea", " ".join(f"Wave number {i} is about as high as a house." for i in range(60)))
+    windows = len(tiny_cmt.windows(article[1], article[2]))
+    assert windows > 2
+    points = scaling(tiny_cmt, EXAMPLES, [12, 14, 12 + windows], filler=[article], systems=("stack",), questions=1, k=1)
+    assert [point.documents for point in points] == [12, 14, 12 + windows]
+
+
 def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.bank import EvaluationBank
 
