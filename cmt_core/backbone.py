@@ -55,6 +55,11 @@ class PlacedCache(DynamicCache):  # type: ignore[misc]
         self.positions = torch.cat([self.positions, positions], dim=1)
         return self.positions
 
+    def forget_after(self, columns: int) -> None:
+        """Is again as it was when it had `columns` columns."""
+        self.crop(columns - self.positions.shape[1])  # how many to remove, below 0
+        self.positions = self.positions[:, :columns]
+
 
 class Backbone:
     """The frozen LLM Φ. Its parameters never get a gradient; `fingerprint` proves that they did not change."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cmt_core.asking import Asked, log_loss
 from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.contexts import Contexts
@@ -128,26 +129,19 @@ class CMT:
         `scores` are the retriever's of each memory; without them ψ `select` goes by their order alone. The LLM's own logits are
         mixed in as the checkpoint's objective says. Raises MemoryFormatError for bytes of another layout.
         """
-        reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
-        if weight == 1:
-            return self._ask(reading, questions, max_new_tokens)
-        prompts = [self.tokens.prompt(question) for question in questions]
-        plain = self.context_of_nothing(len(prompts), prefixed=True).context
-        made = generate_mixed(self.backbone, reading.context, plain, prompts, weight, max_new_tokens, reading.stop_ids)
-        return self._to_answers(reading, prompts, made)
+        return self.write(self.ask(questions, memories, scores), max_new_tokens)
 
     @torch.inference_mode()
     def answer_rag(
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
     ) -> list[Answer]:
         """The rival: the same LLM with the passages' text in the prompt, behind the prefix that was tuned on text."""
-        return self._ask(self.context_of_text(passages), questions, max_new_tokens)
+        return self.write(self.ask_of_text(questions, passages), max_new_tokens)
 
     @torch.inference_mode()
     def answer_closed(self, questions: Sequence[str], *, max_new_tokens: int) -> list[Answer]:
         """The LLM by itself, through its own chat template."""
-        prompts = [self.tokens.closed_prompt(question) for question in questions]
-        return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
+        return self.write(self.ask_closed(questions), max_new_tokens)
 
     def answer_batch(self) -> AnswerBatch:
         """A running batch, for answers that join and leave while others are being written."""
@@ -160,9 +154,50 @@ class CMT:
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
     ) -> list[Answer]:
         """The plain rival: the LLM by itself with the passages' text in its own chat template, and no learned prefix."""
-        asked = ["\n\n".join([*texts, question]) for question, texts in zip(questions, passages, strict=True)]
-        prompts = [self.tokens.closed_prompt(text) for text in asked]
-        return self._generate(self.context_of_nothing(len(prompts)), prompts, max_new_tokens)
+        return self.write(self.ask_bare(questions, passages), max_new_tokens)
+
+    def ask(
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None = None,
+    ) -> Asked:
+        """What `answer` asks with, to be answered by `write` and judged by `log_loss`."""
+        reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
+        plain = self.context_of_nothing(len(questions), prefixed=True).context if weight != 1 else None
+        return Asked(reading, self._prompts(questions), plain=plain, weight=weight)
+
+    def ask_of_text(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> Asked:
+        """What `answer_rag` asks with."""
+        return Asked(self.context_of_text(passages), self._prompts(questions))
+
+    def ask_bare(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> Asked:
+        """What `answer_bare` asks with."""
+        return self.ask_closed(["\n\n".join([*texts, asked]) for asked, texts in zip(questions, passages, strict=True)])
+
+    def ask_closed(self, questions: Sequence[str]) -> Asked:
+        """What `answer_closed` asks with."""
+        prompts = [self.tokens.closed_prompt(question) for question in questions]
+        return Asked(self.context_of_nothing(len(prompts)), prompts, chat=True)
+
+    @torch.inference_mode()
+    def write(self, asked: Asked, max_new_tokens: int) -> list[Answer]:
+        """The answers to what was asked, greedy."""
+        reading, prompts = asked.reading, asked.prompts
+        if asked.plain is None:
+            made = generate(self.backbone, reading.context, prompts, max_new_tokens, reading.stop_ids)
+        else:
+            made = generate_mixed(
+                self.backbone, reading.context, asked.plain, prompts, asked.weight, max_new_tokens, reading.stop_ids
+            )
+        return [
+            self._to_answer(one, reading.prompt_tokens(row, prompts[row]), reading.weights(row, one.attention))
+            for row, one in enumerate(made)
+        ]
+
+    def log_loss(self, asked: Asked, answers: Sequence[str]) -> list[float]:
+        """Nats per token that the LLM loses on each given answer and its end, before or instead of `write`."""
+        return log_loss(self.backbone, self.tokens, asked, answers)
 
     @torch.inference_mode()
     def context(
@@ -195,20 +230,8 @@ class CMT:
             self.reading_prefix, self.decoded,
         )  # fmt: skip
 
-    def _ask(self, reading: Reading, questions: Sequence[str], max_new_tokens: int) -> list[Answer]:
-        return self._generate(reading, [self.tokens.prompt(question) for question in questions], max_new_tokens)
-
-    def _generate(self, reading: Reading, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        made = generate(self.backbone, reading.context, prompts, max_new_tokens, reading.stop_ids)
-        return self._to_answers(reading, prompts, made)
-
-    def _to_answers(
-        self, reading: Reading, prompts: Sequence[Sequence[int]], made: Sequence[Generated]
-    ) -> list[Answer]:
-        return [
-            self._to_answer(one, reading.prompt_tokens(row, prompts[row]), reading.weights(row, one.attention))
-            for row, one in enumerate(made)
-        ]
+    def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
+        return [self.tokens.prompt(question) for question in questions]
 
     def _to_answer(self, made: Generated, prompt_tokens: int, weights: list[float]) -> Answer:
         text = self.tokens.text(made.ids).strip()

@@ -85,8 +85,8 @@ def _answers(name: str, model: CMT, bank: EvaluationBank, asked: Sequence[QAExam
     compared = system(name, model)
     found = bank.nearest([row.question for row in asked], k)
     bank = bank.read_by(compared.model)
-    answers, _ = compared.answers(bank, [row.question for row in asked], found, 24)
-    pairs = [(answer.text, row.answers) for answer, row in zip(answers, asked, strict=True)]
+    answers = compared.answers(bank, asked, found, 24)
+    pairs = [(one.answer.text, row.answers) for one, row in zip(answers, asked, strict=True)]
     share = 100 / len(pairs)
     return round(share * sum(exact_match(*pair) for pair in pairs), 2), round(
         share * sum(f1(*pair) for pair in pairs), 2

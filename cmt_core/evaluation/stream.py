@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
-from cmt_core.evaluation.systems import System, system, system_at
+from cmt_core.evaluation.systems import Answered, System, system, system_at
 from cmt_core.hybrid import LEXICAL_WEIGHT, Found
-from cmt_core.model import CMT, Answer
+from cmt_core.model import CMT
 
 __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
 
@@ -24,6 +24,7 @@ __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
 class StreamScores:
     """One system's figures. Shares are 0 to 100; `oracle_*` with the question's own document instead of retrieval.
 
+    `answer_nats` is the log-loss per token of the first gold answer and its end, the mean over the questions.
     `vectors_per_document` and `bytes_per_document` are what the bank holds; `prompt_tokens` is how many tokens the LLM reads as
     text for a question (median); `seconds` is for all questions, without the own documents'.
     """
@@ -35,8 +36,10 @@ class StreamScores:
     em: float
     f1: float
     papers_em: float
+    answer_nats: float
     oracle_em: float | None
     oracle_f1: float | None
+    oracle_nats: float | None
     recall_at_1: float
     recall_at_k: float
     vectors_per_document: float
@@ -98,15 +101,14 @@ def score_system(
 ) -> StreamScores:
     """One system's scores on the questions `asked` of `bank`."""
     bank = bank.read_by(compared.model)
-    questions = [row.question for row in asked]
     started = time.perf_counter()
-    found = bank.nearest(questions, k)
+    found = bank.nearest([row.question for row in asked], k)
     seconds = time.perf_counter() - started
-    answers, took = compared.answers(bank, questions, found, max_new_tokens)
+    answers = compared.answers(bank, asked, found, max_new_tokens)
     oracle = None
     if compared.reads != "nothing":
         own = [[Found(bank.own_window(row), 1.0)] for row in asked]
-        oracle, _ = compared.answers(bank, questions, own, max_new_tokens)
+        oracle = compared.answers(bank, asked, own, max_new_tokens)
     hits = [
         [bank.doc_ids[one.row] == example.doc_id for one in rows] for rows, example in zip(found, asked, strict=True)
     ]
@@ -119,14 +121,16 @@ def score_system(
         em=_mean(exact_match, answers, asked),
         f1=_mean(f1, answers, asked),
         papers_em=_mean(papers_exact_match, answers, asked),
+        answer_nats=_nats(answers),
         oracle_em=None if oracle is None else _mean(exact_match, oracle, asked),
         oracle_f1=None if oracle is None else _mean(f1, oracle, asked),
+        oracle_nats=None if oracle is None else _nats(oracle),
         recall_at_1=round(100 * sum(row[0] for row in hits) / len(hits), 2),
         recall_at_k=round(100 * sum(any(row) for row in hits) / len(hits), 2),
         vectors_per_document=_per_document(bank, [bank.model.vectors_of(memory) for memory in stored]),
         bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
-        prompt_tokens=sorted(answer.prompt_tokens for answer in answers)[len(answers) // 2],
-        seconds=round(seconds + took, 1),
+        prompt_tokens=sorted(one.answer.prompt_tokens for one in answers)[len(answers) // 2],
+        seconds=round(seconds + sum(one.seconds for one in answers), 1),
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")
@@ -140,7 +144,11 @@ def _per_document(bank: EvaluationBank, of_windows: Sequence[int]) -> float:
 
 
 def _mean(
-    measure: Callable[[str, Sequence[str]], float], answers: Sequence[Answer], asked: Sequence[QAExample]
+    measure: Callable[[str, Sequence[str]], float], answers: Sequence[Answered], asked: Sequence[QAExample]
 ) -> float:
-    total = sum(measure(answer.text, row.answers) for answer, row in zip(answers, asked, strict=True))
+    total = sum(measure(one.answer.text, row.answers) for one, row in zip(answers, asked, strict=True))
     return round(100 * total / len(asked), 2)
+
+
+def _nats(answers: Sequence[Answered]) -> float:
+    return round(sum(one.gold_nats for one in answers) / len(answers), 4)

@@ -11,19 +11,32 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cmt_core.asking import Asked
+from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.hybrid import Found
 from cmt_core.model import CMT, Answer
 
-__all__ = ["SYSTEMS", "System", "system", "system_at"]
+__all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
 
 SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed")
 
 _BATCH = 8
 
-Read = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[Found]], int], list[Answer]]
-_Key = tuple[str, tuple[str, ...], tuple[float, ...], int]  # question, windows read, their scores, longest answer
+Ask = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[Found]]], Asked]
+_Key = tuple[
+    str, str, tuple[str, ...], tuple[float, ...], int
+]  # question, gold, windows read, their scores, longest answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A system's answer, the seconds it took, and the log-loss (nats per token) of the question's first gold answer."""
+
+    answer: Answer
+    seconds: float
+    gold_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +50,43 @@ class System:
     name: str
     model: CMT
     reads: str  # memory, text or nothing
-    read: Read
-    _made: dict[_Key, tuple[Answer, float]] = field(default_factory=dict)
+    ask: Ask
+    _made: dict[_Key, Answered] = field(default_factory=dict)
 
     def answers(
-        self, bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], max_new_tokens: int
-    ) -> tuple[list[Answer], float]:
-        """One answer a question from its own rows, and the seconds that all of them took when they were made."""
+        self, bank: EvaluationBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+    ) -> list[Answered]:
+        """One answer a question from its own rows of the bank."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self._made]
-        new.sort(key=lambda i: sum(map(len, keys[i][1])))  # texts of like length are padded least
+        new.sort(key=lambda i: sum(map(len, keys[i][2])))  # texts of like length are padded least
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
-            started = time.perf_counter()
-            made = self.read(bank, [asked[i] for i in batch], [rows[i] for i in batch], max_new_tokens)
-            each_took = (time.perf_counter() - started) / len(batch)
-            self._made.update({keys[i]: (answer, each_took) for i, answer in zip(batch, made, strict=True)})
-        found = [self._made[key] for key in keys]
-        return [answer for answer, _ in found], sum(seconds for _, seconds in found)
+            made = self._answered(bank, [asked[i] for i in batch], [rows[i] for i in batch], max_new_tokens)
+            self._made.update(zip([keys[i] for i in batch], made, strict=True))
+        return [self._made[key] for key in keys]
 
-    def _key(self, bank: EvaluationBank, question: str, rows: Sequence[Found], max_new_tokens: int) -> _Key:
+    def _answered(
+        self, bank: EvaluationBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+    ) -> list[Answered]:
+        model = bank.model if self.reads == "memory" else self.model
+        started = time.perf_counter()
+        read = self.ask(bank, [row.question for row in asked], rows)
+        reading = time.perf_counter() - started
+        nats = model.log_loss(read, [row.answers[0] for row in asked])
+        started = time.perf_counter()
+        answers = model.write(read, max_new_tokens)
+        each_took = (reading + time.perf_counter() - started) / len(asked)
+        return [Answered(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
+
+    def _key(self, bank: EvaluationBank, asked: QAExample, rows: Sequence[Found], max_new_tokens: int) -> _Key:
         if self.reads == "nothing":
-            return question, (), (), max_new_tokens
+            return asked.question, asked.answers[0], (), (), max_new_tokens
         # scores say how likely a document is beside the others: none are needed for one alone, and text has no such weights
         weighed = self.reads == "memory" and len(rows) > 1
         scores = tuple(one.score for one in rows) if weighed else ()
-        return question, tuple(bank.windows[one.row].reading for one in rows), scores, max_new_tokens
+        read = tuple(bank.windows[one.row].reading for one in rows)
+        return asked.question, asked.answers[0], read, scores, max_new_tokens
 
 
 def system_at(spec: str, k: int) -> tuple[str, int]:
@@ -89,8 +113,8 @@ def system(name: str, model: CMT, single_context: CMT | None = None) -> System:
     if name == "stack":
         return System(name, _stacked(model), "memory", _memory)
     if name == "closed":
-        return System(name, model, "nothing", lambda bank, asked, rows, n: model.answer_closed(asked, max_new_tokens=n))
-    return System(name, model, "text", _text(model.answer_rag if name == "rag_prefix" else model.answer_bare))
+        return System(name, model, "nothing", lambda bank, asked, rows: model.ask_closed(asked))
+    return System(name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare))
 
 
 def _of(model: CMT, aggregation: str) -> CMT:
@@ -110,15 +134,10 @@ def _stacked(model: CMT) -> CMT:
     return stacked
 
 
-def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], limit: int) -> list[Answer]:
+def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
     codes = bank.codes([[one.row for one in row] for row in rows])
-    scores = [[one.score for one in row] for row in rows]
-    return bank.model.answer(asked, codes, scores=scores, max_new_tokens=limit)
+    return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows])
 
 
-def _text(read: Callable[..., list[Answer]]) -> Read:
-    def answer(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]], limit: int) -> list[Answer]:
-        texts = [[bank.windows[one.row].reading for one in row] for row in rows]
-        return read(asked, texts, max_new_tokens=limit)
-
-    return answer
+def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]]], Asked]) -> Ask:
+    return lambda bank, asked, rows: ask(asked, [[bank.windows[one.row].reading for one in row] for row in rows])

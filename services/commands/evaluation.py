@@ -76,6 +76,7 @@ def stream(
         Path | None, typer.Option(help="Checkpoint of the paper's parts, for the system single_context.")
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a table, a JSON file and a plot, too.")] = None,
 ) -> None:
     """The stream protocol: compress every document, then ask all questions against the full bank.
 
@@ -98,14 +99,17 @@ def stream(
         single_context=asked.model(single_context) if single_context else None,
         report=say,
     )
-    _print(scored, as_json)
+    rows = _print(scored, as_json)
+    if out is not None:
+        asked.write(out, "stream", rows, "k", "f1", "documents read for a question")
 
 
-def _print(scored: Iterable[StreamScores], as_json: Path | None = None) -> None:
+def _print(scored: Iterable[StreamScores], as_json: Path | None = None) -> list[StreamScores]:
     """One line a system, as it is done; the file always holds those done so far."""
     rows = []
     for score in scored:
-        rows.append(dataclasses.asdict(score))
-        typer.echo(json.dumps(rows[-1]))
+        rows.append(score)
+        typer.echo(json.dumps(dataclasses.asdict(score)))
         if as_json is not None:
-            as_json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            as_json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    return rows

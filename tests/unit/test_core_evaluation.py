@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +76,9 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
     assert (one.k, one.recall_at_k, one.oracle_f1) == (1, memory.recall_at_1, memory.oracle_f1)
     assert (memory.documents, memory.questions, memory.k) == (4, 4, 2)
     assert memory.bytes_per_document == tiny_cmt.memory_bytes
-    assert (rag.bytes_per_document, closed.k, closed.oracle_f1) == (0, 0, None)
+    assert (rag.bytes_per_document, closed.k, closed.oracle_f1, closed.oracle_nats) == (0, 0, None, None)
+    assert all(score.answer_nats > 0 for score in scores)
+    assert one.oracle_nats == memory.oracle_nats != memory.answer_nats
     assert 0 < memory.vectors_per_document <= tiny_cmt.config.window_tokens
     assert closed.prompt_tokens < bare.prompt_tokens
     assert memory.prompt_tokens < rag.prompt_tokens
@@ -118,15 +121,17 @@ def test_answer_is_made_once_and_keeps_the_seconds_it_took(tiny_cmt: CMT) -> Non
     from cmt_core.evaluation.systems import system
 
     bank = EvaluationBank.fill(tiny_cmt, [(f"d{i}", "", f"Town {i} has {i} bells.") for i in range(3)])
-    asked = ["Where are two bells?", "Where is one bell?"]
+    two, one = (QAExample(f"d{i}", "", "", f"Where are {i} bells?", (f"Town {i}",)) for i in (2, 1))
     compared = system("stack", tiny_cmt)
-    first, seconds = compared.answers(bank, asked, [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
-    again, known = compared.answers(bank.part({"d1", "d2"}), asked, [[Found(1, 0.5)], [Found(0, 0.5)]], 3)
-    assert all(one is two for one, two in zip(first, again, strict=True))  # the rows moved, not the windows
-    assert known == seconds > 0
-    both, more = compared.answers(bank, asked[:1], [[Found(2, 0.9), Found(1, 0.1)]], 3)
-    assert both[0] is not first[0]
-    assert more > 0
+    first = compared.answers(bank, [two, one], [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
+    again = compared.answers(bank.part({"d1", "d2"}), [two, one], [[Found(1, 0.5)], [Found(0, 0.5)]], 3)
+    assert all(once is known for once, known in zip(first, again, strict=True))  # the rows moved, not the windows
+    assert all(answered.seconds > 0 and answered.gold_nats > 0 for answered in first)
+    (both,) = compared.answers(bank, [two], [[Found(2, 0.9), Found(1, 0.1)]], 3)
+    assert both is not first[0]
+    (other_gold,) = compared.answers(bank, [dataclasses.replace(two, answers=("Nowhere",))], [[Found(2, 0.9)]], 3)
+    assert other_gold.answer == first[0].answer
+    assert other_gold.gold_nats != first[0].gold_nats
 
 
 def rows_of(found: Sequence[Sequence[Found]]) -> list[list[int]]:
