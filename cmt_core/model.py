@@ -175,8 +175,10 @@ class CMT:
         """What `answer_bare` asks with."""
         return self.ask_closed(["\n\n".join([*texts, asked]) for asked, texts in zip(questions, passages, strict=True)])
 
-    def ask_closed(self, questions: Sequence[str]) -> Asked:
-        """What `answer_closed` asks with."""
+    def ask_closed(self, questions: Sequence[str], *, prefixed: bool = False) -> Asked:
+        """What `answer_closed` asks with, or (`prefixed`) the questions behind the reading prefix, without any memory."""
+        if prefixed:
+            return Asked(self.context_of_nothing(len(questions), prefixed=True), self._prompts(questions))
         prompts = [self.tokens.closed_prompt(question) for question in questions]
         return Asked(self.context_of_nothing(len(prompts)), prompts, chat=True)
 

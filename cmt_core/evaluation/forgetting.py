@@ -1,8 +1,9 @@
 """What fine-tuning on the stream costs, beside a memory: the paper's forgetting experiment.
 
-The same LLM is trained on the stream's documents until it has seen them `epochs` times. Before and after: its answers to the
-stream's questions, closed book, and its log-loss on plain text that has nothing to do with the stream. A memory leaves the LLM
-as it is, so its log-loss can't change; its answers are those of the stream protocol.
+The same LLM is trained on the stream's documents until it has seen them `epochs` times, at each of several learning rates.
+Before and after: its answers to the stream's questions without any document, behind the reading prefix, so that it knows what an
+answer looks like; and its log-loss on plain text that has nothing to do with the stream. A memory leaves the LLM as it is, so
+its log-loss can't change; its answers are those of the stream protocol.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cmt_core.model import CMT
 __all__ = ["ForgettingScores", "forgetting"]
 
 _BATCH = 8
-_LR = 2e-5
+_CLOSED = "closed_prefix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,12 @@ def forgetting(
     documents: int,
     questions: int,
     epochs: int,
+    rates: Sequence[float],
     k: int,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[ForgettingScores]:
-    """Closed book before, memory, and closed book after every epoch of fine-tuning on the stream's `documents`."""
+    """Closed book, memory, and closed book after every epoch of fine-tuning on the stream's `documents` at each of `rates`."""
     texts = {row.doc_id: (row.doc_id, row.title, row.text) for row in examples}
     chosen = random.Random(seed).sample([texts[doc_id] for doc_id in sorted(texts)], min(documents, len(texts)))
     kept = {doc_id for doc_id, _, _ in chosen}
@@ -63,21 +65,23 @@ def forgetting(
     before = model.backbone.fingerprint()
     other = _rows(model, other_texts)
 
-    def scores(name: str, answering: CMT, epoch: int) -> ForgettingScores:
+    def scores(label: str, name: str, answering: CMT, epoch: int) -> ForgettingScores:
         em, f = _answers(name, answering, bank, asked, k)
         nats = _nats(answering.backbone.model, other)
         unchanged = answering.backbone.fingerprint() == before
-        report(f"{name} after {epoch} epochs: EM {em:.1f} F1 {f:.1f}, other text {nats:.3f} nats a token")
-        return ForgettingScores(name, epoch, em, f, round(nats, 4), unchanged)
+        report(f"{label} after {epoch} epochs: EM {em:.1f} F1 {f:.1f}, other text {nats:.3f} nats a token")
+        return ForgettingScores(label, epoch, em, f, round(nats, 4), unchanged)
 
-    rows = [scores("closed", model, 0), scores("select" if model.select else "stack", model, 0)]
-    tuned = copy.copy(model)
-    tuned.backbone = copy.copy(model.backbone)
-    tuned.backbone.model = copy.deepcopy(model.backbone.model)
+    memory = "select" if model.select else "stack"
+    rows = [scores(_CLOSED, _CLOSED, model, 0), scores(memory, memory, model, 0)]
     stream = _rows(model, [window.reading for window in bank.windows])
-    for epoch in range(epochs):
-        _fine_tune(tuned.backbone.model, stream, seed + epoch)
-        rows.append(scores("closed", tuned, epoch + 1))
+    for rate in rates:
+        tuned = copy.copy(model)
+        tuned.backbone = copy.copy(model.backbone)
+        tuned.backbone.model = copy.deepcopy(model.backbone.model)
+        for epoch in range(epochs):
+            _fine_tune(tuned.backbone.model, stream, rate, seed + epoch)
+            rows.append(scores(f"fine-tuned at {rate:g}", _CLOSED, tuned, epoch + 1))
     return rows
 
 
@@ -98,10 +102,10 @@ def _rows(model: CMT, texts: Sequence[str]) -> list[list[int]]:
     return [ids for text in texts if len(ids := model.tokens.ids(text)[:limit]) > 1]
 
 
-def _fine_tune(llm: Any, rows: Sequence[list[int]], seed: int) -> None:
+def _fine_tune(llm: Any, rows: Sequence[list[int]], rate: float, seed: int) -> None:
     """One epoch of next-token training on the rows."""
     llm.requires_grad_(True)
-    optimiser = torch.optim.AdamW(llm.parameters(), lr=_LR)
+    optimiser = torch.optim.AdamW(llm.parameters(), lr=rate)
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     for start in range(0, len(order), _BATCH):
         loss = _loss(llm, [rows[i] for i in order[start : start + _BATCH]])

@@ -16,7 +16,7 @@ __all__ = ["markdown_table", "write_experiment"]
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     """A table with the first row's keys as its head; None is an empty cell."""
     head = list(rows[0])
-    lines = [head, ["---"] * len(head), *[[_cell(row[name]) for name in head] for row in rows]]
+    lines = [head, ["---"] * len(head), *[[_cell(name, row[name]) for name in head] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -79,7 +79,9 @@ def _lines(axes: Any, rows: Sequence[dict[str, Any]], systems: Sequence[str], x:
     axes.legend()
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}" if name.endswith("_nats") else f"{value:.1f}"
+    return str(value)

@@ -1,7 +1,8 @@
 """The systems that are compared on one bank with one frozen LLM; each answers from the rows that retrieval found for it.
 
 `select`, `single_context` and `stack` read memories with that aggregation ψ, `rag_prefix` the same documents' text behind the
-prefix that was tuned on text, `rag_bare` the text in the LLM's own chat prompt, `closed` nothing.
+prefix that was tuned on text, `rag_bare` the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt, and
+`closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cmt_core.model import CMT, Answer
 
 __all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
 
-SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed")
+SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed", "closed_prefix")
 
 _BATCH = 8
 
@@ -112,8 +113,9 @@ def system(name: str, model: CMT, single_context: CMT | None = None) -> System:
         return System(name, _of(model, name), "memory", _memory)
     if name == "stack":
         return System(name, _stacked(model), "memory", _memory)
-    if name == "closed":
-        return System(name, model, "nothing", lambda bank, asked, rows: model.ask_closed(asked))
+    if name in ("closed", "closed_prefix"):
+        prefixed = name == "closed_prefix"
+        return System(name, model, "nothing", lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed))
     return System(name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare))
 
 

@@ -35,7 +35,10 @@ __all__ = [
 Dataset = Annotated[str, typer.Option(help="Dataset inside data_dir, a path, or hf:NAME:SPLIT.")]
 Questions = Annotated[int, typer.Option(min=1, help="Questions asked, the same ones everywhere.")]
 Systems = Annotated[
-    str, typer.Option(help="Of select, single_context, stack, rag_prefix, rag_bare, closed; comma-separated.")
+    str,
+    typer.Option(
+        help="Of select, single_context, stack, rag_prefix, rag_bare, closed, closed_prefix; comma-separated."
+    ),
 ]
 K = Annotated[int, typer.Option("--k", min=1, help="Documents read per question.")]
 Seed = Annotated[int, typer.Option(help="Seed of the choice of documents and questions.")]

@@ -126,6 +126,7 @@ def forgetting_command(
     config: Config = None,
     documents: Annotated[int, typer.Option(min=1, help="Documents of the stream.")] = 200,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
+    rates: Annotated[str, typer.Option(help="Learning rates of fine-tuning, comma-separated.")] = "2e-5,1e-4,5e-4",
     questions: Questions = 200,
     k: K = 2,
     seed: Seed = 0,
@@ -136,10 +137,13 @@ def forgetting_command(
     from services.sample_news import sample_questions
 
     asked = Experiment.of(config, dataset, questions, k, seed)
+    wanted = floats(rates)
+    if min(wanted) <= 0:
+        raise SettingsError("--rates must be above 0")
     other = list(dict.fromkeys(row.text for row in sample_questions()))
     points = forgetting(
-        asked.model(), asked.examples(), other, documents=documents, questions=questions, epochs=epochs, k=k, seed=seed,
-        report=say,
+        asked.model(), asked.examples(), other, documents=documents, questions=questions, epochs=epochs,
+        rates=wanted, k=k, seed=seed, report=say,
     )  # fmt: skip
     asked.write(out, "forgetting", points, "epochs", "other_text_nats", "epochs")
 

@@ -69,10 +69,10 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
         for i, name in enumerate(("Aru", "Belo", "Cimi", "Dora"))
     }
     rows = [QAExample(doc, "", text, f"When did it open? {text[:25]}", (text[-5:-1],)) for doc, text in texts.items()]
-    asked = ("stack", "rag_prefix", "rag_bare", "closed", "stack@1")
+    asked = ("stack", "rag_prefix", "rag_bare", "closed", "stack@1", "closed_prefix")
     scores = list(evaluate_stream(tiny_cmt, rows, systems=asked, questions=4, k=2, max_new_tokens=3))
-    assert [score.system for score in scores] == ["stack", "rag_prefix", "rag_bare", "closed", "stack"]
-    memory, rag, bare, closed, one = scores
+    assert [score.system for score in scores] == [name.removesuffix("@1") for name in asked]
+    memory, rag, bare, closed, one, prefixed = scores
     assert (one.k, one.recall_at_k, one.oracle_f1) == (1, memory.recall_at_1, memory.oracle_f1)
     assert (memory.documents, memory.questions, memory.k) == (4, 4, 2)
     assert memory.bytes_per_document == tiny_cmt.memory_bytes
@@ -80,7 +80,7 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
     assert all(score.answer_nats > 0 for score in scores)
     assert one.oracle_nats == memory.oracle_nats != memory.answer_nats
     assert 0 < memory.vectors_per_document <= tiny_cmt.config.window_tokens
-    assert closed.prompt_tokens < bare.prompt_tokens
+    assert prefixed.prompt_tokens < closed.prompt_tokens < bare.prompt_tokens
     assert memory.prompt_tokens < rag.prompt_tokens
     assert all(0 <= share <= 100 for share in (memory.em, memory.f1, memory.recall_at_1, memory.recall_at_k))
     assert memory.recall_at_k >= memory.recall_at_1

@@ -101,15 +101,26 @@ def test_fine_tuning_changes_the_copy_and_never_the_llm(tiny_cmt: CMT) -> None:
 
     before = tiny_cmt.backbone.fingerprint()
     scores = forgetting(
-        tiny_cmt, EXAMPLES, ["The capital of Norland is Varde."], documents=6, questions=3, epochs=2, k=1
+        tiny_cmt,
+        EXAMPLES,
+        ["The capital of Norland is Varde."],
+        documents=6,
+        questions=3,
+        epochs=2,
+        rates=(1e-5, 1e-2),
+        k=1,
     )
     assert [(row.system, row.epochs, row.llm_unchanged) for row in scores] == [
-        ("closed", 0, True),
+        ("closed_prefix", 0, True),
         ("stack", 0, True),
-        ("closed", 1, False),
-        ("closed", 2, False),
+        ("fine-tuned at 1e-05", 1, False),
+        ("fine-tuned at 1e-05", 2, False),
+        ("fine-tuned at 0.01", 1, False),
+        ("fine-tuned at 0.01", 2, False),
     ]
-    assert scores[0].other_text_nats == scores[1].other_text_nats != scores[3].other_text_nats
+    before_tuning, memory, gently, _, roughly, _ = (row.other_text_nats for row in scores)
+    assert before_tuning == memory
+    assert abs(roughly - memory) > abs(gently - memory) > 0  # each rate starts from the LLM as it was
     assert tiny_cmt.backbone.fingerprint() == before
 
 
@@ -136,7 +147,8 @@ def test_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_markdown_table_leaves_missing_figures_empty() -> None:
     assert (
-        markdown_table([{"system": "closed", "f1": 1.25, "oracle_f1": None}]).splitlines()[2] == "| closed | 1.2 |  |"
+        markdown_table([{"system": "closed", "f1": 1.25, "oracle_f1": None, "answer_nats": 1.25}]).splitlines()[2]
+        == "| closed | 1.2 |  | 1.250 |"
     )
 
 
