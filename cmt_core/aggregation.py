@@ -3,7 +3,8 @@
 `stack` gives it all of them, document i from position i * window. `select` asks first: the LLM's own query heads, reading the
 question alone, cross-attend to each document's memory; with a prior over the documents this scores every vector, and the c
 best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing). Documents
-that the prior gives little are left out: what distracts costs more than what it might answer.
+that the prior gives little are left out: what distracts costs more than what it might answer. Where the retriever's scores leave
+a doubt, the prior also counts how likely the LLM finds the question behind each memory (question_likelihood.py).
 
 Source: the top-k aggregation of CMT (arXiv 2412.07393), with the LLM's frozen query heads as cross-attention and only the mix
 of the heads learned.
@@ -23,6 +24,7 @@ from cmt_core.backbone import Backbone, KVShape
 __all__ = [
     "Chosen",
     "Select",
+    "doubtful",
     "likely",
     "mean_to",
     "question_queries",
@@ -33,8 +35,10 @@ __all__ = [
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
-_SCORE_TEMPERATURE = 0.09  # of the softmax over documents' scores (decision 0006)
+_SCORE_TEMPERATURE = 0.1  # of the softmax over documents' scores (decisions 0006 and 0065)
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
+_SURE_SHARE = 0.9  # of the best document, from which on no second look is taken at the others
+_CONSIDERED_SHARE = 0.01  # below which a document gets no second look
 _FIRST_LAYER, _END_LAYER = (
     0.65,
     0.87,
@@ -80,6 +84,12 @@ def likely(prior: Tensor, least_share: float = _LEAST_SHARE) -> Tensor:
     keep = prior.softmax(dim=-1) >= least_share
     best = torch.zeros_like(keep).scatter(1, prior.argmax(dim=-1, keepdim=True), True)
     return prior.masked_fill(~(keep | best), -math.inf)
+
+
+def doubtful(prior: Tensor) -> Tensor:
+    """Which documents (B, k) deserve a second look: those in question where the log-prior (B, k) is not sure of one."""
+    shares = prior.softmax(dim=-1)
+    return (shares >= _CONSIDERED_SHARE) & (shares.amax(dim=-1, keepdim=True) < _SURE_SHARE)
 
 
 def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -29,7 +29,9 @@ class MemoryConfig:
     `bits_per_token` bits a token are shared out over `code_width` components by variance; `code_storage` float16 keeps the
     components unrounded instead, for research.
     `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
-    `matching` is self-matching, with its weights. Raises ConfigError on unknown keys and on parts that don't combine.
+    `matching` is self-matching, with its weights. `likelihood_weight` is how much a nat of the question's log-likelihood behind
+    a memory adds to the log-prior of ψ `select`; 0 goes by the retriever alone.
+    Raises ConfigError on unknown keys and on parts that don't combine.
     """
 
     method: str = "kv_code"
@@ -54,6 +56,7 @@ class MemoryConfig:
     matching_weight: float = 0.1
     uniformity_weight: float = 1.0
     code_storage: str = "packed"
+    likelihood_weight: float = 0.37
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -63,6 +66,8 @@ class MemoryConfig:
         _check_combination(self)
         if self.aggregation == "select" and self.context_vectors < 32:
             raise ConfigError(f"context_vectors {self.context_vectors} is less than one block of 32")
+        if self.likelihood_weight < 0:
+            raise ConfigError(f"likelihood_weight {self.likelihood_weight:g} is below 0")
         if self.window_tokens < 32 or self.prefix_tokens < 1 or self.code_width < 1 or self.top_k < 1:
             raise ConfigError("window_tokens must be at least 32; prefix_tokens, code_width and top_k at least 1")
         if self.bits_per_token % 8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -9,17 +10,29 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from cmt_core.aggregation import Chosen, Select, likely, question_queries, question_states, rank_prior, score_prior
+from cmt_core.aggregation import (
+    Chosen,
+    Select,
+    doubtful,
+    likely,
+    question_queries,
+    question_states,
+    rank_prior,
+    score_prior,
+)
 from cmt_core.alignment import place, place_rows
 from cmt_core.backbone import Backbone
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import MemoryFormatError
 from cmt_core.memory_format import MemoryFormat
+from cmt_core.question_likelihood import question_log_likelihood
 from cmt_core.reading import DecodedMemories, Reading
 from cmt_core.soft_memory import SoftMemory
 from cmt_core.tokens import Tokens, bucket
 
 __all__ = ["Contexts"]
+
+_LOOKED_AT_ONCE = 32  # memories behind which questions are read at once, some 6 MB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +97,47 @@ class Contexts:
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
     ) -> Reading:
-        """The vectors that ψ keeps, best document first. Memories that the scores leave out are not even decoded."""
-        kept = [list(range(len(row))) for row in memories]
-        if scores is not None:
-            kept = [_likely(row) for row in scores]
+        """The vectors that ψ keeps, best document first. Memories that are left out are not even decoded for it."""
+        prior = self._prior(questions, memories, scores)
+        kept = [row.isfinite().nonzero().squeeze(1).tolist() for row in prior]
         read = [[row[i] for i in own] for row, own in zip(memories, kept, strict=True)]
         decoded = self._decoded(read)
         mask = self._mask(decoded)
-        prior = rank_prior(mask)
-        if scores is not None:
-            left = [[row[i] for i in own] for row, own in zip(scores, kept, strict=True)]
-            prior = score_prior(_rectangle(left, 0.0).to(mask.device), mask)
-        chosen = select.choose(self._attention(select, questions, decoded, mask), prior, mask)
+        left = _rectangle([row[own].tolist() for row, own in zip(prior, kept, strict=True)], -math.inf).to(mask.device)
+        chosen = select.choose(self._attention(select, questions, decoded, mask), left, mask)
         context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
         self._keep(read, decoded)
         original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
         owner = original.gather(1, chosen.index // mask.shape[2])
         prefix = owner.new_full((len(owner), len(self.reading_prefix)), -1)
         return Reading(context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.tokens.stop_ids)
+
+    def _prior(
+        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]] | None
+    ) -> Tensor:
+        """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out."""
+        present = _rectangle([[1] * len(row) for row in memories], 0)[..., None]
+        prior = rank_prior(present) if scores is None else score_prior(_rectangle(scores, 0.0), present)
+        looked_at = doubtful(prior) if self.config.likelihood_weight else torch.zeros_like(prior, dtype=torch.bool)
+        prior[looked_at.any(dim=-1, keepdim=True) & ~looked_at] = -math.inf
+        pairs = looked_at.nonzero().tolist()
+        for start in range(0, len(pairs), _LOOKED_AT_ONCE):
+            part = pairs[start : start + _LOOKED_AT_ONCE]
+            nats = self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
+            for (b, i), own in zip(part, nats, strict=True):
+                prior[b, i] += self.config.likelihood_weight * own
+        return likely(prior)
+
+    def _likelihoods(self, questions: Sequence[str], memories: Sequence[bytes]) -> list[float]:
+        """Log-probability in nats of N questions, each behind a memory of its own."""
+        single = [[memory] for memory in memories]
+        decoded = self._decoded(single)
+        mask = self._mask(decoded)
+        documents = self._padded(decoded, mask.shape[1:])
+        self._keep(single, decoded)
+        rooms = [self.config.room_tokens] * len(single)
+        reading = self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
+        return question_log_likelihood(self.backbone, self.tokens, reading.context, questions)
 
     def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Chosen) -> Tensor:
         """Rows (B, p + S, X) of the reading prefix and the chosen vectors, each copied once; zeros where none is seen."""
@@ -191,12 +227,6 @@ class Contexts:
         owner = torch.cat([owners.new_full((len(prefix),), -1), owners]).expand(B, -1)  # (B, S)
         sizes = mask.sum(dim=-1).gt(0).sum(dim=-1).tolist() if k else [0] * B
         return Reading(context, owner, sizes, stop_ids)
-
-
-def _likely(scores: Sequence[float]) -> list[int]:
-    """The numbers of the memories that ψ does not leave out."""
-    prior = likely(score_prior(torch.tensor([list(scores)]), torch.ones(1, len(scores), 1)))
-    return prior[0].isfinite().nonzero().squeeze(1).tolist()
 
 
 def _rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["INSTRUCTION", "answer_text", "bare_prompt", "question_text"]
+__all__ = ["INSTRUCTION", "QUESTION_HEAD", "answer_text", "bare_prompt", "question_text"]
 
 # Learned prefixes start from the keys and values of this text.
 INSTRUCTION = (
     "Read the documents below. Then answer each question about them with a few words copied from the documents, "
     "as short as possible, without any explanation.\n\n"
 )
+QUESTION_HEAD = "\n\nQuestion:"
 
 
 def question_text(question: str) -> str:
     """What follows the memories."""
-    return f"\n\nQuestion: {' '.join(question.split())}\nAnswer:"
+    return f"{QUESTION_HEAD} {' '.join(question.split())}\nAnswer:"
 
 
 def answer_text(answer: str) -> str:

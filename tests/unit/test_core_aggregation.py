@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from cmt_core.aggregation import Select, likely, question_queries, rank_prior, score_prior, stack
+from cmt_core.aggregation import Select, doubtful, likely, question_queries, rank_prior, score_prior, stack
 from cmt_core.alignment import place, place_chosen
 from cmt_core.backbone import Backbone, KVShape
 
@@ -82,6 +82,11 @@ def test_the_best_document_stays_however_many_are_as_likely() -> None:
     mask = mask_of(*[4] * 8)
     prior = likely(score_prior(torch.full((1, 8), 0.3), mask))
     assert int(torch.isfinite(prior).sum()) == 1
+
+
+def test_only_where_no_document_is_sure_the_likely_ones_get_a_second_look() -> None:
+    shares = torch.tensor([[0.95, 0.03, 0.02], [0.6, 0.395, 0.005], [1.0, 0.0, 0.0]])
+    assert doubtful(shares.log()).tolist() == [[False] * 3, [True, True, False], [False] * 3]
 
 
 def test_stack_gives_every_document_a_room_of_its_own() -> None:

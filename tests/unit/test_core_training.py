@@ -234,6 +234,7 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
     assert len(both.weights) == 2
     if memory.aggregation == "select":
         asked, codes = [question] * 2, [[first, second]] * 2
+        cmt.config = dataclasses.replace(cmt.config, likelihood_weight=0.0)
         sure, torn = cmt.answer(asked, codes, scores=[[0.9, 0.2], [0.9, 0.9]], max_new_tokens=3)
         assert (sure.text, sure.weights) == (alone.text, [1.0, 0.0])
         assert min(torn.weights) > 0
