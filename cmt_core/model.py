@@ -126,7 +126,7 @@ class CMT:
     ) -> list[Answer]:
         """Answers B questions, each from its own packed memories (at least one); no text is read.
 
-        `scores` are the retriever's of each memory; without them ψ `select` goes by their order alone. The LLM's own logits are
+        `scores` are the retriever's of each memory; without them ψ `select` starts from their order. The LLM's own logits are
         mixed in as the checkpoint's objective says. Raises MemoryFormatError for bytes of another layout.
         """
         return self.write(self.ask(questions, memories, scores), max_new_tokens)
@@ -210,7 +210,7 @@ class CMT:
     ) -> Reading:
         """What the LLM reads of B questions' packed memories (at least one each).
 
-        `scores` are the retriever's of each memory, for ψ `select`; without them the memories stand in falling likelihood.
+        `scores` are the retriever's of each memory, for ψ `select`; without them the best memory should come first.
         Raises MemoryFormatError for bytes of another layout, ValueError for other than one score a memory.
         """
         return self._contexts.of_memories(questions, memories, scores)
