@@ -23,7 +23,7 @@ from services.query.ports import AnsweringModel, MemoryReader
 from services.query.scheduler import Scheduler, SchedulerOptions
 from services.query.service import QueryService
 from services.settings import Settings, load_settings
-from tests.integration.browser import until
+from tests.waiting import until
 
 BRIDGE = "Mayor Lund opened the bridge in Aarhus on Monday. It cost 12 million."
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 
 from tests.deployment.chart import CHART
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 RULES = CHART / "files" / "rules.yaml"
 
@@ -40,14 +40,11 @@ class Prometheus:
 
     def soon(self, query: str, claim: Callable[[float], bool], within_s: float = 40.0) -> float:
         """The first value for which the claim holds."""
-        end, found = time.monotonic() + within_s, []
-        while time.monotonic() < end:
-            found = self.series(query)
-            for one in found:
-                if claim(float(one["value"][1])):
-                    return float(one["value"][1])
-            time.sleep(0.5)
-        raise AssertionError(f"{query} never came true: {found}")
+
+        def held() -> list[float]:
+            return [value for one in self.series(query) if claim(value := float(one["value"][1]))]
+
+        return until(held, within_s, every_s=0.5, seen=lambda: (query, self.series(query)))[0]
 
     def close(self) -> None:
         self._client.close()
@@ -87,13 +84,10 @@ def prometheus(folder: Path, jobs: Sequence[dict[str, Any]]) -> Iterator[Prometh
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 30.0
-    while time.monotonic() < end:
+    def ready() -> bool:
         assert process.poll() is None, log.read_text(encoding="utf-8")
-        try:
-            if httpx.get(url, timeout=2.0, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("prometheus did not get ready")
+        with suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=2.0, trust_env=False).status_code == 200
+        return False
+
+    until(ready, 30.0, every_s=0.1)

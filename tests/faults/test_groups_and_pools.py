@@ -17,6 +17,7 @@ from services.stream.broker import EmbeddedBroker
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings, kill_9
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -75,10 +76,7 @@ def test_the_pool_grows_with_the_lag_and_survives_the_coordinator(broker: Embedd
     try:
 
         def until_grown() -> None:
-            deadline = time.monotonic() + 60.0
-            while ray.get(pooled.handle.coordinator.status.remote()).compressors < 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            until(lambda: ray.get(pooled.handle.coordinator.status.remote()).compressors >= 2, 60.0, every_s=0.1)
             kill_9(pooled.handle.coordinator)  # what it had added dies with it
 
         pooled.during(900, until_grown)

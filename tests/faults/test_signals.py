@@ -17,6 +17,7 @@ from services.stream.broker import EmbeddedBroker
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 RECORDS = 600
 START_S = 90.0
@@ -50,11 +51,11 @@ class SilentWorld(World):
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
     def wait_until_some_is_committed(self, process: subprocess.Popen[bytes], at_least: int) -> None:
-        deadline = time.monotonic() + START_S
-        while self.committed() < at_least:
+        def committed() -> bool:
             assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            return self.committed() >= at_least
+
+        until(committed, START_S, every_s=0.05)
 
 
 @pytest.fixture

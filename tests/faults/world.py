@@ -26,6 +26,7 @@ from services.stream.broker import EmbeddedBroker
 from services.stream.dead_letter_reader import read_letters
 from services.stream.producer import DocumentProducer
 from tests.faults.stream_model import MAX_RECORD_BYTES, StreamModel
+from tests.waiting import until
 
 CATCH_UP_S = 200.0
 _ROW = ["namespace", "doc_id", "chunk_no", "n_chunks", "topic_epoch", "partition", "offset", "text"]
@@ -106,11 +107,11 @@ class World:
         assert self.committed() == self.model.sent
 
     def wait_until_committed(self) -> None:
-        deadline = time.monotonic() + CATCH_UP_S
-        while (committed := self.committed()) < self.model.sent:
+        def all_committed() -> bool:
             self.handle.raise_if_failed()
-            assert time.monotonic() < deadline, f"{committed} of {self.model.sent} committed: {self.handle.status()}"
-            time.sleep(0.2)
+            return self.committed() >= self.model.sent
+
+        until(all_committed, CATCH_UP_S, every_s=0.2, seen=lambda: (self.committed(), self.handle.status()))
 
     def expected_texts(self) -> dict[tuple[str, str], list[str]]:
         return {

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import ConsoleMessage, Dialog, Error, sync_playwright
 
-__all__ = ["Browser", "needs_chromium", "until"]
+__all__ = ["Browser", "needs_chromium"]
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -82,10 +80,3 @@ class Browser:
     def close(self) -> None:
         self._context.close()
         self._playwright.stop()
-
-
-def until(claim: Callable[[], bool], within_s: float = 20.0) -> None:
-    end = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.05)

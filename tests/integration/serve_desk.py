@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -123,10 +123,3 @@ def ask(url: str, question: str, model: str = "cmt", **options: Any) -> Any:
 
 def text_of(chunks: Sequence[Any]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-
-
-def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.1)

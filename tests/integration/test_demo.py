@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.browser import Browser, needs_chromium, until
+from tests.integration.browser import Browser, needs_chromium
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 DEMO_WITHIN_S = 600  # the promise is 4 minutes on 2 idle cores; a test machine may be neither
@@ -63,11 +63,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     with printed.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, text=True)
     try:
-        end = time.monotonic() + DEMO_WITHIN_S
-        while "Ctrl-C ends the demo" not in printed.read_text():
-            assert process.poll() is None, f"the demo ended early:\n{printed.read_text()}"
-            assert time.monotonic() < end, f"the demo took too long:\n{printed.read_text()}"
-            time.sleep(0.5)
+        until(
+            lambda: "Ctrl-C ends the demo" in printed.read_text() or process.poll() is not None,
+            DEMO_WITHIN_S,
+            every_s=0.5,
+            seen=printed.read_text,
+        )
+        assert process.poll() is None, f"the demo ended early:\n{printed.read_text()}"
         yield RunningDemo(process, f"http://127.0.0.1:{port}", json.loads(report.read_text()), printed)
     finally:
         process.kill()

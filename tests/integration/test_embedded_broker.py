@@ -21,6 +21,7 @@ from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
 from services.stream.record import Document
 from services.stream.topics import topic_partitions
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,15 +30,6 @@ def listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def closes_within(port: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while listens(port):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_open_broker_keeps_the_given_servers_and_starts_nothing(free_port: int) -> None:
@@ -54,7 +46,7 @@ def test_open_broker_serves_records_and_stops_with_the_block(free_port: int) -> 
             producer.send(Document("1", "Rain is coming."))
             producer.flush(5)
         assert [record.key for record in read_topic(settings, bootstrap, "news")] == [b"1"]
-    assert closes_within(settings.embedded_port, 2)
+    until(lambda: not listens(settings.embedded_port), 2)
 
 
 def test_second_broker_on_the_port_attaches_and_leaves_the_first_running(free_port: int) -> None:
@@ -80,7 +72,7 @@ def test_two_brokers_started_at_once_end_as_one(free_port: int) -> None:
     finally:
         for broker in brokers:
             broker.stop()
-    assert closes_within(free_port, 2)
+    until(lambda: not listens(free_port), 2)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["talks", "silent"])
@@ -146,4 +138,4 @@ print("up", flush=True)
             assert listens(free_port)
             parent.send_signal(how)
         parent.wait(20)
-    assert closes_within(free_port, 3)
+    until(lambda: not listens(free_port), 3)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from services.stream.reading import read_topic
 from services.stream.record import Document
 from services.stream.rewind import rewind
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 WAIT_S = 60.0
 
@@ -101,15 +102,6 @@ class World:
 def article(number: int, text: str = "") -> Document:
     text = text or f"Bridge {number} opened on Monday."
     return Document(id=f"d{number:03}", title=f"Bridge {number}", text=text, published_at=datetime.now(UTC))
-
-
-def until(claim: Callable[[], bool], wait_s: float = WAIT_S) -> bool:
-    deadline = time.monotonic() + wait_s
-    while not claim():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def world_at(bootstrap: str, folder: Path, name: str, **ingest: Any) -> World:
@@ -218,7 +210,7 @@ def test_all_ingest_and_bank_metrics_reach_the_hub(running: World) -> None:
 
     wanted = {name for name in TABLE if name.startswith(("cmt_ingest_", "cmt_bank_"))}
     wanted -= {"cmt_bank_index_seconds", "cmt_bank_maintenance_seconds"}  # nothing is due for so few rows
-    assert until(lambda: wanted <= names(), 10.0), wanted - names()
+    until(lambda: wanted <= names(), 10.0, seen=lambda: wanted - names())
 
 
 def test_a_second_ingest_of_the_same_bank_is_refused(running: World) -> None:
@@ -232,7 +224,7 @@ def test_nothing_is_committed_while_the_bank_fails_and_nothing_is_lost_after_its
     assert not obstacle.exists()
     obstacle.write_text("a file where the bank wants its folder")
     world.send(*(article(number) for number in range(10)))
-    assert until(lambda: handle.status().in_flight_records == 10)
+    until(lambda: handle.status().in_flight_records == 10, WAIT_S)
     time.sleep(2.0)
     assert handle.status().running
     assert sum(handle.status().lag.values()) == 10
@@ -288,7 +280,7 @@ def test_killed_consumers_lose_nothing_and_duplicate_nothing(broker: str, tmp_pa
     handle = world.start(slow_compressor)
     try:
         world.send(*(article(number) for number in range(100)))
-        assert until(lambda: len(world.rows()) >= 8)
+        until(lambda: len(world.rows()) >= 8, WAIT_S)
         for actor in (handle.consumers[0], handle.writer):
             os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
         assert len(world.rows()) < 100, "the kill came too late to be in the middle"

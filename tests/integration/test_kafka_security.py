@@ -7,7 +7,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -21,6 +20,7 @@ from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
 from services.stream.record import Document
 from tests.integration.conftest import find_free_port
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def tls_broker(certificate: Path) -> Iterator[str]:
     context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem", "swordfish")
     server = socket.create_server(("127.0.0.1", outer))
     Thread(target=_serve, args=(server, context, inner), daemon=True).start()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", inner)) == 0:
-                break
-        time.sleep(0.05)
+    until(lambda: _listens(inner), 10.0)
     yield f"127.0.0.1:{outer}"
     server.close()
     process.kill()
     process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _serve(server: socket.socket, context: ssl.SSLContext, inner: int) -> None:

@@ -18,9 +18,10 @@ from services.metrics import Metrics, Snapshot
 from services.query.asks import UNKNOWN, Ask, Event, Failure, Overview
 from services.query.live import LiveEngine
 from services.query.memory_bank import InMemoryBank
-from tests.integration.browser import Browser, needs_chromium, until
+from tests.integration.browser import Browser, needs_chromium
 from tests.integration.serve_desk import SlowModel
 from tests.serving import Served, api_of, publish, swap_of
+from tests.waiting import until
 
 pytestmark = needs_chromium
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from services.query.asks import UNKNOWN
 from services.query.keys import hash_of
 from tests.integration.conftest import find_free_port
 from tests.serving import LocalEngine, Served, api_of, publish
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,11 +141,13 @@ def test_reload_finds_the_running_service_and_exchanges_its_bank(tmp_path: Path)
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
     try:
-        end = time.monotonic() + 200
-        while "Ctrl-C ends it" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.3)
+        until(
+            lambda: "Ctrl-C ends it" in log.read_text() or process.poll() is not None,
+            200.0,
+            every_s=0.3,
+            seen=log.read_text,
+        )
+        assert process.poll() is None, log.read_text()
         done = cmt(tmp_path, "serve", "reload", "--port", str(port), "--bank", "second")
         assert done.returncode == 0, done.stderr
         assert "from bank second" in done.stderr

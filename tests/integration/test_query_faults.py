@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from services.query.reload import reload_service
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.record import Document
-from tests.integration.serve_desk import Desk, ask, client, eventually, ray_for, settings_for, slow_model
+from tests.integration.serve_desk import Desk, ask, client, ray_for, settings_for, slow_model
+from tests.waiting import until
 
 TOWNS = ("Aarhus", "Samso", "Skagen", "Grenaa", "Ebeltoft", "Viborg", "Randers", "Horsens")
 
@@ -89,9 +90,6 @@ class Crowd:
             model = chunk.system_fingerprint or model
         return text, model
 
-    def until(self, claim: Callable[[], bool], within_s: float = 60.0) -> None:
-        eventually(claim, within_s)
-
     def stop(self) -> None:
         self._stopped.set()
         for thread in self._threads:
@@ -101,7 +99,7 @@ class Crowd:
 def replica_pids(replicas: int) -> set[int]:
     handle = serve.get_deployment_handle("Engine", APP_NAME)
     pids: set[int] = set()
-    eventually(lambda: len(pids.add(handle.loaded.remote().result(timeout_s=10).pid) or pids) == replicas, 30.0)
+    until(lambda: len(pids.add(handle.loaded.remote().result(timeout_s=10).pid) or pids) == replicas, 30.0)
     return pids
 
 
@@ -109,14 +107,14 @@ def test_killed_replica_costs_only_answers_in_flight_on_it_and_none_is_wrong(des
     settings = settings_for(desk.uri, serve__replicas=2)
     crowd = Crowd(start(settings, model_factory=slow_model))
     try:
-        crowd.until(lambda: crowd.right >= 8)
+        until(lambda: crowd.right >= 8, 60.0)
         before = replica_pids(2)
         os.kill(min(before), signal.SIGKILL)
         answered = crowd.right
-        crowd.until(lambda: crowd.right >= answered + 12)
-        eventually(lambda: len(replica_pids(2) - before) == 1, 60.0)  # Serve has started another one
+        until(lambda: crowd.right >= answered + 12, 60.0)
+        until(lambda: len(replica_pids(2) - before) == 1, 60.0)  # Serve has started another one
         answered = crowd.right
-        crowd.until(lambda: crowd.right >= answered + 8)
+        until(lambda: crowd.right >= answered + 8, 60.0)
     finally:
         crowd.stop()
     assert crowd.wrong == []
@@ -130,7 +128,7 @@ def test_reload_switches_checkpoint_and_bank_without_a_refusal(desk: Desk, tmp_p
     settings = settings_for(desk.uri)
     crowd = Crowd(start(settings, model_factory=slow_model))
     try:
-        crowd.until(lambda: crowd.right >= 4)
+        until(lambda: crowd.right >= 4, 60.0)
         pids = replica_pids(1)
         target = settings.model_copy(
             update={
@@ -142,7 +140,7 @@ def test_reload_switches_checkpoint_and_bank_without_a_refusal(desk: Desk, tmp_p
         assert loaded.model_id == "newer-checkpoint"
         assert "New" in ask(crowd.url, "Who was elected mayor of Skagen?").choices[0].message.content
         answered = crowd.right
-        crowd.until(lambda: crowd.right >= answered + 8)
+        until(lambda: crowd.right >= answered + 8, 60.0)
         assert replica_pids(1) == pids  # nothing was restarted
         broken = target.model_copy(update={"model": target.model.model_copy(update={"checkpoint": "missing"})})
         with pytest.raises(ServiceError, match="goes on as it was"):
@@ -175,7 +173,7 @@ def test_document_withdrawn_through_the_api_is_gone_once_ingest_has_seen_its_tom
                 Document(id="urn:comet/1", title="Comet", text="The comet Halvorsen was photographed over Skagen.")
             )
             producer.flush(10.0)
-        eventually(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, 30.0)
+        until(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, 30.0)
         answer = httpx.delete(f"{url}/v1/documents/urn:comet/1", timeout=30.0)
         assert (answer.status_code, answer.json()["known"]) == (202, True)
         story: dict[str, Any] = {}
@@ -184,7 +182,7 @@ def test_document_withdrawn_through_the_api_is_gone_once_ingest_has_seen_its_tom
             story.update(httpx.get(f"{url}/v1/documents/urn:comet/1").json())
             return bool(story["state"] == "deleted")
 
-        eventually(deleted, 30.0)
+        until(deleted, 30.0)
         assert ask(url, question).choices[0].message.content == UNKNOWN
         assert client(url).models.list().data
     finally:

@@ -31,13 +31,13 @@ from tests.integration.serve_desk import (
     Desk,
     ask,
     client,
-    eventually,
     quick_model,
     ray_for,
     settings_for,
     slow_model,
     text_of,
 )
+from tests.waiting import until
 
 
 def loads_after(seconds: float) -> Callable[[Settings], AnsweringModel]:
@@ -136,7 +136,7 @@ def test_article_is_answerable_within_a_second_of_its_commit_and_unknown_before(
     before = datetime.now(UTC) + timedelta(milliseconds=1)
     time.sleep(0.01)
     committed_s = desk.publish("comet", "Comet seen", "The comet Halvorsen was photographed over Skagen.")
-    eventually(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, within_s=5.0)
+    until(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, within_s=5.0)
     assert time.monotonic() - committed_s < 1.0
     past = ask(url, question, extra_body={"cmt": {"as_of": before.isoformat()}})
     assert past.choices[0].message.content == UNKNOWN
@@ -234,12 +234,12 @@ def test_stats_show_bank_questions_and_ingest_of_another_process(served: tuple[s
     metrics.gauge("cmt_ingest_lag_records", 5, partition="0")
     pusher = MetricsPusher("test-ingest", metrics, interval_s=0.2)
     try:
-        eventually(lambda: stats(url)["ingest"]["lag_records"] == 5)
+        until(lambda: stats(url)["ingest"]["lag_records"] == 5)
     finally:
         pusher.stop()
     answered = stats(url)["questions_answered"]
     ask(url, "Who opened the bridge?")
-    eventually(lambda: stats(url)["questions_answered"] == answered + 1)
+    until(lambda: stats(url)["questions_answered"] == answered + 1)
     seen = stats(url)
     assert seen["documents"] >= 2
     assert seen["rows"] >= seen["documents"]
@@ -285,7 +285,7 @@ def test_page_is_up_while_the_llm_loads_and_readiness_says_so(local_ray: None, t
     url = f"http://127.0.0.1:{settings.serve.port}"
     starter = threading.Thread(target=lambda: start(settings, model_factory=loads_after(12.0)), daemon=True)
     starter.start()
-    eventually(lambda: get(url, "/healthz") == 200, within_s=60.0)
+    until(lambda: get(url, "/healthz") == 200, within_s=60.0)
     waiting = httpx.get(f"{url}/readyz", timeout=10.0)
     assert waiting.status_code == 503
     assert "loading" in waiting.json()["reason"]
@@ -334,7 +334,7 @@ def test_full_queue_is_429_and_a_client_that_goes_away_frees_its_place(local_ray
             return httpx.post(f"{url}/v1/chat/completions", json=short, headers=headers, timeout=60.0)
 
         waiting = pool.map(post, range(4))
-        eventually(lambda: 'status="429"} 3.0' in httpx.get(f"{url}/metrics").text)
+        until(lambda: 'status="429"} 3.0' in httpx.get(f"{url}/metrics").text)
         assert httpx.get(f"{url}/readyz").status_code == 200  # while one is written, one waits, three were refused
         first.close()  # the client goes away in the middle of its answer
         answers = list(waiting)
@@ -342,7 +342,7 @@ def test_full_queue_is_429_and_a_client_that_goes_away_frees_its_place(local_ray
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json()["error"]["code"] == "queue_full"
-    eventually(lambda: "cmt_query_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text)
+    until(lambda: "cmt_query_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text)
     assert "cmt_query_queued 0.0" in httpx.get(f"{url}/metrics").text
     desk.close()
     stop()

@@ -20,6 +20,7 @@ from services.stream.reading import read_topic
 from services.stream.record import Document, RawRecord, Tombstone, decode
 from services.stream.source import KafkaSource
 from services.stream.topics import ensure_topics, topic_partitions
+from tests.waiting import until
 
 WAIT_S = 20.0
 
@@ -34,17 +35,18 @@ def produce(settings: KafkaSettings, broker: str, count: int, start: int = 0) ->
 def read(source: KafkaSource, count: int, wait_s: float = WAIT_S) -> list[RawRecord]:
     """Polls until `count` records came, and once more to see whether there are too many."""
     records: list[RawRecord] = []
-    deadline = time.monotonic() + wait_s
-    while len(records) < count and time.monotonic() < deadline:
-        records += source.poll(0.2, 100)
+
+    def came() -> bool:
+        records.extend(source.poll(0.2, 100))
+        return len(records) >= count
+
+    until(came, wait_s, seen=lambda: records)
     return records + source.poll(0.3, 100)
 
 
-def until(condition: Callable[[], bool], source: KafkaSource, wait_s: float = WAIT_S) -> bool:
-    deadline = time.monotonic() + wait_s
-    while not condition() and time.monotonic() < deadline:
-        assert source.poll(0.1, 1) == []
-    return condition()
+def assigned_all(source: KafkaSource) -> bool:
+    assert source.poll(0.1, 1) == []
+    return source.assigned() == {0, 1}
 
 
 def next_offsets(records: list[RawRecord]) -> dict[int, int]:
@@ -135,7 +137,7 @@ def test_partitions_assigned_while_paused_stay_paused(broker: str, kafka_setting
     produce(kafka_settings, broker, 4)
     with KafkaSource(kafka_settings, broker) as source:
         source.pause()
-        assert until(lambda: source.assigned() == {0, 1}, source)
+        until(lambda: assigned_all(source), WAIT_S)
         assert source.poll(1, 10) == []
         source.resume()
         assert len(read(source, 4)) == 4
@@ -186,11 +188,9 @@ def test_second_member_takes_its_share_and_the_first_is_told(broker: str, kafka_
     revoked: list[set[int]] = []
     stop = threading.Event()
     with KafkaSource(kafka_settings, broker, revoked.append) as first, KafkaSource(kafka_settings, broker) as second:
-        assert until(lambda: first.assigned() == {0, 1}, first)
+        until(lambda: assigned_all(first), WAIT_S)
         pollers = [keep_polling(source, stop) for source in (first, second)]
-        deadline = time.monotonic() + 60
-        while not (len(first.assigned()) == len(second.assigned()) == 1) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: len(first.assigned()) == len(second.assigned()) == 1, 60.0)
         shares = first.assigned(), second.assigned()
         told = list(revoked)
         refused = first.commit(dict.fromkeys(shares[1], 1))
@@ -205,7 +205,7 @@ def test_second_member_takes_its_share_and_the_first_is_told(broker: str, kafka_
 def test_closing_gives_the_partitions_back_and_tells_so(broker: str, kafka_settings: KafkaSettings) -> None:
     revoked: list[set[int]] = []
     with KafkaSource(kafka_settings, broker, revoked.append) as source:
-        assert until(lambda: source.assigned() == {0, 1}, source)
+        until(lambda: assigned_all(source), WAIT_S)
         assert revoked == []
     assert revoked == [{0, 1}]
 

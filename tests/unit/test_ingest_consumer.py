@@ -20,6 +20,7 @@ from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
 from services.settings import Settings, load_settings
 from services.stream.record import Document, RawRecord
+from tests.waiting import until
 
 
 class ListTopic:
@@ -166,10 +167,7 @@ class Rig:
         )
 
     def until(self, claim: Callable[[], bool], timeout_s: float = 10.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not claim():
-            assert time.monotonic() < deadline, self.consumer.status()
-            time.sleep(0.01)
+        until(claim, timeout_s, seen=self.consumer.status)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from services.ingest.letters import LetterBox
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import BankRecord
 from services.stream.record import RawRecord
+from tests.waiting import until
 
 
 def delete(name: str) -> DocumentDelete:
@@ -150,12 +151,6 @@ def test_letters_are_finished_when_they_are_safe_and_one_that_is_not_stops_its_p
     def letter(partition: int, offset: int) -> tuple[Taken, RecordError]:
         record = RawRecord("t", partition, offset, 0, b"k", b"{")
         return Taken(record, tracker.start(partition, offset), 1), RecordError("not_json", "x")
-
-    def until(claim: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10.0
-        while not claim():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
 
     try:
         box.put([letter(0, 0), letter(0, 1), letter(1, 7)])

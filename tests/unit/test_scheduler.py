@@ -22,6 +22,7 @@ from services.query.lazy_reader import LazyReader
 from services.query.memory_bank import InMemoryBank, StoredStats
 from services.query.scheduler import Retired, Scheduler, SchedulerOptions
 from tests.serving import day, publish
+from tests.waiting import until
 
 BRIDGE = "Mayor Lund opened the bridge in Aarhus."
 FERRY = "The ferry to Samso was cancelled by a storm."
@@ -137,13 +138,6 @@ def reply(event: Event) -> Reply:
     return event
 
 
-def wait_until(claim: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
-
-
 def test_answer_comes_from_the_memories_that_the_bank_holds_piece_by_piece(start: Callable[..., Scheduler]) -> None:
     box = Inbox()
     start().submit(Ask("Who opened the bridge in Aarhus?"), box)
@@ -176,9 +170,9 @@ def test_question_joins_while_another_is_written_and_a_short_one_leaves_first(st
     long, late = Inbox(), Inbox()
     scheduler.submit(Ask("Why was the ferry cancelled?"), long)
     model.allow(2)
-    wait_until(lambda: len(long.events) >= 3)
+    until(lambda: len(long.events) >= 3)
     scheduler.submit(Ask("Who opened the bridge?", max_new_tokens=2), late)
-    wait_until(lambda: len(scheduler._ready) == 1)  # looked up; the running batch waits for its next step
+    until(lambda: len(scheduler._ready) == 1)  # looked up; the running batch waits for its next step
     model.allow(2)
     assert reply(late.end()).answer == "Mayor Lund"
     assert not any(isinstance(event, Reply) for event in long.events)
@@ -200,7 +194,7 @@ def test_cancelled_question_leaves_the_batch_and_the_queue(start: Callable[..., 
     scheduler = start(model, metrics=metrics, max_batch=1)
     running, waiting, last = Inbox(), Inbox(), Inbox()
     first = scheduler.submit(Ask("Why was the ferry cancelled?"), running)
-    wait_until(lambda: bool(running.events))
+    until(lambda: bool(running.events))
     second = scheduler.submit(Ask("Who opened the bridge?"), waiting)
     scheduler.submit(Ask("Who opened the bridge in Aarhus?"), last)
     scheduler.cancel(second)
@@ -217,7 +211,7 @@ def test_deadline_ends_a_running_and_a_waiting_question(start: Callable[..., Sch
     scheduler = start(model, max_batch=1)
     running, waiting = Inbox(), Inbox()
     scheduler.submit(Ask("Why was the ferry cancelled?", deadline_s=0.3), running)
-    wait_until(lambda: bool(running.events))
+    until(lambda: bool(running.events))
     scheduler.submit(Ask("Who opened the bridge?", deadline_s=0.2), waiting)
     ended = waiting.end()
     assert isinstance(ended, Failure)
@@ -348,12 +342,12 @@ def test_exchange_of_the_model_loses_no_question_and_failing_to_load_changes_not
     asking.start()
     loading = swap.switch({"checkpoint": "new"})
     assert loading is not None
-    wait_until(lambda: len(boxes) > 20)
+    until(lambda: len(boxes) > 20)
     assert swap.current.model_id == "old"
     gate.set()
     loading.join(10)
     before = len(boxes)
-    wait_until(lambda: len(boxes) > before + 20)
+    until(lambda: len(boxes) > before + 20)
     failing = swap.switch({"checkpoint": "missing"})
     assert failing is not None
     failing.join(10)
@@ -430,7 +424,7 @@ def test_prompts_are_read_a_few_at_a_time_and_the_first_words_do_not_wait_for_al
     boxes = [Inbox() for _ in range(6)]
     for box in boxes:
         scheduler.submit(Ask("Why was the ferry cancelled?"), box)
-    wait_until(lambda: len(model.sizes) == 1)
+    until(lambda: len(model.sizes) == 1)
     assert model.sizes[0] <= 2
     model.allow()
     assert {reply(box.end()).answer for box in boxes} == {FERRY}
