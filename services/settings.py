@@ -85,7 +85,9 @@ class RaySettings(_Group):
 class BankSettings(_Group):
     """The memory bank."""
 
-    uri: str = Field("./data/bank", min_length=1, description="folder or s3:// address of the LanceDB bank")
+    uri: str = Field(
+        "./data/bank", min_length=1, description="folder (a path or file:// URL) or s3:// address of the LanceDB bank"
+    )
     min_free_bytes: int = Field(256 * 2**20, ge=0, description="refuse to write below this much free disk space")
     storage_options: dict[str, SecretStr] = Field(default_factory=dict, description="object-store options for s3://")
     ann_rows: int = Field(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import os
 import re
 import shutil
 import time
@@ -17,6 +18,7 @@ from typing import IO, Any
 import lancedb
 
 from services.bank.index_state import WORDS_INDEX
+from services.bank.location import local_folder
 from services.bank.migrations import migrate
 from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
 from services.bank.words import words_index
@@ -30,10 +32,13 @@ _LOCK_FILE = ".writer.lock"
 
 
 class BankStore:
-    """A bank's address; hands out table handles, each pinned to the version that was the latest when it was opened."""
+    """A bank's address; hands out table handles, each pinned to the version that was the latest when it was opened.
+
+    `folder` is the local bank's place, None in an object store. Raises BankUnavailable for an address that can't be one.
+    """
 
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
-        self.folder = None if "://" in uri else Path(uri).expanduser().absolute()
+        self.folder = local_folder(uri)
         self.uri = uri
         self._storage_options = dict(storage_options or {})
         self._connection: Any = None
@@ -154,20 +159,30 @@ class WriterLock:
         deadline = time.monotonic() + wait_s
         with bank_errors(self._store.uri):
             self._store.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self._store.folder / _LOCK_FILE).open("ab")
+            self._file = (self._store.folder / _LOCK_FILE).open("a+b")
             while not self._try():
                 if time.monotonic() >= deadline:
+                    holder = self._holder()
                     self.release()
                     raise BankUnavailable(
-                        f"bank {self._store.uri}: another writer has it open, and a bank has only one"
+                        f"bank {self._store.uri}: another writer has it open{holder}, and a bank has only one"
                     )
                 time.sleep(0.05)
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()).encode())
+            self._file.flush()
 
     def release(self) -> None:
         """Gives the lock back; may be called twice."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _holder(self) -> str:
+        assert self._file is not None
+        self._file.seek(0)
+        pid = self._file.read(20)
+        return f" (process {pid.decode()})" if pid.isdigit() else ""
 
     def _try(self) -> bool:
         assert self._file is not None

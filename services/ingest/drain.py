@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.bank.location import one_spelling
 from services.errors import ServiceError
 from services.settings import Settings
 
@@ -70,6 +71,6 @@ def _lives(pid: int) -> bool:
 
 
 def _note(settings: Settings) -> Path:
-    identity = f"{settings.kafka.topic}\n{settings.kafka.group_id}\n{settings.bank.uri}"
+    identity = f"{settings.kafka.topic}\n{settings.kafka.group_id}\n{one_spelling(settings.bank.uri)}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"cmt-ingest-{os.getuid()}-{name}.pid"

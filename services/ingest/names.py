@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from services.bank.location import one_spelling
 from services.metrics_hub import HUB_NAMESPACE
 from services.settings import Settings
 
@@ -35,7 +36,7 @@ def compressor_name(settings: Settings) -> str:
 
 def writer_name(settings: Settings) -> str:
     """One per bank, whatever is written into it: a second writer is refused by its name."""
-    return f"cmt-bank-writer-{hashlib.sha256(settings.bank.uri.encode()).hexdigest()[:16]}"
+    return f"cmt-bank-writer-{hashlib.sha256(one_spelling(settings.bank.uri).encode()).hexdigest()[:16]}"
 
 
 def actor_or_none(name: str) -> Any:
@@ -47,5 +48,5 @@ def actor_or_none(name: str) -> Any:
 
 
 def _ingest_id(settings: Settings) -> str:
-    identity = f"{settings.kafka.topic}\n{settings.kafka.group_id}\n{settings.bank.uri}"
+    identity = f"{settings.kafka.topic}\n{settings.kafka.group_id}\n{one_spelling(settings.bank.uri)}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

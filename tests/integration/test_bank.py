@@ -434,6 +434,13 @@ def test_second_writer_is_refused_until_the_first_closes(uri: str, writer: BankW
     BankWriter(uri, LAYOUT, lock_wait_s=0).close()
 
 
+def test_a_bank_is_the_same_under_its_path_and_its_url(uri: str, writer: BankWriter) -> None:
+    writer.commit([write("a", at(0), "x")])
+    with pytest.raises(BankUnavailable, match="another writer has it open"):
+        BankWriter(f"file://{uri}", LAYOUT, lock_wait_s=0)
+    assert texts(BankReader(f"file://{uri}")) == {"a": ["x"]}
+
+
 def test_commits_of_a_foreign_writer_are_noticed(uri: str, writer: BankWriter) -> None:
     writer.commit([write("a", at(0), "x")])
     lancedb.connect(uri).open_table("memories").delete("doc_id = 'nothing'")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
 from services.bank.filters import of_documents, quoted, visible
+from services.bank.location import local_folder, one_spelling
 from services.bank.maintenance import is_due, tier_targets
-from services.bank.store import BankStore, bank_errors
+from services.bank.store import BankStore, WriterLock, bank_errors
 from services.errors import BankFull, BankUnavailable
 
 
@@ -74,3 +77,72 @@ def test_error_of_the_table_is_one_line_without_its_source_location() -> None:
 def test_object_store_has_no_folder() -> None:
     assert BankStore("s3://bucket/bank").folder is None
     BankStore("s3://bucket/bank").require_free(2**62)
+
+
+SPELLINGS = (
+    "{folder}",
+    "{folder}/",
+    "{parent}/./x/../my bank",
+    "my bank",
+    "./my bank/",
+    "{link}",
+    "file://{url}",
+    "file://{url}/",
+    "FILE://{url}",
+    "file:{url}",
+    "file://localhost{url}",
+    "file://{link}",
+)
+
+
+def spelled(spelling: str, folder: Path) -> str:
+    """One spelling of the folder; the working directory is its parent, and `link` beside it leads there."""
+    url, link = str(folder).replace(" ", "%20"), folder.parent / "link"
+    return spelling.format(folder=folder, parent=folder.parent, url=url, link=link)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_lock_holds_for_every_spelling_of_a_folder(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my bank"
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    holder, other = WriterLock(BankStore(str(folder))), WriterLock(BankStore(spelled(spelling, folder)))
+    holder.acquire(0)
+    with pytest.raises(BankUnavailable, match=rf"another writer has it open \(process {os.getpid()}\)"):
+        other.acquire(0)
+    holder.release()
+    other.acquire(0)
+    with pytest.raises(BankUnavailable, match="another writer has it open"):
+        holder.acquire(0)
+    other.release()
+    assert one_spelling(spelled(spelling, folder)) == str(folder)
+
+
+def test_other_folders_have_locks_of_their_own(tmp_path: Path) -> None:
+    names = ("bank", "bank%20x", "bank x", "b#x", "b?x=1", "a:b", "ünï")
+    locks = [WriterLock(BankStore(str(tmp_path / name))) for name in names]
+    locks.append(WriterLock(BankStore(f"file://{tmp_path}/bank%2520y")))
+    for lock in locks:
+        lock.acquire(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "bank%20y"])
+    assert len({one_spelling(str(tmp_path / name)) for name in names}) == len(names)
+    for lock in locks:
+        lock.release()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file://host/bank", "file:", "file://", "file:bank", "file:///a?b", "file:///a#b", "file:///%ff", "file://[x/a"],
+)
+def test_file_url_that_names_no_folder_of_this_machine_is_one_line(uri: str) -> None:
+    with pytest.raises(BankUnavailable, match=r"^bank [^\n]*: set bank\.uri to a path[^\n]*$"):
+        BankStore(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/bank", "gs://bucket/bank", "memory://bank", "s3+ddb://bucket/bank"])
+def test_object_stores_are_no_folders(uri: str) -> None:
+    assert local_folder(uri) is None
+    assert one_spelling(f"{uri}/") == one_spelling(uri) == uri

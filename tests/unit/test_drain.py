@@ -49,6 +49,12 @@ def test_the_running_ingest_ends_in_order_and_only_once(settings: Settings) -> N
     assert not draining.drain(settings)
 
 
+def test_an_ingest_is_found_by_every_spelling_of_its_bank(settings: Settings) -> None:
+    process = start(settings, ORDERLY)
+    assert draining.drain(load_settings(bank__uri=f"file://{settings.bank.uri}/", ingest__stop_within_s=0.1))
+    assert process.wait(10) == 0
+
+
 def test_another_banks_ingest_is_left_alone(settings: Settings) -> None:
     process = start(settings, ORDERLY)
     assert not draining.drain(load_settings(bank__uri=f"{settings.bank.uri}-other"))
