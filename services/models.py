@@ -1,6 +1,6 @@
 """The models that the settings name: fetched before any actor needs them, loaded inside it.
 
-python -m services.models      # fetch them into model.cache_dir, as the image's build does
+python -m services.models [FOLDER]     # fetch them into FOLDER, as the image's build does, or into model.cache_dir
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def load_cmt(settings: Settings) -> CMT:
 
 
 if __name__ == "__main__":
+    import sys
+
     from services.settings import load_settings
 
-    fetch_models(load_settings().model, Console(stderr=True))
+    flags = {"model__cache_dir": sys.argv[1]} if sys.argv[1:] else {}
+    fetch_models(load_settings(**flags).model, Console(stderr=True))

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
+from services.errors import SettingsError
+from services.sample_news import sample_locations
 
 __all__ = ["app"]
 
@@ -16,7 +18,12 @@ app = typer.Typer(help="Put documents into the Kafka topic.", no_args_is_help=Tr
 
 @app.command("play")
 def feed_play(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders or URLs: RSS, Atom, JSON Feed, JSONL.")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders or URLs: RSS, Atom, JSON Feed, JSONL.")
+    ] = None,
+    sample_news: Annotated[
+        bool, typer.Option("--sample-news", help="The invented articles that come with the program.")
+    ] = False,
     config: Config = None,
     topic: Topic = None,
     bootstrap_servers: Bootstrap = None,
@@ -29,10 +36,13 @@ def feed_play(
     speed: Annotated[float, typer.Option(min=0.001, help="With --own-times: so many times as fast.")] = 1.0,
 ) -> None:
     """Send every item of the sources into the topic, once."""
+    locations = [*(sample_locations() if sample_news else []), *(sources or [])]
+    if not locations:
+        raise SettingsError("name files, folders or URLs to play, or --sample-news")
     settings = read_settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
     from services.feed.run import play_once
 
-    report = play_once(settings, sources, rate, progress, speed if own_times else None)
+    report = play_once(settings, locations, rate, progress, speed if own_times else None)
     typer.echo(
         f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
         f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"

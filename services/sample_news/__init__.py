@@ -1,4 +1,4 @@
-"""The sample news that ships with the project: invented articles, updates, a deletion, and questions about them."""
+"""The sample news that ships with the package: invented articles, updates, a deletion, and questions about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.stream.record import Document
 
 __all__ = ["SAMPLE_NEWS", "read_questions", "sample_locations", "sample_questions"]
 
-SAMPLE_NEWS = Path(__file__).parents[1] / "examples" / "news"
+SAMPLE_NEWS = Path(__file__).parent
 
 
 def sample_locations(folder: Path = SAMPLE_NEWS) -> list[str]:
