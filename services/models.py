@@ -45,5 +45,5 @@ if __name__ == "__main__":
 
     from services.settings import load_settings
 
-    flags = {"model__cache_dir": sys.argv[1]} if sys.argv[1:] else {}
-    fetch_models(load_settings(**flags).model, Console(stderr=True))
+    settings = load_settings(model__cache_dir=sys.argv[1] if sys.argv[1:] else None)
+    fetch_models(settings.model, Console(stderr=True))
