@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cmt_core.backbone import pick_dtype
+from cmt_core.control_tokens import SafeTokenizer
 from cmt_core.errors import ModelSourceError, one_line
 
 __all__ = ["Retriever"]
@@ -21,18 +22,25 @@ _BUCKET_TOKENS = 32  # lengths are padded to whole buckets: every new shape cost
 
 
 class Retriever:
-    """Mean-pooled, normalised sentence embeddings (Reimers and Gurevych 2019), 256 tokens at most."""
+    """Mean-pooled, normalised sentence embeddings (Reimers and Gurevych 2019), 256 tokens at most.
+
+    Names of control tokens in a text are the tokens of their letters.
+    """
 
     def __init__(self, folder: Path, device: torch.device, max_tokens: int = 256, batch: int = 32) -> None:
+        """Raises ModelSourceError, and UnsupportedModelError for a tokenizer that is not of the `tokenizers` library."""
         transformers_logging.disable_progress_bar()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
             self._model = AutoModel.from_pretrained(folder, dtype=pick_dtype(device))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelSourceError(f"retriever {folder} can't be loaded: {one_line(error)}") from None
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._device = device
-        self._max_tokens = max_tokens
+        self._tokenizer = SafeTokenizer(tokenizer).backend
+        self._tokenizer.enable_truncation(max_tokens)
+        pad_id = tokenizer.pad_token_id or 0  # whichever it is, the mask hides it
+        self._tokenizer.enable_padding(pad_id=pad_id, pad_to_multiple_of=_BUCKET_TOKENS)
         self._batch = batch
         self.d_key: int = self._model.config.hidden_size
 
@@ -47,16 +55,11 @@ class Retriever:
         return out
 
     def _encode(self, texts: list[str]) -> NDArray[np.float16]:
-        batch = self._tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self._max_tokens,
-            pad_to_multiple_of=_BUCKET_TOKENS,
-            return_tensors="pt",
-        ).to(self._device)
-        hidden = self._model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"][..., None].float()
+        encoded = self._tokenizer.encode_batch(texts)
+        ids = torch.tensor([one.ids for one in encoded], device=self._device)
+        attended = torch.tensor([one.attention_mask for one in encoded], device=self._device)
+        hidden = self._model(input_ids=ids, attention_mask=attended).last_hidden_state.float()
+        mask = attended[..., None].float()
         pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         unit: NDArray[np.float16] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float16)
         return unit

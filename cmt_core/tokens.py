@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmt_core.backbone import Backbone
+from cmt_core.control_tokens import SafeTokenizer
 from cmt_core.prompt import answer_text, bare_prompt, question_text
 
 __all__ = ["Tokens", "bucket"]
@@ -17,15 +19,20 @@ _BUCKET_TOKENS = 32
 
 
 class Tokens:
-    """One LLM's tokenizer, as this package uses it."""
+    """One LLM's tokenizer, as this package uses it: control tokens come from its chat template alone, never from a text."""
 
     def __init__(self, backbone: Backbone) -> None:
+        """Raises UnsupportedModelError for a tokenizer that can't be used so."""
         self._tokenizer, self._device = backbone.tokenizer, backbone.device
+        self._safe = SafeTokenizer(backbone.tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        """A text's tokens, without special tokens."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        """A text's tokens, or those of what `chat` gives; names of control tokens in a text are the tokens of their letters."""
+        return self._safe.ids(text)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, **options: Any) -> str:
+        """The LLM's chat template around messages of `role` and `content`, for `ids`; see SafeTokenizer.chat."""
+        return self._safe.chat(messages, add_generation_prompt=add_generation_prompt, **options)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, without special ones."""
@@ -48,8 +55,7 @@ class Tokens:
             for role, content in zip(("user", "assistant"), pair, strict=True)
         ]
         head = {"role": "system", "content": instructions} if instructions else system
-        template = self._tokenizer.apply_chat_template
-        return self.ids(template([head, *turns, user], tokenize=False, add_generation_prompt=True))
+        return self.ids(self.chat([head, *turns, user]))
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, T) of rows of ids, T a whole bucket, on the LLM's device."""

@@ -32,6 +32,7 @@ from cmt_core.prompt import INSTRUCTION
 from cmt_core.quantiser import Quantiser
 from cmt_core.retriever import Retriever
 from cmt_core.soft_memory import SoftMemory
+from cmt_core.tokens import Tokens
 from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, one_question, training_windows
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
@@ -100,12 +101,7 @@ class Recipe:
         if self.config.text_steps and texts is None:
             raise ConfigError("text_steps need plain texts to train on")
         documents = self._documents(qa_file)
-        tokenizer, size = self.backbone.tokenizer, self.memory.window_tokens
-
-        def encode(text: str) -> list[int]:
-            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-            return ids
-
+        encode, size = Tokens(self.backbone).ids, self.memory.window_tokens
         kept = min(self.config.held_out_documents, len(documents) // 4) if self.config.evaluate_every_steps else 0
         self.held_out = training_windows(documents[:kept], encode, self._pad_id, size)
         if texts is not None and self.config.text_steps:
@@ -234,7 +230,7 @@ class Recipe:
     @torch.no_grad()
     def _instruction_rows(self) -> Tensor:
         """Keys and values (p, X) of the instruction's first p tokens: where the prefix starts."""
-        ids = self.backbone.tokenizer(INSTRUCTION, add_special_tokens=False)["input_ids"]
+        ids = Tokens(self.backbone).ids(INSTRUCTION)
         tokens = torch.tensor([ids[: self.memory.prefix_tokens]], device=self.backbone.device)
         nothing = torch.zeros(0, self.backbone.shape.width, dtype=self.backbone.dtype, device=self.backbone.device)
         return self.backbone.read(tokens, torch.ones_like(tokens), nothing)[0].float()
