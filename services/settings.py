@@ -42,7 +42,9 @@ class _Group(BaseModel):
 class KafkaSettings(_Group):
     """Where documents come from."""
 
-    bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; empty starts the embedded broker")
+    bootstrap_servers: str | None = Field(
+        None, description="host:port[,host:port]; empty: the embedded broker, which `cmt ingest` and `cmt demo` start"
+    )
     embedded_port: int = Field(
         19092, ge=1, le=65535, description="port of the embedded development broker on 127.0.0.1"
     )

@@ -18,7 +18,8 @@ progress = Console(stderr=True)
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default ./cmt.yaml where there is one.")]
 Topic = Annotated[str | None, typer.Option(help="Kafka topic with the documents.")]
 Bootstrap = Annotated[
-    str | None, typer.Option("--bootstrap-servers", help="Kafka brokers, host:port[,host:port]; none starts one.")
+    str | None,
+    typer.Option("--bootstrap-servers", help="Kafka brokers, host:port[,host:port]; default: the one of `cmt ingest`."),
 ]
 Bank = Annotated[str | None, typer.Option("--bank", help="Folder or s3:// address of the bank.")]
 RayAddress = Annotated[str | None, typer.Option("--ray", help="Ray cluster: local, auto, or ray://host:port.")]

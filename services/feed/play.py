@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,9 @@ _FLUSH_EVERY_ITEMS = 500
 class Producer(Protocol):
     """What `play` needs of a DocumentProducer."""
 
+    @property
+    def acknowledged(self) -> int: ...
+
     def send(self, document: Document) -> None: ...
 
     def delete(self, id: str, namespace: str = ..., seq: int = ...) -> None: ...
@@ -34,7 +38,8 @@ class Producer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlayReport:
-    """Documents sent, documents deleted, items without text left out, and feeds or lines that could not be read."""
+    """Documents and deletions that Kafka has acknowledged, items without text left out, and feeds or lines that could
+    not be read."""
 
     sent: int
     deleted: int
@@ -56,8 +61,10 @@ def play(
     With `speed` they come in the order of `published_at` and with the pauses between, divided by it; all are read first.
     An item without a time comes with the one before it.
 
-    A feed or line that can't be read is logged, counted and passed over. `on_sent` gets the number of items sent so
-    far, after each. Raises BrokerError when records were not delivered, ValueError for a rate that is not positive.
+    A feed or line that can't be read is logged, counted and passed over. `on_sent` gets the number of items that Kafka
+    has acknowledged so far, after each and at the end.
+
+    Raises BrokerError when records were not delivered, ValueError for a rate that is not positive.
     """
     if rate_per_s is not None and not rate_per_s > 0:
         raise ValueError(f"the rate must be positive, not {rate_per_s}")
@@ -68,7 +75,6 @@ def play(
         items = InOrderOfTime(items)
     while player.take(items):
         pass
-    producer.flush(_FLUSH_TIMEOUT_S)
     return player.report(int(getattr(items, "skipped", 0)))
 
 
@@ -89,6 +95,8 @@ class _Player:
         self._on_sent = on_sent
         self._metrics = metrics
         self._sent = self._deleted = self._unreadable = 0
+        self._queued: Counter[str] = Counter()
+        self._before = producer.acknowledged
         self._due = time.monotonic()
 
     def take(self, items: Iterator[Item]) -> bool:
@@ -108,7 +116,8 @@ class _Player:
         return True
 
     def report(self, skipped: int) -> PlayReport:
-        """The counts at the end."""
+        """The counts, once everything has arrived."""
+        self._flush()
         if skipped:
             self._metrics.count("cmt_feed_items_total", skipped, outcome="skipped")
         return PlayReport(self._sent, self._deleted, skipped, self._unreadable)
@@ -129,13 +138,24 @@ class _Player:
     def _send(self, item: Item) -> None:
         if isinstance(item, Tombstone):
             self._producer.delete(item.id, item.namespace, item.seq)
-            self._deleted += 1
+            self._queued["deleted"] += 1
         else:
             self._producer.send(item)
-            self._sent += 1
-        self._metrics.count("cmt_feed_items_total", outcome="deleted" if isinstance(item, Tombstone) else "sent")
-        done = self._sent + self._deleted
-        if done % _FLUSH_EVERY_ITEMS == 0:
-            self._producer.flush(_FLUSH_TIMEOUT_S)
+            self._queued["sent"] += 1
+        if self._queued.total() >= _FLUSH_EVERY_ITEMS:
+            self._flush()
+        self._tell()
+
+    def _flush(self) -> None:
+        """Waits until all that is queued has arrived, and only then counts it."""
+        self._producer.flush(_FLUSH_TIMEOUT_S)
+        self._sent += self._queued["sent"]
+        self._deleted += self._queued["deleted"]
+        for outcome, count in self._queued.items():
+            self._metrics.count("cmt_feed_items_total", count, outcome=outcome)
+        self._queued.clear()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._on_sent is not None:
-            self._on_sent(done)
+            self._on_sent(self._producer.acknowledged - self._before)

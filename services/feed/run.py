@@ -1,4 +1,4 @@
-"""What `cmt feed play` and `cmt feed poll` do: open the broker, make the topic, send."""
+"""What `cmt feed play` and `cmt feed poll` do: find the broker, make the topic, send."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from services.feed.state import FeedState
 from services.metrics import Metrics
 from services.runtime import interruptible
 from services.settings import Settings
-from services.stream.broker import open_broker
+from services.stream.broker import running_broker
 from services.stream.producer import DocumentProducer
-from services.stream.topics import ensure_topics
 
 __all__ = ["play_once", "poll_forever"]
 
@@ -36,8 +35,7 @@ def play_once(
     Raises BrokerError.
     """
     with (
-        open_broker(settings.kafka) as bootstrap,
-        _producer(settings, bootstrap) as producer,
+        _producer(settings) as producer,
         Progress(SpinnerColumn(), TextColumn("{task.completed} sent"), TimeElapsedColumn(), console=console) as bar,
     ):
         task = bar.add_task("sending", total=None)
@@ -54,11 +52,7 @@ def poll_forever(settings: Settings, urls: Sequence[str], console: Console, *, o
     metrics = Metrics()
     poller = Poller(urls, settings.feed, FeedState(settings.feed.state_file), metrics)
     failed: set[str] = set()
-    with (
-        open_broker(settings.kafka) as bootstrap,
-        _producer(settings, bootstrap) as producer,
-        interruptible() as wait,
-    ):
+    with _producer(settings) as producer, interruptible() as wait:
         while True:
             for found in poller.due():
                 (failed.add if found.error else failed.discard)(found.url)
@@ -87,7 +81,6 @@ def _line(found: Found) -> str:
     return f"{without_secrets(found.url)}: {len(found.documents)} new or changed{more}"
 
 
-def _producer(settings: Settings, bootstrap: str) -> DocumentProducer:
-    """A producer for the topic, which is made when it is missing."""
-    ensure_topics(settings.kafka, bootstrap)
-    return DocumentProducer(settings.kafka, bootstrap)
+def _producer(settings: Settings) -> DocumentProducer:
+    """A producer for the topic, which is made when it is missing, of a broker that runs already."""
+    return DocumentProducer(settings.kafka, running_broker(settings.kafka))

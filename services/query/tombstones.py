@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from services.settings import KafkaSettings
+from services.stream.broker import running_broker
 from services.stream.producer import DocumentProducer
 
 __all__ = ["Tombstones"]
@@ -24,10 +25,6 @@ class Tombstones:
         """Returns when all in-sync replicas have the tombstone. Raises BrokerError."""
         with self._lock:
             if self._producer is None:
-                self._producer = DocumentProducer(self._settings, self._bootstrap())
+                self._producer = DocumentProducer(self._settings, running_broker(self._settings))
             self._producer.delete(doc_id, namespace)
             self._producer.flush(_FLUSH_S)
-
-    def _bootstrap(self) -> str:
-        """The given brokers, or the embedded one, which `cmt ingest`, `cmt feed` or `cmt demo` keeps running."""
-        return self._settings.bootstrap_servers or f"127.0.0.1:{self._settings.embedded_port}"

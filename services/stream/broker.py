@@ -68,7 +68,7 @@ class EmbeddedBroker:
         """
         if self._process is not None:
             return
-        if self._runs_already():
+        if self.runs():
             return
         cluster = f"cmt-{uuid.uuid4().hex}"
         self._process = _spawn(self.port, cluster)
@@ -102,8 +102,9 @@ class EmbeddedBroker:
     ) -> None:
         self.stop()
 
-    def _runs_already(self) -> bool:
-        """Whether a broker answers at the port; one that was just killed still accepts connections for a moment."""
+    def runs(self) -> bool:
+        """Whether a broker answers at the port, whoever started it. Raises PortInUse when something else does."""
+        # one that was just killed still accepts connections for a moment
         if not _listens(self.port):
             return False
         try:
@@ -145,8 +146,20 @@ def open_broker(settings: KafkaSettings) -> Iterator[str]:
 
 
 def running_broker(settings: KafkaSettings) -> str:
-    """The bootstrap string of a broker that should run already; none is started, since a new one would hold nothing."""
-    return settings.bootstrap_servers or f"{_HOST}:{settings.embedded_port}"
+    """The bootstrap string of a broker that runs already: `bootstrap_servers` as set, else that of the embedded one.
+
+    None is started: it would hold nothing, and end with this command and all that it was sent. Raises BrokerUnreachable
+    when no embedded broker runs on this machine, PortInUse when something else has its port.
+    """
+    if settings.bootstrap_servers:
+        return settings.bootstrap_servers
+    broker = EmbeddedBroker(settings.embedded_port)
+    if not broker.runs():
+        raise BrokerUnreachable(
+            f"no Kafka broker runs at {broker.bootstrap}: start `cmt ingest` in another terminal, which brings one, "
+            "or set kafka.bootstrap_servers"
+        )
+    return broker.bootstrap
 
 
 def _spawn(port: int, cluster: str) -> subprocess.Popen[bytes]:

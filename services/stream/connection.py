@@ -46,7 +46,8 @@ def connect(make: Callable[..., Client], settings: KafkaSettings, bootstrap: str
     except (KafkaTimeoutError, KafkaConnectionError):
         _close(sockets)
         raise BrokerUnreachable(
-            f"no Kafka broker answers at {bootstrap} (waited {settings.connect_timeout_s:g} s)"
+            f"no Kafka broker answers at {bootstrap} (waited {settings.connect_timeout_s:g} s): start it, or set "
+            "kafka.bootstrap_servers"
         ) from None
     except (KafkaError, OSError, ValueError) as error:
         _close(sockets)

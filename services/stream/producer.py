@@ -46,7 +46,7 @@ def open_producer(settings: KafkaSettings, bootstrap: str) -> Any:
 class DocumentProducer:
     """Sends to the document topic; records of one id share a partition and keep their order.
 
-    Sending only queues. `flush` waits, and is where a failed delivery is told.
+    Sending only queues. `flush` waits, and is where a failed delivery is told; `acknowledged` counts what has arrived.
     """
 
     def __init__(self, settings: KafkaSettings, bootstrap: str) -> None:
@@ -56,8 +56,14 @@ class DocumentProducer:
         self._close_timeout_s = settings.connect_timeout_s
         self._producer = open_producer(settings, bootstrap)
         self._lock = threading.Lock()
-        self._failed = 0
+        self._acknowledged = self._failed = 0
         self._first_error = ""
+
+    @property
+    def acknowledged(self) -> int:
+        """Records that all in-sync replicas have, of those sent so far."""
+        with self._lock:
+            return self._acknowledged
 
     def send(self, document: Document) -> None:
         """Queues one version of a document. Raises BrokerError when it can't even be queued."""
@@ -82,6 +88,7 @@ class DocumentProducer:
             future = self._producer.send(
                 self._topic, key=key, value=value, headers=list(headers), timestamp_ms=timestamp_ms
             )
+        future.add_callback(self._count)
         future.add_errback(self._note)
 
     def flush(self, timeout_s: float) -> None:
@@ -95,7 +102,10 @@ class DocumentProducer:
             failed, first_error = self._failed, self._first_error
             self._failed, self._first_error = 0, ""
         if failed:
-            raise BrokerError(f"Kafka topic {self._topic}: {failed} records were not delivered ({first_error})")
+            raise BrokerError(
+                f"Kafka topic {self._topic}: {failed} records were not delivered ({first_error}); "
+                f"{self.acknowledged} were, send the others again"
+            )
 
     def close(self) -> None:
         """Sends what is queued within `connect_timeout_s` seconds and disconnects; repeated calls are fine."""
@@ -109,6 +119,10 @@ class DocumentProducer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _count(self, metadata: object) -> None:
+        with self._lock:
+            self._acknowledged += 1
 
     def _note(self, error: BaseException) -> None:
         with self._lock:

@@ -12,6 +12,8 @@ from threading import Thread
 
 import pytest
 
+from services.settings import KafkaSettings
+from services.stream.reading import read_topic
 from tests.integration.conftest import find_free_port
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +63,50 @@ def test_unreachable_broker(tmp_path: Path, command: tuple[str, ...]) -> None:
     assert result.code == 4
     assert f"127.0.0.1:{port}" in result.line
     assert not (tmp_path / "data" / "bank").exists()
+
+
+USES_A_BROKER = (
+    ("feed", "play", "news.jsonl"),
+    ("feed", "poll", "--once", "http://127.0.0.1:1/feed"),
+    ("dlq", "list"),
+    ("dlq", "show", "0:0"),
+    ("dlq", "replay", "--all"),
+    ("ingest", "status"),
+)
+
+
+@pytest.mark.parametrize("command", USES_A_BROKER, ids=" ".join)
+def test_no_command_but_ingest_and_demo_brings_a_broker(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """A broker of its own would hold nothing, and take along what was "sent" to it."""
+    (tmp_path / "news.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    port = find_free_port()
+    result = cmt(tmp_path, *command, CMT_KAFKA__EMBEDDED_PORT=str(port))
+    assert result.code == 4
+    assert result.line == (
+        f"cmt: no Kafka broker runs at 127.0.0.1:{port}: start `cmt ingest` in another terminal, which brings one, "
+        "or set kafka.bootstrap_servers"
+    )
+    assert result.out == ""
+    assert not (tmp_path / "data").exists(), "nothing is remembered as sent"
+
+
+def test_another_service_on_the_brokers_port_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = cmt(tmp_path, "dlq", "list", CMT_KAFKA__EMBEDDED_PORT=port)
+    assert result.code == 3
+    assert f"port {port} is in use by something that is no Kafka broker" in result.line
+
+
+def test_a_command_finds_the_broker_of_another_terminal(
+    tmp_path: Path, broker: str, kafka_settings: KafkaSettings
+) -> None:
+    (tmp_path / "news.jsonl").write_text('{"id": "a", "text": "x"}\n')
+    port = broker.rpartition(":")[2]
+    played = cmt(tmp_path, "feed", "play", "news.jsonl", "--topic", kafka_settings.topic, CMT_KAFKA__EMBEDDED_PORT=port)
+    assert played.code == 0
+    assert "sent 1 documents" in played.out
+    assert [record.key for record in read_topic(kafka_settings, broker, kafka_settings.topic)] == [b"a"]
 
 
 def test_wrong_topic(tmp_path: Path, broker: str) -> None:
