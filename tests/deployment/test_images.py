@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +25,13 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
+S3_SERVICES: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.s3.yaml").read_text(encoding="utf-8"))["services"]
+S3 = {
+    "S3_BANK": "s3://cmt/bank",
+    "S3_OPTIONS": '{"endpoint": "http://store:9000", "allow_http": "true"}',
+    "S3_ACCESS_KEY_ID": "user",
+    "S3_SECRET_ACCESS_KEY": "word",
+}
 OURS = ("ray-head", "ray-worker", "ingest", "query")
 
 
@@ -73,7 +81,8 @@ def test_baked_models_are_where_an_installed_program_looks_first() -> None:
 def test_compose_takes_the_file() -> None:
     parsed = compose_spec.PyOptions(apply_merge=True).from_yaml((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     parsed.validate()
-    assert {*OURS, "kafka", "minio", "prometheus", "grafana"} <= set(parsed.service_names())
+    assert set(parsed.service_names()) == {*OURS, "kafka", "prometheus", "grafana"}
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["grafana"]
 
 
 def _has_compose() -> bool:
@@ -83,9 +92,13 @@ def _has_compose() -> bool:
 
 @pytest.mark.skipif(not _has_compose(), reason="docker compose is not installed")
 def test_docker_compose_takes_the_file_too() -> None:
-    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "-f", str(DEPLOY / "compose.s3.yaml")]
+    variables = {**os.environ, **S3}
+    done = subprocess.run([*command, "config"], capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr
+    taken = yaml.safe_load(done.stdout)["services"]
+    assert all(taken[name]["environment"]["CMT_BANK__URI"] == S3["S3_BANK"] for name in OURS)
+    assert all(taken[name]["environment"]["CMT_KAFKA__BOOTSTRAP_SERVERS"] == "kafka:9092" for name in OURS)
 
 
 def test_a_wrong_compose_file_would_be_refused() -> None:
@@ -95,10 +108,9 @@ def test_a_wrong_compose_file_would_be_refused() -> None:
 
 def test_every_service_has_a_health_check_and_waits_for_what_it_needs() -> None:
     for name, service in SERVICES.items():
-        assert "healthcheck" in service or name == "bucket", name
+        assert "healthcheck" in service, name
         for needed, how in service.get("depends_on", {}).items():
-            assert how["condition"] != "service_started"
-            assert ("healthcheck" in SERVICES[needed]) is (how["condition"] == "service_healthy")
+            assert how["condition"] == "service_healthy", f"{name} waits for {needed}"
 
 
 def test_images_are_pinned_and_ports_open_on_loopback_alone() -> None:
@@ -127,14 +139,20 @@ def test_mounted_files_are_in_the_repository() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_the_program_takes_every_variable(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for variable, value in SERVICES[name]["environment"].items():
-        if variable.startswith("CMT_"):
-            monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+    own = {key: value for key, value in SERVICES[name]["environment"].items() if key.startswith("CMT_")}
+    for variable, value in own.items():
+        monkeypatch.setenv(variable, value)
     settings = load_settings()
     assert settings.kafka.bootstrap_servers == "kafka:9092"
-    options = {key: one.get_secret_value() for key, one in settings.bank.storage_options.items()}
-    assert options["endpoint"] == "http://minio:9000"
-    assert options["access_key_id"] == SERVICES["minio"]["environment"]["MINIO_ROOT_USER"].split(":-")[1].rstrip("}")
+    assert any(mount == f"bank:{Path(settings.bank.uri).parent}" for mount in SERVICES[name]["volumes"])
+    assert any(mount == f"models:{settings.model.cache_dir}" for mount in SERVICES[name]["volumes"])
+    for variable, value in S3_SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: S3[match.group(1)], value))
+    settings = load_settings()
+    assert settings.bank.uri == S3["S3_BANK"]
+    assert settings.bank.options() == {
+        "endpoint": "http://store:9000", "allow_http": "true", "access_key_id": "user", "secret_access_key": "word",
+    }  # fmt: skip
 
 
 def test_every_command_in_compose_is_one_of_the_program() -> None:
