@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,9 @@ demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends a
 
 test: $(VENV)/.dev browser prometheus check  ## all checks and tests
 	@$(BIN)/python -m pytest
+
+image-test: $(VENV)/.dev  ## builds the image and runs it as any user, read-only, without a network (needs a Docker engine)
+	@$(BIN)/python -m pytest -s tests/container/test_image.py
 
 faults: $(VENV)/.dev  ## the fault tests on 100,000 records
 	@FAULT_RECORDS=100000 $(BIN)/python -m pytest --durations=0 tests/faults

@@ -231,9 +231,7 @@ def _write(path: Path, outcome: DemoReport) -> None:
 @contextmanager
 def _own_bank_and_topic(settings: Settings) -> Iterator[Settings]:
     """An empty bank and a topic of this run alone: "before the news" must not know yesterday's demo."""
-    parent = Path("data") / "demo"
-    parent.mkdir(parents=True, exist_ok=True)
-    bank = tempfile.mkdtemp(prefix="bank-", dir=parent)
+    bank = tempfile.mkdtemp(prefix="cmt-demo-")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     kafka = settings.kafka.model_copy(update={"topic": f"cmt-demo-{stamp}", "group_id": f"cmt-demo-{stamp}"})
     try:
