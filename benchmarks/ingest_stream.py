@@ -150,7 +150,6 @@ def _settings(folder: Path, name: str, **flags: Any) -> Settings:
         ingest__batch_wait_s=0.1,
         ingest__batches_at_once=6,
         ingest__batch_tokens=65_536,
-        ingest__token_wait_s=0.0,
         ingest__commit_rows=4096,
         ingest__commit_wait_s=0.02,
         **flags,

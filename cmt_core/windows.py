@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["Window", "sentences", "split_document"]
+
+_CUT_FILL = 0.9  # of a window's room for the pieces of a sentence that fills several, so that few have to be cut again
 
 _SENTENCE_END = re.compile(r"((?<=[.!?])[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[A-Z0-9])|\n+")
 
@@ -57,14 +60,24 @@ def sentences(text: str) -> list[str]:
 
 
 def _cut(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:
-    """Pieces of at most `room` tokens; halves at a word, or in the middle of a word that is too long by itself."""
-    if count(sentence) <= room or len(sentence) < 2:
+    """Pieces of at most `room` tokens, equally long as far as words allow; a word that is too long is cut anywhere.
+
+    Most texts are counted twice, however long they are: once whole, once in pieces.
+    """
+    tokens = count(sentence)
+    if tokens <= room or len(sentence) < 2:
         return [sentence]
-    middle = sentence.rfind(" ", 0, len(sentence) // 2 + 1)
-    if middle <= 0:
-        middle = len(sentence) // 2
-    left, right = sentence[:middle].rstrip(), sentence[middle:].lstrip()
-    return [piece for half in (left, right) if half for piece in _cut(half, room, count)]
+    parts = max(2, math.ceil(tokens / (_CUT_FILL * room))) if tokens > 2 * room else 2
+    pieces: list[str] = []
+    start = 0
+    for part in range(parts, 0, -1):
+        aim = start + (len(sentence) - start) // part if part > 1 else len(sentence)
+        at = sentence.rfind(" ", start + 1, aim + 1) if part > 1 else aim
+        end = at if at > start else max(aim, start + 1)
+        if piece := sentence[start:end].strip():
+            pieces.append(piece)
+        start = end
+    return [one for piece in pieces for one in _cut(piece, room, count)]
 
 
 def _shortened(title: str, max_tokens: int, count: Callable[[str], int]) -> str:

@@ -136,7 +136,7 @@ class IngestSettings(_Group):
     compressor_gpus: float = Field(0.0, ge=0, description="GPUs that each compressor actor reserves; may be a fraction")
     consumers: int = Field(1, ge=1, description="consumer actors")
     batch_windows: int = Field(32, ge=1, description="windows that a consumer sends to the compressor together at most")
-    batch_wait_s: float = Field(0.25, ge=0, description="how long a batch may wait to fill")
+    batch_wait_s: float = Field(0.25, ge=0, description="how long a batch may wait to fill while another is under way")
     batches_at_once: int | None = Field(
         None,
         ge=1,
@@ -145,13 +145,13 @@ class IngestSettings(_Group):
     batch_tokens: int | None = Field(
         None,
         ge=64,
-        description="tokens, padding included, that the model reads at once; empty means 2048, on a GPU 32768",
+        description="tokens, padding included, that the model reads at once at most; empty means 2048, on a GPU 32768; a "
+        "slow device gets what it reads in half a second",
     )
-    token_wait_s: float = Field(0.05, ge=0, description="how long a window may wait for others of its length")
     in_flight_bytes: int = Field(32 * 2**20, gt=0, description="partitions pause above this many undone record bytes")
     commit_rows: int = Field(2048, ge=1, description="rows of a bank commit at most")
     commit_bytes: int = Field(64 * 2**20, ge=1, description="bytes of memories in a bank commit at most")
-    commit_wait_s: float = Field(0.05, ge=0, description="how long a batch may wait for others to be committed with")
+    commit_wait_s: float = Field(0.05, ge=0, description="least pause between two commits, in which batches gather")
     retry_for_s: float = Field(
         120.0, gt=0, description="how long a broker, bank or actor may fail before ingest ends with its error"
     )

@@ -57,7 +57,7 @@ class CompressorWorker:
                 model = self._model_factory(self._settings)
                 ingest = self._settings.ingest
                 tokens = ingest.batch_tokens or (_GPU_TOKENS if ingest.compressor_gpus else _CPU_TOKENS)
-                self._stages = StagedCompressor(model, self._metrics, tokens, ingest.token_wait_s)
+                self._stages = StagedCompressor(model, self._metrics, tokens)
                 self._model = model
             return self._model
 

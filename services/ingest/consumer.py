@@ -45,6 +45,7 @@ _FIRST_RECORD_BYTES = 4096.0
 _LAG_EVERY_S = 0.5
 _COMMIT_EVERY_S = 0.1
 _COMMIT_AGAIN_S = 0.5
+_MOST_SHARES = 8  # of the bytes in flight: with more partitions each may still fill an eighth
 
 OpenSource = Callable[[Callable[[set[int]], None]], RecordSource]
 
@@ -99,7 +100,7 @@ class Consumer:
         self._stopping = threading.Event()
         self._retry = Retry(retry_for_s, self._stopping.wait, lambda: metrics.count("cmt_ingest_retries_total"))
         self._tracker = OffsetTracker()
-        self._inbox = Inbox(settings.ingest.batch_windows, settings.ingest.batch_wait_s)
+        self._inbox = Inbox(settings.ingest.batch_windows, settings.ingest.batch_wait_s, depth)
         self._work = BatchWork(settings.kafka, compress, write, metrics, self._retry)
         self._letters: LetterBox | None = None
         self._failure: ServiceError | None = None
@@ -239,8 +240,8 @@ class Consumer:
             self._measure(source)
 
     def _poll_records(self) -> int:
-        """So many that they fit the budget, if they are of the size of the last ones."""
-        room = self._settings.ingest.in_flight_bytes - self._inbox.in_flight_bytes
+        """So many that they fit the budget, if they are of the size of the last ones, and half a partition's share."""
+        room = min(self._settings.ingest.in_flight_bytes - self._inbox.in_flight_bytes, self._share() / 2)
         return max(1, min(_POLL_RECORDS, int(room / self._record_bytes)))
 
     def _take_assignment(self, source: RecordSource) -> None:
@@ -278,16 +279,27 @@ class Consumer:
         in_flight, budget = self._inbox.in_flight_bytes, self._settings.ingest.in_flight_bytes
         self._metrics.gauge("cmt_ingest_in_flight_bytes", in_flight)
         stopped = set(self._letters.stopped()) if self._letters else set()
-        if stopped != self._held:
-            source.hold(stopped)
-            self._held = stopped
-            self._metrics.gauge("cmt_ingest_stopped_partitions", len(stopped))
+        self._metrics.gauge("cmt_ingest_stopped_partitions", len(stopped))
+        if (held := stopped | self._crowded()) != self._held:
+            source.hold(held)
+            self._held = held
         if not self._paused and in_flight > budget:
             source.pause()
             self._paused = True
         elif self._paused and in_flight < budget / 2:
             source.resume()
             self._paused = False
+
+    def _crowded(self) -> set[int]:
+        """Partitions that fill more than their share of the budget: the rest of it is for the others' records."""
+        if len(self._assigned) < 2:
+            return set()
+        share, sizes = self._share(), self._inbox.bytes_by_partition
+        return {one for one, size in sizes.items() if size > (share / 2 if one in self._held else share)}
+
+    def _share(self) -> float:
+        """Bytes that a partition may have in flight."""
+        return self._settings.ingest.in_flight_bytes / min(max(1, len(self._assigned)), _MOST_SHARES)
 
     def _commit(self, source: RecordSource, last: bool = False) -> None:
         """Commits what has been finished since the last time.

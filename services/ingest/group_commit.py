@@ -1,4 +1,8 @@
-"""Gathers the writes of many callers into few bank commits: by rows, by bytes, or when the first has waited long enough."""
+"""Gathers the writes of many callers into few bank commits: by rows, by bytes, or a moment after the last commit.
+
+A write after a pause is committed at once. While commits follow each other, what comes during one and `wait_s` after it shares
+the next.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,6 @@ class _Submission:
     records: Sequence[BankRecord]
     rows: int
     n_bytes: int
-    arrived_s: float = field(default_factory=time.monotonic)
     done: Future[CommitReport] = field(default_factory=Future)
 
 
@@ -42,6 +45,7 @@ class GroupCommit:
         self._memory_bytes = memory_bytes
         self._changed = threading.Condition()
         self._queue: deque[_Submission] = deque()
+        self._ended_s = float("-inf")
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="bank-commit", daemon=True)
         self._thread.start()
@@ -67,6 +71,7 @@ class GroupCommit:
     def _run(self) -> None:
         while group := self._next():
             self._store(group)
+            self._ended_s = time.monotonic()
 
     def _next(self) -> list[_Submission]:
         """The next group; empty at the end. A submission larger than the limits is a group by itself."""
@@ -74,7 +79,7 @@ class GroupCommit:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if not self._queue:
                 return []
-            due_s = self._queue[0].arrived_s + self._wait_s
+            due_s = self._ended_s + self._wait_s
             self._changed.wait_for(lambda: self._closed or self._is_full(), max(0.0, due_s - time.monotonic()))
             group = [self._queue.popleft()]
             while self._queue and self._fits([*group, self._queue[0]]):

@@ -1,11 +1,11 @@
-"""The queue between polling and compressing: it counts the bytes in flight, and hands out batches."""
+"""The queue between polling and compressing: it counts the bytes in flight, and hands out batches of documents of like size."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.ingest.offsets import Ticket
@@ -16,6 +16,7 @@ __all__ = ["Inbox", "Taken"]
 _RECORD_OVERHEAD_BYTES = 512  # so that a million tombstones weigh something, too
 _BYTES_PER_WINDOW = 1000.0  # of JSON; the first guess, before any document was split
 _MEMORY = 0.9
+_LARGE_SHARE = 8  # a document is large from an eighth of a batch's windows on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,14 +35,23 @@ class Taken:
 
 
 class Inbox:
-    """Records between poll and finish; batches are cut by an estimate of windows, learned from earlier batches."""
+    """Records between poll and finish; batches are cut by an estimate of windows, learned from earlier batches.
 
-    def __init__(self, batch_windows: int, batch_wait_s: float) -> None:
+    Large documents stand in a lane of their own. `threads` take batches, and one of them takes none of that lane, so that
+    small documents go on however many large ones there are.
+    """
+
+    def __init__(self, batch_windows: int, batch_wait_s: float, threads: int = 1) -> None:
         self._batch_windows = batch_windows
         self._batch_wait_s = batch_wait_s
+        self._most_large = max(1, threads - 1)
         self._changed = threading.Condition()  # its lock is re-entrant
-        self._queue: deque[Taken] = deque()
-        self._bytes = 0
+        self._small: deque[Taken] = deque()
+        self._large: deque[Taken] = deque()
+        self._under_way: dict[
+            Taken, bool
+        ] = {}  # by a batch's first record: whether it came from the lane of large ones
+        self._bytes: Counter[int] = Counter()  # by partition
         self._records = 0
         self._bytes_per_window = _BYTES_PER_WINDOW
         self._closed = False
@@ -50,7 +60,13 @@ class Inbox:
     def in_flight_bytes(self) -> int:
         """Bytes of records that were put and not released."""
         with self._changed:
-            return self._bytes
+            return self._bytes.total()
+
+    @property
+    def bytes_by_partition(self) -> dict[int, int]:
+        """The same by partition, without those that have none."""
+        with self._changed:
+            return {partition: size for partition, size in self._bytes.items() if size}
 
     @property
     def in_flight_records(self) -> int:
@@ -62,32 +78,32 @@ class Inbox:
         """Adds records; never blocks, since the poll thread must go on polling."""
         with self._changed:
             for one in taken:
-                self._queue.append(one)
-                self._bytes += one.n_bytes
+                large = self._windows(one) > max(1.0, self._batch_windows / _LARGE_SHARE)
+                (self._large if large else self._small).append(one)
+                self._bytes[one.record.partition] += one.n_bytes
                 self._records += 1
             self._changed.notify_all()
 
     def take(self, idle_s: float) -> list[Taken]:
-        """The next batch: full, or as large as it got `batch_wait_s` after its first record came.
+        """The next batch: full, or all there is while no other batch is under way, or what came within `batch_wait_s`.
 
         Empty when no record came for `idle_s` seconds, when the inbox is closed, or when another thread was faster. A
-        record counts at least as one window.
+        record counts at least as one window. Every batch has to be released.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._queue or self._closed, idle_s) or self._closed:
+            if not self._changed.wait_for(lambda: self._lane() or self._closed, idle_s) or self._closed:
                 return []
-            due_s = self._queue[0].arrived_s + self._batch_wait_s
-            self._changed.wait_for(
-                lambda: self._closed or not self._queue or self._is_full(), max(0.0, due_s - time.monotonic())
-            )
-            return [] if self._closed or not self._queue else self._cut()
+            due_s = self._lane()[0].arrived_s + self._batch_wait_s
+            self._changed.wait_for(self._may_go, max(0.0, due_s - time.monotonic()))
+            lane = self._lane()
+            return self._cut(lane) if lane and not self._closed else []
 
-    def release(self, taken: Iterable[Taken]) -> None:
-        """Takes records out of the count of bytes in flight."""
+    def release(self, batch: Sequence[Taken]) -> None:
+        """Takes a batch out of what is under way, and its records out of the count of bytes in flight."""
         with self._changed:
-            for one in taken:
-                self._bytes -= one.n_bytes
-                self._records -= 1
+            self._forget(batch)
+            self._under_way.pop(batch[0], None)
+            self._changed.notify_all()
 
     def learn(self, value_bytes: int, windows: int) -> None:
         """Tells how many windows documents of so many bytes of JSON gave."""
@@ -100,25 +116,42 @@ class Inbox:
         """Hands out nothing more: what is queued stays uncommitted, and is read again by the next start."""
         with self._changed:
             self._closed = True
-            self.release(self._queue)
-            self._queue.clear()
+            for lane in (self._small, self._large):
+                self._forget(lane)
+                lane.clear()
             self._changed.notify_all()
+
+    def _forget(self, taken: Iterable[Taken]) -> None:
+        for one in taken:
+            self._bytes[one.record.partition] -= one.n_bytes
+            self._records -= 1
 
     def _windows(self, taken: Taken) -> float:
         return max(1.0, len(taken.record.value or b"") / self._bytes_per_window)
 
-    def _is_full(self) -> bool:
+    def _lane(self) -> deque[Taken]:
+        """Where the next batch comes from: the lane that has waited longest, of those that may give one; else an empty one."""
+        if not self._large or sum(self._under_way.values()) >= self._most_large:
+            return self._small
+        first = not self._small or self._large[0].arrived_s < self._small[0].arrived_s
+        return self._large if first else self._small
+
+    def _may_go(self) -> bool:
+        return self._closed or not self._under_way or not (lane := self._lane()) or self._is_full(lane)
+
+    def _is_full(self, lane: Iterable[Taken]) -> bool:
         total = 0.0
-        for taken in self._queue:
+        for taken in lane:
             total += self._windows(taken)
             if total >= self._batch_windows:
                 return True
         return False
 
-    def _cut(self) -> list[Taken]:
-        batch = [self._queue.popleft()]
+    def _cut(self, lane: deque[Taken]) -> list[Taken]:
+        batch = [lane.popleft()]
         total = self._windows(batch[0])
-        while self._queue and total + self._windows(self._queue[0]) <= self._batch_windows:
-            batch.append(self._queue.popleft())
+        while lane and total + self._windows(lane[0]) <= self._batch_windows:
+            batch.append(lane.popleft())
             total += self._windows(batch[-1])
+        self._under_way[batch[0]] = lane is self._large
         return batch

@@ -46,7 +46,7 @@ class Compressor(Protocol):
     def memory_bytes(self) -> int: ...
 
     def windows(self, title: str, text: str) -> Sequence[Window]:
-        """A document's windows, none for a text without words."""
+        """A document's windows, none for a text without words; several threads ask at once, also during `compress`."""
         ...
 
     def compress(self, windows: Sequence[Window]) -> Sequence[Memory]:

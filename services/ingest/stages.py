@@ -1,7 +1,7 @@
 """Compresses documents in three stages, each in threads of its own with bounded queues between.
 
 pre    in the caller's thread: split the document into windows
-core   one thread: batches of like length through the model, which is not thread-safe
+core   one thread: batches of like length, small documents first, through the model, which is not thread-safe
 post   one thread: chunks from the model's numbers, and the callers woken
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from services.bank.schema import Chunk
 from services.errors import RecordError
 from services.ingest.ports import Compressor
-from services.ingest.token_batches import TokenQueue, Waiting
+from services.ingest.token_batches import Pending, TokenQueue, Waiting
 from services.metrics import Metrics
 
 __all__ = ["StagedCompressor", "is_out_of_memory"]
@@ -43,12 +43,11 @@ class _Call:
 class StagedCompressor:
     """May be called from many threads; their windows share batches of at most `batch_tokens` tokens."""
 
-    def __init__(self, model: Compressor, metrics: Metrics, batch_tokens: int, wait_s: float) -> None:
+    def __init__(self, model: Compressor, metrics: Metrics, batch_tokens: int) -> None:
         self._model = model
         self._metrics = metrics
-        self._queue = TokenQueue(batch_tokens, wait_s)
+        self._queue = TokenQueue(batch_tokens)
         self._post: queue.Queue[tuple[list[Waiting], list[Any]] | None] = queue.Queue(_POST_BATCHES)
-        self._split_lock = threading.Lock()
         self._threads = [
             threading.Thread(target=run, name=f"compress-{name}", daemon=True)
             for name, run in (("core", self._run_core), ("post", self._run_post))
@@ -63,17 +62,14 @@ class StagedCompressor:
         the device. Raises what else the model raises.
         """
         started = time.perf_counter()
-        with self._split_lock:  # the tokenizer is not made for several threads
-            split = [self._windows(title, text) for title, text in documents]
+        split = [self._windows(title, text) for title, text in documents]
         self._metrics.observe("cmt_ingest_stage_seconds", time.perf_counter() - started, stage="pre")
         call = _Call(sum(len(own) for own in split if isinstance(own, list)))
         if call.missing:
-            self._queue.put(
-                Waiting(window, (call, (number, window.number)))
-                for number, own in enumerate(split)
-                if isinstance(own, list)
-                for window in own
-            )
+            for number, own in enumerate(split):
+                if isinstance(own, list):
+                    document = Pending(len(own))
+                    self._queue.put(Waiting(window, document, (call, (number, window.number))) for window in own)
             call.done.wait()
         if call.failure is not None:
             raise call.failure
@@ -99,7 +95,9 @@ class StagedCompressor:
             except Exception as error:  # noqa: BLE001 - it belongs to the callers, and the next batch may be fine
                 _fail({id(one.slot[0]): one.slot[0] for one in batch}.values(), error)
                 continue
-            self._measure(batch, results, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._queue.learn(batch, seconds)
+            self._measure(batch, results, seconds)
             self._post.put((batch, results))
         self._post.put(None)
 

@@ -1,4 +1,9 @@
-"""A bounded queue of windows that hands out batches of like length within a token budget, none of them too late."""
+"""The windows that wait for the model, handed out in batches of like length that no large document can fill for long.
+
+Three batches of four begin with the document that has the fewest windows left, so that a small one passes a large one; the
+fourth begins with the oldest, so that a large one is never forgotten. A batch lasts about `_BATCH_S` at most where the device
+is slow: a window that comes while one is being read waits no longer than that.
+"""
 
 from __future__ import annotations
 
@@ -10,91 +15,107 @@ from typing import Any
 
 from cmt_core.windows import Window
 
-__all__ = ["TokenQueue", "Waiting"]
+__all__ = ["Pending", "TokenQueue", "Waiting"]
 
 _CHARS_PER_TOKEN = 4
-_QUEUE_BUDGETS = 4
 _SMALLEST_BUDGET = 64
+_OLDEST_EVERY = 4
+_LIKE = 0.75  # shortest by longest in a batch: what is padded is computed for nothing
+_PADDED_TO = 32  # so that all shorter windows are alike
+_BATCH_S, _TIMED_BUDGET = 0.5, 256  # and the least that a slow device is given at once
+_KEPT = 0.8  # of the measured speed, when another batch has been timed
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A document on its way: how many of its windows wait, and the moment (monotonic seconds) of its arrival."""
+
+    left: int
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A window on its way, an estimate of its tokens, and where its result goes (`slot`, for the caller's use)."""
+    """A window on its way, its document, an estimate of its tokens, and where its result goes (`slot`, the caller's)."""
 
     window: Window
+    document: Pending
     slot: Any
     tokens: int = 0
-    arrived_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.tokens = 1 + len(self.window.title) // _CHARS_PER_TOKEN + len(self.window.text) // _CHARS_PER_TOKEN
+        chars = len(self.window.title) + len(self.window.text)
+        self.tokens = max(_PADDED_TO, 2 + chars // _CHARS_PER_TOKEN)
 
 
 class TokenQueue:
-    """Thread-safe. A batch costs its longest window times their number, since it is padded; one window always fits."""
+    """Thread-safe, and bounded by its callers: each waits for its own windows. A batch costs its longest window times their
+    number, since it is padded, and at most `budget_tokens`; one window always fits."""
 
-    def __init__(self, budget_tokens: int, wait_s: float) -> None:
+    def __init__(self, budget_tokens: int) -> None:
         self._budget = budget_tokens
-        self._wait_s = wait_s
+        self._tokens_per_s = 0.0
         self._changed = threading.Condition()
         self._waiting: list[Waiting] = []
-        self._tokens = 0
+        self._batches = 0
         self._closed = False
 
     @property
     def budget_tokens(self) -> int:
-        """What a batch may cost."""
-        return self._budget
+        """What a batch may cost now."""
+        timed = int(self._tokens_per_s * _BATCH_S)
+        return min(self._budget, max(_TIMED_BUDGET, timed)) if timed else self._budget
 
     def halve_budget(self) -> None:
         """After the device ran out of memory."""
         with self._changed:
             self._budget = max(_SMALLEST_BUDGET, self._budget // 2)
 
-    def put(self, windows: Iterable[Waiting]) -> None:
-        """Adds windows; blocks while four batches or more wait already."""
-        windows = list(windows)
+    def learn(self, batch: Iterable[Waiting], seconds: float) -> None:
+        """Tells how long the model took for a batch."""
+        speed = _cost(list(batch)) / max(seconds, 1e-6)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._tokens < _QUEUE_BUDGETS * self._budget)
+            self._tokens_per_s = _KEPT * self._tokens_per_s + (1 - _KEPT) * speed if self._tokens_per_s else speed
+
+    def put(self, windows: Iterable[Waiting]) -> None:
+        """Adds windows; never blocks."""
+        with self._changed:
             self._waiting += windows
-            self._tokens += sum(one.tokens for one in windows)
             self._changed.notify_all()
 
     def take(self) -> list[Waiting]:
-        """The next batch, shortest first; empty once the queue is closed.
+        """The next batch, as soon as there is a window; empty once the queue is closed.
 
-        It is cut when there is enough for a full one, or when the oldest window has waited for `wait_s`, and then
-        around the length of that one.
+        While the model is busy others arrive and share the next batch; while it is not, waiting for them would be idle.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
-                return []
-            due_s = min(one.arrived_s for one in self._waiting) + self._wait_s
-            self._changed.wait_for(
-                lambda: self._closed or self._tokens >= self._budget, max(0.0, due_s - time.monotonic())
-            )
-            batch = self._cut(time.monotonic())
-            self._changed.notify_all()
-            return batch
+            return [] if self._closed else self._cut()
 
     def close(self) -> None:
-        """Ends `take` and what is blocked in `put`."""
+        """Ends `take`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _cut(self, now_s: float) -> list[Waiting]:
-        """Neighbours in length: those around the oldest window if it is due, else the longest ones."""
-        by_length = sorted(self._waiting, key=lambda one: one.tokens)
-        oldest = min(by_length, key=lambda one: one.arrived_s)
-        first = by_length.index(oldest) if now_s - oldest.arrived_s >= self._wait_s else len(by_length) - 1
-        low = high = first
-        while low > 0 and by_length[high].tokens * (high - low + 2) <= self._budget:
-            low -= 1
-        while high + 1 < len(by_length) and by_length[high + 1].tokens * (high - low + 2) <= self._budget:
-            high += 1
-        batch = by_length[low : high + 1]
-        self._waiting = by_length[:low] + by_length[high + 1 :]
-        self._tokens -= sum(one.tokens for one in batch)
+    def _cut(self) -> list[Waiting]:
+        """The first window in turn, and those after it that are of like length, while they fit."""
+        self._batches += 1
+        by_age = self._batches % _OLDEST_EVERY == 0
+        order = sorted(self._waiting, key=lambda one: (0 if by_age else one.document.left, one.document.arrived_s))
+        budget, batch = self.budget_tokens, order[:1]
+        shortest = longest = order[0].tokens
+        for one in order[1:]:
+            low, high = min(shortest, one.tokens), max(longest, one.tokens)
+            if low >= _LIKE * high and high * (len(batch) + 1) <= budget:
+                batch.append(one)
+                shortest, longest = low, high
+        taken = set(map(id, batch))
+        self._waiting = [one for one in self._waiting if id(one) not in taken]
+        for one in batch:
+            one.document.left -= 1
         return batch
+
+
+def _cost(batch: list[Waiting]) -> int:
+    return len(batch) * max(one.tokens for one in batch)

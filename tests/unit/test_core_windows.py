@@ -112,3 +112,17 @@ def test_title_is_read_before_every_window(count: Count) -> None:
     windows = split_document("Bridge  opened", "The mayor opened the bridge. " * 20, 48, count)
     assert len(windows) > 1
     assert all(window.reading == f"Bridge opened\n{window.text}" for window in windows)
+
+
+def test_a_text_without_a_sentence_end_is_counted_a_few_times_however_long_it_is() -> None:
+    counted = 0
+
+    def count(text: str) -> int:
+        nonlocal counted
+        counted += len(text)
+        return len(text.split())
+
+    words = [f"w{n}" for n in range(100_000)]
+    windows = split_document("", " ".join(words), 256, count)
+    assert [word for window in windows for word in window.text.split()] == words
+    assert counted < 5 * len(" ".join(words)), "its tokenizing would hold up other documents"

@@ -321,17 +321,35 @@ def test_a_commit_that_the_group_refused_is_tried_again(run: Callable[..., Rig])
 
 
 def test_partitions_pause_over_the_byte_budget_while_polling_goes_on(run: Callable[..., Rig]) -> None:
-    rig = run(
-        [article(offset) for offset in range(200)],
-        lambda rig: rig.bank.gate.clear(),
-        ingest__in_flight_bytes=20_000,
-    )
+    def only_one_partition(rig: Rig) -> None:
+        rig.topic.mine = {0}
+        rig.bank.gate.clear()
+
+    rig = run([article(offset) for offset in range(200)], only_one_partition, ingest__in_flight_bytes=20_000)
     rig.until(lambda: rig.topic.paused and rig.topic.polls_while_paused > 20)
     assert len(rig.topic.records) > 100, "the rest of the topic is left in Kafka"
     rig.bank.gate.set()
     rig.until(lambda: rig.topic.committed == {0: 200})
     assert not rig.topic.paused
     assert len(rig.bank.records) == 200
+
+
+def test_a_partition_that_fills_its_share_of_the_budget_leaves_room_for_the_others(run: Callable[..., Rig]) -> None:
+    rig = run(
+        [article(offset) for offset in range(200)],
+        lambda rig: rig.bank.gate.clear(),
+        ingest__in_flight_bytes=20_000,
+    )
+    rig.until(lambda: rig.topic.held == {0})
+    waiting = len(rig.topic.records)
+    rig.topic.records.append(article(0, partition=1))
+    rig.until(lambda: len(rig.topic.records) == waiting)
+    assert not rig.topic.paused
+    assert waiting > 100
+    rig.bank.gate.set()
+    rig.until(lambda: rig.topic.committed == {0: 200, 1: 1}, timeout_s=30.0)
+    assert not rig.topic.held
+    assert rig.metrics.snapshot().numbers["cmt_ingest_stopped_partitions"] == {(): 0.0}
 
 
 def test_records_of_a_partition_that_went_to_another_are_not_committed(run: Callable[..., Rig]) -> None:

@@ -31,8 +31,10 @@ class Bank:
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.asked = threading.Event()
 
     def __call__(self, records: Sequence[BankRecord]) -> CommitReport:
+        self.asked.set()
         self.gate.wait(10.0)
         names = [one.doc_id for one in records]
         if self.failure is not None:
@@ -58,31 +60,52 @@ def grouped() -> Iterator[Callable[..., tuple[GroupCommit, Bank]]]:
         group.close()
 
 
-def test_callers_at_the_same_time_share_a_commit_and_its_stale_records_count_once(
+def behind_a_commit(group: GroupCommit, bank: Bank, names: str) -> list[CommitReport]:
+    """Submits while the bank is at a first commit, and lets it go on when all have come."""
+    bank.gate.clear()
+    with ThreadPoolExecutor(1 + len(names)) as pool:
+        first = pool.submit(group.submit, [delete("first")])
+        assert bank.asked.wait(10.0)
+        calls = [pool.submit(group.submit, [delete(name)]) for name in names]
+        deadline = time.monotonic() + 10.0
+        while len(group._queue) < len(names):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        bank.gate.set()
+        assert first.result().version == 1
+        return [call.result() for call in calls]
+
+
+def test_callers_that_come_during_a_commit_share_the_next_and_its_stale_records_count_once(
     grouped: Callable[..., tuple[GroupCommit, Bank]],
 ) -> None:
-    group, bank = grouped()
-    with ThreadPoolExecutor(5) as pool:
-        reports = list(pool.map(lambda name: group.submit([delete(name)]), "abcde"))
-    assert [sorted(names) for names in bank.commits] == [["a", "b", "c", "d", "e"]]
+    group, bank = grouped(wait_s=0.0)
+    reports = behind_a_commit(group, bank, "abcde")
+    assert [sorted(names) for names in bank.commits] == [["first"], ["a", "b", "c", "d", "e"]]
     assert sum(report.stale for report in reports) == 5
-    assert {report.version for report in reports} == {1}
+    assert {report.version for report in reports} == {2}
 
 
-@pytest.mark.parametrize(("limits", "sizes"), [({"max_rows": 2}, [2, 2, 1]), ({"max_bytes": 3000}, [3, 2])])
+@pytest.mark.parametrize(("limits", "sizes"), [({"max_rows": 2}, [1, 2, 2, 1]), ({"max_bytes": 3000}, [1, 3, 2])])
 def test_a_commit_is_cut_by_rows_and_by_bytes(
     grouped: Callable[..., tuple[GroupCommit, Bank]], limits: dict[str, int], sizes: list[int]
 ) -> None:
-    group, bank = grouped(wait_s=0.5, **limits)
-    with ThreadPoolExecutor(5) as pool:
-        list(pool.map(lambda name: group.submit([delete(name)]), "abcde"))
-    assert sorted(map(len, bank.commits), reverse=True) == sizes
+    group, bank = grouped(wait_s=0.0, **limits)
+    behind_a_commit(group, bank, "abcde")
+    assert list(map(len, bank.commits)) == sizes
 
 
-def test_a_lone_caller_does_not_wait_for_others_for_ever(grouped: Callable[..., tuple[GroupCommit, Bank]]) -> None:
-    group, bank = grouped(wait_s=0.01)
-    assert group.submit([delete("a")]).inserted_rows == 1
-    assert bank.commits == [["a"]]
+def test_a_write_after_a_pause_is_committed_at_once(grouped: Callable[..., tuple[GroupCommit, Bank]]) -> None:
+    group, _ = grouped(wait_s=60.0)
+    assert group.submit([delete("a")]).version == 1
+
+
+def test_a_write_soon_after_another_waits_for_company(grouped: Callable[..., tuple[GroupCommit, Bank]]) -> None:
+    group, bank = grouped(max_rows=2, wait_s=60.0)
+    group.submit([delete("a")])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: group.submit([delete(name)]), "bc"))
+    assert [sorted(names) for names in bank.commits] == [["a"], ["b", "c"]]
 
 
 def test_a_misfit_fails_its_own_caller_only(grouped: Callable[..., tuple[GroupCommit, Bank]]) -> None:
@@ -111,12 +134,16 @@ def test_a_bank_that_fails_fails_all_callers_and_the_next_commit_is_tried(
 
 def test_closing_commits_what_waits_and_refuses_the_rest() -> None:
     bank = Bank()
-    group = GroupCommit(bank, 100, 10**6, 5.0, 1)
+    group = GroupCommit(bank, 100, 10**6, 60.0, 1)
+    group.submit([delete("first")])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(group.submit, [delete("a")])
-        time.sleep(0.1)
+        deadline = time.monotonic() + 10.0
+        while not group._queue:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         group.close()
-        assert waiting.result().version == 1
+        assert waiting.result().version == 2
     with pytest.raises(BankUnavailable):
         group.submit([delete("b")])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from cmt_core.windows import Window
 from services.bank.schema import Chunk
 from services.errors import RecordError, ServiceError
 from services.ingest.stages import StagedCompressor, is_out_of_memory
-from services.ingest.token_batches import TokenQueue, Waiting
+from services.ingest.token_batches import Pending, TokenQueue, Waiting
 from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
 
@@ -30,9 +30,14 @@ class Device(LexicalModel):
         self.error = error
         self.batches: list[list[str]] = []
         self.in_use = threading.Lock()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
 
     def compress(self, windows: Sequence[Window]) -> list[LexicalMemory]:
         assert self.in_use.acquire(blocking=False), "the model is not thread-safe"
+        self.begun.set()
+        self.gate.wait(20.0)
         try:
             if any("BROKEN" in window.text for window in windows):
                 raise ZeroDivisionError("the model is broken")
@@ -54,8 +59,8 @@ def opened() -> Iterator[list[StagedCompressor]]:
         one.close()
 
 
-def staged(opened: list[StagedCompressor], model: Device, budget: int = 4096, wait_s: float = 0.02) -> StagedCompressor:
-    opened.append(StagedCompressor(model, Metrics(), budget, wait_s))
+def staged(opened: list[StagedCompressor], model: Device, budget: int = 4096) -> StagedCompressor:
+    opened.append(StagedCompressor(model, Metrics(), budget))
     return opened[-1]
 
 
@@ -67,13 +72,20 @@ def texts(result: Any) -> list[str]:
 
 def test_many_callers_share_batches_and_get_their_own_chunks(opened: list[StagedCompressor]) -> None:
     model = Device()
-    stages = staged(opened, model, wait_s=0.2)
+    stages = staged(opened, model)
     documents = [[("", f"Ferry {caller} {number}.") for number in range(5)] for caller in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(stages.compress, documents))
+    model.gate.clear()
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(stages.compress, [("", "The model is busy.")])
+        assert model.begun.wait(10.0)
+        others = [pool.submit(stages.compress, own) for own in documents]
+        wait_until(lambda: waiting(stages) == 40)
+        model.gate.set()
+        results = [one.result() for one in others]
+        assert texts(first.result()[0]) == ["The model is busy."]
     for own, result in zip(documents, results, strict=True):
         assert [texts(one) for one in result] == [[text] for _, text in own]
-    assert len(model.batches) < 8
+    assert len(model.batches) < 8, "what came while the model was busy is read together"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
@@ -91,8 +103,8 @@ def test_out_of_memory_halves_the_batch_down_to_the_document_that_is_too_much(
     assert max(len(batch) for batch in model.batches) <= 5
 
 
-def test_after_out_of_memory_batches_are_smaller(opened: list[StagedCompressor]) -> None:
-    queue = TokenQueue(1000, 0.0)
+def test_after_out_of_memory_batches_are_smaller() -> None:
+    queue = TokenQueue(1000)
     for _ in range(20):
         queue.halve_budget()
     assert queue.budget_tokens == 64
@@ -115,38 +127,111 @@ def test_out_of_memory_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(ServiceError("no"))
 
 
+def waiting(stages: StagedCompressor) -> int:
+    return len(stages._queue._waiting)
+
+
+def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def document(name: str, tokens: Sequence[int], arrived_s: float = 0.0) -> list[Waiting]:
+    """The windows of a document, each of so many tokens."""
+    pending = Pending(len(tokens), arrived_s)
+    return [Waiting(Window(i, "", "x" * (4 * n)), pending, (name, i)) for i, n in enumerate(tokens)]
+
+
+def names(batch: Sequence[Waiting]) -> set[str]:
+    return {one.slot[0] for one in batch}
+
+
+def drained(queue: TokenQueue, windows: int) -> list[list[Waiting]]:
+    batches: list[list[Waiting]] = []
+    while sum(map(len, batches)) < windows:
+        batches.append(queue.take())
+    return batches
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(64, 600))
-def test_batches_hold_every_window_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    queue = TokenQueue(budget, 0.0)
-    waiting = [Waiting(Window(number, "", "x" * (4 * length)), None) for number, length in enumerate(lengths)]
-    for one in waiting:
-        if sum(other.tokens for other in waiting[: waiting.index(one)]) < 4 * budget:
-            queue.put([one])
-    put = queue._waiting.copy()
-    taken: list[Waiting] = []
-    while len(taken) < len(put):
-        batch = queue.take()
-        assert len(batch) * max(one.tokens for one in batch) <= budget or len(batch) == 1
-        taken += batch
-    assert sorted(one.window.number for one in taken) == sorted(one.window.number for one in put)
+@given(st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(64, 600))
+def test_batches_hold_every_window_once_within_the_budget(documents: list[list[int]], budget: int) -> None:
+    queue = TokenQueue(budget)
+    put = [one for i, tokens in enumerate(documents) for one in document(str(i), tokens, float(i))]
+    queue.put(put)
+    batches = drained(queue, len(put))
+    for batch in batches:
+        longest, shortest = max(one.tokens for one in batch), min(one.tokens for one in batch)
+        assert len(batch) * longest <= budget or len(batch) == 1
+        assert shortest >= 0.75 * longest, "what is padded is computed for nothing"
+    assert sorted(one.slot for batch in batches for one in batch) == sorted(one.slot for one in put)
 
 
-def test_the_oldest_window_is_in_the_next_batch_once_it_is_due() -> None:
-    queue = TokenQueue(100, 0.05)
-    old = Waiting(Window(0, "", "x" * 20), None)
-    queue.put([old])
-    time.sleep(0.06)
-    queue.put([Waiting(Window(number, "", "x" * 300), None) for number in range(1, 4)])
-    assert old in queue.take()
+@pytest.mark.parametrize("small", [[20], [200], [250, 250, 60]])
+def test_a_small_document_is_in_the_next_batches_behind_a_large_one(small: list[int]) -> None:
+    queue = TokenQueue(1024)
+    queue.put(document("large", [250] * 1000))
+    for _ in range(7):
+        assert names(queue.take()) == {"large"}
+    queue.put(document("small", small, 1.0))
+    after = [queue.take() for _ in range(1 + len(set(small)))]
+    assert sum(one.slot[0] == "small" for batch in after for one in batch) == len(small)
 
 
-def test_a_full_queue_holds_its_callers_back() -> None:
-    queue = TokenQueue(100, 0.0)
-    queue.put([Waiting(Window(0, "", "x" * 2000), None)])
-    passed = threading.Event()
-    late = threading.Thread(target=lambda: (queue.put([Waiting(Window(1, "", "y"), None)]), passed.set()), daemon=True)
-    late.start()
-    assert not passed.wait(0.1)
+def test_small_documents_pass_several_large_ones_of_several_callers() -> None:
+    queue = TokenQueue(1024)
+    for number in range(5):
+        queue.put(document(f"large{number}", [250] * 400, float(number)))
     queue.take()
-    assert passed.wait(5.0)
+    queue.put(one for i in range(4) for one in document(f"small{i}", [240], 10.0 + i))
+    assert names([*queue.take(), *queue.take()]) >= {"small0", "small1", "small2", "small3"}
+
+
+def test_a_large_document_goes_on_beside_an_endless_stream_of_small_ones() -> None:
+    queue = TokenQueue(1024)
+    queue.put(document("large", [250] * 40))
+    batches = 0
+    while any(one.slot[0] == "large" for one in queue._waiting):
+        queue.put(one for i in range(8) for one in document(f"small{batches}-{i}", [250], 1.0 + batches))
+        queue.take()
+        batches += 1
+    assert batches <= 4 * 10, "every fourth batch is of the oldest"
+
+
+def test_of_two_large_documents_the_one_that_is_nearer_its_end_goes_on() -> None:
+    queue = TokenQueue(512)
+    queue.put(document("first", [250] * 8))
+    queue.take()
+    queue.put(document("second", [250] * 8, 1.0))
+    order = [one.slot[0] for batch in drained(queue, 14) for one in batch]
+    assert order == ["first"] * 6 + ["second"] * 8
+
+
+def test_on_a_slow_device_batches_are_small_enough_for_others_to_come_between() -> None:
+    queue = TokenQueue(2048)
+    queue.put(document("large", [250] * 100))
+    batch = queue.take()
+    assert len(batch) == 8
+    queue.learn(batch, seconds=4.0)  # 500 tokens a second
+    assert len(queue.take()) == 1
+    for _ in range(30):
+        queue.learn(batch, seconds=0.1)
+    assert len(queue.take()) == 8
+
+
+def test_windows_behind_a_large_document_are_taken_in_without_waiting(opened: list[StagedCompressor]) -> None:
+    model = Device()
+    stages = staged(opened, model, budget=64)
+    model.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(stages.compress, [("", "The ferry sails again at noon today. " * 200)])
+        assert model.begun.wait(10.0)
+        behind = waiting(stages)
+        small = pool.submit(stages.compress, [("", "Ferry.")])
+        wait_until(lambda: waiting(stages) == behind + 1)
+        model.gate.set()
+        assert texts(small.result()[0]) == ["Ferry."]
+        texts(large.result()[0])
+    assert [batch == ["Ferry."] for batch in model.batches].index(True) <= 1
