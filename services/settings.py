@@ -183,8 +183,14 @@ class ServeSettings(_Group):
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
     deadline_s: float = Field(120.0, gt=0, description="longest time for an answer; a request may ask for less")
+    max_question_chars: int = Field(100_000, ge=1, description="longest question; a longer one gets HTTP 400")
     max_prompt_tokens: int = Field(2048, ge=1, description="longest prompt with the texts that are read in it")
-    max_body_bytes: int = Field(256 * 1024, ge=1024, description="larger requests get HTTP 413")
+    long_prompt: Literal["shorten", "refuse"] = Field(
+        "shorten", description="a question beyond max_prompt_tokens: leave out its middle, or HTTP 400"
+    )
+    max_body_bytes: int = Field(
+        16 * 2**20, ge=1024, description="larger requests get HTTP 413; clients send pictures of earlier turns along"
+    )
     read_staleness_s: float = Field(0.0, ge=0, description="how old the view of the bank may be; 0 looks every time")
     api_keys: dict[str, str] = Field(
         default_factory=dict, description="name: sha256 of its key (`cmt key NAME` makes one); none: loopback only"

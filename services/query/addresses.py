@@ -12,8 +12,8 @@ __all__ = ["is_loopback", "refuse_open_door", "refuse_taken_port"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
+    """Whether only this machine can reach an address, or be meant by a name."""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -19,8 +19,15 @@ __all__ = ["AnswerRow", "query_of", "unknown_reply"]
 class AnswerRow:
     """An answer that is being written; `finish_reason` is set with its last token."""
 
-    def __init__(self, ticket: Ticket, started: Started, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        started: Started,
+        decode: Callable[[Sequence[int]], str],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.ticket = ticket
+        self._notes = tuple(notes)
         self.number = started.row
         self.first_token = started.token
         self.finish_reason: Literal["stop", "length"] | None = None
@@ -58,7 +65,7 @@ class AnswerRow:
             first_token_ms=self._first_ms,
             generate_ms=self.ticket.ms() - self._first_ms,
             mode=ask.mode,
-            notes=_notes(ask),
+            notes=(*self._notes, *_notes(ask)),
         )
 
 

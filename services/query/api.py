@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from services.errors import Overloaded
 from services.query.addresses import is_loopback
 from services.query.errors import ApiError, error_body, overloaded
-from services.query.middleware import BodyLimit, LoopbackHosts, SecurityHeaders
+from services.query.middleware import BodyLimit, HeadAsGet, LoopbackHosts, SecurityHeaders
 from services.query.openapi import EVENT_STREAM, errors, use_exact_openapi
 from services.query.requests import ChatRequest, CompletionRequest, Namespace, SearchRequest
 from services.query.responses import (
@@ -55,10 +55,11 @@ def create_api(service: QueryService) -> FastAPI:
         api.include_router(router, prefix="/v1", dependencies=guards)
     api.include_router(_operations(service))
     api.mount("/static", StaticFiles(directory=STATIC), name="static")
+    api.add_middleware(HeadAsGet)
     api.add_middleware(BodyLimit, most_bytes=options.max_body_bytes)
     if options.cors_origins:
         api.add_middleware(CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["*"], allow_headers=["*"])
-    if is_loopback(options.host) and not options.api_keys:
+    if is_loopback(options.host) and not options.api_keys and not options.allow_anonymous:
         api.add_middleware(LoopbackHosts)
     api.add_middleware(SecurityHeaders)
     for kind, handler in (
@@ -200,16 +201,25 @@ async def _bug(request: Request, error: Exception) -> Response:
     return await _api_error(request, ApiError(500, detail, type_="server_error", code="internal_error"))
 
 
-async def _bad_request(_: Request, error: Exception) -> Response:
+async def _bad_request(request: Request, error: Exception) -> Response:
     """The first thing wrong with a request, in OpenAI's shape (FastAPI's own would be a 422 with a list)."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return await _api_error(_, ApiError(400, "the body is not valid JSON"))
+        return await _api_error(request, ApiError(400, "the body is not valid JSON", code="invalid_json"))
+    sent_as = request.headers.get("content-type", "")
+    if first["loc"] == ("body",) and isinstance(error.body, bytes) and not _is_json(sent_as):
+        detail = f"send JSON with the header Content-Type: application/json, not {sent_as or 'without one'!a}"
+        return await _api_error(request, ApiError(400, detail, code="unsupported_content_type"))
     param = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith(("str", "list[", "function-")))
     what = "no such parameter" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return await _api_error(_, ApiError(400, f"{param or 'body'}: {what}", param=param or None, code=code))
+    return await _api_error(request, ApiError(400, f"{param or 'body'}: {what}", param=param or None, code=code))
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -82,6 +82,7 @@ def load_scheduler(
         min_score=serve_settings.min_score,
         every_chunk=serve_settings.every_chunk,
         max_prompt_tokens=serve_settings.max_prompt_tokens,
+        shorten=serve_settings.long_prompt == "shorten",
         join_at_once=16 if serve_settings.gpus else 4,
     )
     scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)

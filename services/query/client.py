@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from services.errors import ServiceError
+from services.errors import ServiceError, SettingsError
+from services.query.addresses import is_loopback
 from services.settings import Settings
 
 __all__ = ["ask_service", "service_url", "stream_answer"]
@@ -28,8 +29,8 @@ def ask_service(url: str, settings: Settings, question: str, model: str, top_k: 
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
     if top_k is not None:
         body["cmt"] = {"top_k": top_k}
-    with _one_line(url):
-        response = httpx.post(_address(url), json=body, headers=_headers(settings), timeout=_TIMEOUT_S)
+    with _client(url, settings) as client, _one_line(url):
+        response = client.post(_address(url), json=body)
         _refuse_errors(url, response)
         reply: dict[str, Any] = response.json()
         return reply
@@ -39,8 +40,9 @@ def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterato
     """The chunks of a streamed answer, the last one with `sources` and `cmt`. Raises ServiceError in one line."""
     asked = body | {"stream": True}
     with (
+        _client(url, settings) as client,
         _one_line(url),
-        httpx.stream("POST", _address(url), json=asked, headers=_headers(settings), timeout=_TIMEOUT_S) as response,
+        client.stream("POST", _address(url), json=asked) as response,
     ):
         if response.status_code != httpx.codes.OK:
             response.read()
@@ -57,6 +59,21 @@ def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterato
         raise ServiceError(f"{url} ended the connection in the middle of the answer")
 
 
+def _client(url: str, settings: Settings) -> httpx.Client:
+    """Through the proxies of the environment, unless the service is on this machine: no proxy can reach it there.
+
+    Raises SettingsError for a proxy that can't be used.
+    """
+    try:
+        local = is_loopback(httpx.URL(url).host)
+        return httpx.Client(headers=_headers(settings), timeout=_TIMEOUT_S, trust_env=not local)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"client.url {url!r} is no address such as http://127.0.0.1:8000: {error}") from None
+    except (ValueError, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"a proxy or certificate that the environment names can't be used: {reason}") from None
+
+
 @contextmanager
 def _one_line(url: str) -> Iterator[None]:
     try:
@@ -68,7 +85,8 @@ def _one_line(url: str) -> Iterator[None]:
 
 
 def _address(url: str) -> str:
-    return f"{url.rstrip('/')}/v1/chat/completions"
+    """The route below an address with or without the /v1 that OpenAI's clients want."""
+    return f"{url.strip().rstrip('/').removesuffix('/v1').rstrip('/')}/v1/chat/completions"
 
 
 def _headers(settings: Settings) -> dict[str, str]:

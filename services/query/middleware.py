@@ -1,17 +1,18 @@
-"""What every HTTP exchange goes through: a bound on the body, the host's name, the security headers (plain ASGI)."""
+"""What every HTTP exchange goes through: a bound on the body, the host's name, the security headers, HEAD (plain ASGI)."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
 
 from fastapi.exceptions import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.query.addresses import is_loopback
 from services.query.errors import ApiError, error_body
 
-__all__ = ["BodyLimit", "LoopbackHosts", "SecurityHeaders"]
+__all__ = ["BodyLimit", "HeadAsGet", "LoopbackHosts", "SecurityHeaders"]
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -84,17 +85,52 @@ class LoopbackHosts:
     points to 127.0.0.1 (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, names: Sequence[str] = ("localhost", "127.0.0.1", "[::1]")) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._names = set(names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (host := Headers(scope=scope).get("host")):
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name.lower() not in self._names:
-                await _refuse(send, ApiError(421, f"this service answers on loopback only, not as {name!a}"))
+            if not is_loopback(name.strip("[]").rstrip(".").lower()):
+                detail = (
+                    f"without API keys this service answers to loopback names only, not to {name!a}: ask 127.0.0.1, or "
+                    "start it with --allow-anonymous (serve.allow_anonymous) or with keys (`cmt key NAME`)"
+                )
+                await _refuse(send, ApiError(421, detail, code="misdirected_request"))
                 return
         await self._app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD on every route as GET, without the body; the route is cancelled once its headers are known, since a
+    stream of events would never end by itself.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        begun = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                begun.set()
+
+        answering = asyncio.ensure_future(self._app({**scope, "method": "GET"}, receive, send_head))
+        begins = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait((answering, begins), return_when=asyncio.FIRST_COMPLETED)
+            if not begun.is_set():
+                await answering
+        finally:
+            for task in (answering, begins):
+                task.cancel()
+            await asyncio.gather(answering, begins, return_exceptions=True)
 
 
 async def _refuse(send: Send, error: ApiError) -> None:

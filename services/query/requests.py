@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -9,12 +10,17 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from cmt_core.query import Mode, Sampling
 from services.bank.document_filter import DocumentFilter
 from services.query.asks import MODELS, Ask
-from services.query.conversation import Conversation, Message, conversation_of
+from services.query.conversation import (
+    Conversation,
+    Message,
+    conversation_of,
+    lookups_of,
+    require_question_chars,
+)
 from services.query.errors import ApiError
 
 __all__ = [
     "LONGEST_ANSWER_TOKENS",
-    "LONGEST_QUESTION_CHARS",
     "ChatRequest",
     "CmtOptions",
     "CompletionRequest",
@@ -25,14 +31,20 @@ __all__ = [
 ]
 
 LONGEST_ANSWER_TOKENS = 1024
-LONGEST_QUESTION_CHARS = 4000
-_MOST_STOPS = 4  # as OpenAI allows
+_MOST_STOPS = 16  # OpenAI allows 4; editors send more
 
 
 def _name(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
     return value
+
+
+def _moment(value: datetime) -> datetime:
+    """In UTC; moments of the calendar's outermost years have no name in some time zones."""
+    if not 2 <= value.year <= 9998:
+        raise ValueError("must be a moment of the years 2 to 9998")
+    return value.astimezone(UTC)
 
 
 class _Body(BaseModel):
@@ -42,7 +54,7 @@ class _Body(BaseModel):
 Namespace = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_name)]
 Values = Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
 TopK = Annotated[int, Field(ge=1, le=64)]
-Moment = AwareDatetime
+Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 
 
 class Limits(BaseModel):
@@ -51,19 +63,22 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True)
     max_new_tokens: int = 32
     deadline_s: float = 120.0
+    max_question_chars: int = 100_000
 
 
 class Filters(_Body):
     """Only documents of these sources or ids, or published in this time, are read; every condition given must hold."""
 
-    sources: Values = []
-    doc_ids: Values = []
+    sources: Values | None = None
+    doc_ids: Values | None = None
     published_after: Moment | None = None
     published_before: Moment | None = None
 
     def wanted(self) -> DocumentFilter | None:
         """The filter, None when nothing was asked for."""
-        asked = DocumentFilter(tuple(self.sources), tuple(self.doc_ids), self.published_after, self.published_before)
+        asked = DocumentFilter(
+            tuple(self.sources or ()), tuple(self.doc_ids or ()), self.published_after, self.published_before
+        )
         return None if asked == DocumentFilter() else asked
 
 
@@ -72,11 +87,11 @@ class CmtOptions(_Body):
 
     top_k: TopK | None = Field(None, description="memories to read; default the checkpoint's own")
     as_of: Moment | None = Field(None, description="answer from the bank as it was at this moment (with time zone)")
-    namespace: Namespace = "default"
-    filters: Filters = Filters()
+    namespace: Namespace | None = Field(None, description="default `default`")
+    filters: Filters | None = None
     mode: Mode | None = Field(None, description="what the model reads; default as the model's name says")
-    memory_weight: float = Field(
-        1.0, ge=0, le=2, description="next-token scores: w with what is read + (1 - w) without it"
+    memory_weight: float | None = Field(
+        None, ge=0, le=2, description="next-token scores: w with what is read + (1 - w) without it; default 1"
     )
     min_score: float | None = Field(None, ge=-1, le=1, description="least relevance; below it the answer is unknown")
     deadline_s: float | None = Field(None, gt=0, description="give up after this many seconds")
@@ -86,14 +101,14 @@ class StreamOptions(BaseModel):
     """Options of a stream."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Generation(_Body):
     """What chat and text completions have in common; an unknown field is an error, so that a typo is not ignored."""
 
     model: str
-    cmt: CmtOptions = CmtOptions()
+    cmt: CmtOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -117,27 +132,27 @@ class _Generation(_Body):
         if known is None:
             names = ", ".join(MODELS)
             raise ApiError(404, f"model {self.model!a} does not exist: {names}", param="model", code="model_not_found")
-        return self.cmt.mode or known
+        return (self.cmt and self.cmt.mode) or known
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that counts tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def _ask(self, conversation: Conversation, wanted_tokens: int | None, limits: Limits) -> Ask:
         mode = self.mode
         self.refuse_unsupported()
-        cmt = self.cmt
+        cmt = self.cmt or CmtOptions()
         return Ask(
             question=conversation.question,
             mode=mode,
             lookups=conversation.lookups,
             top_k=cmt.top_k,
-            namespace=cmt.namespace,
+            namespace=cmt.namespace or "default",
             as_of=cmt.as_of,
-            wanted=cmt.filters.wanted(),
+            wanted=cmt.filters.wanted() if cmt.filters else None,
             min_score=cmt.min_score,
-            memory_weight=cmt.memory_weight,
+            memory_weight=1.0 if cmt.memory_weight is None else cmt.memory_weight,
             earlier=conversation.earlier,
             instructions=conversation.instructions,
             sampling=self._sampling(),
@@ -176,7 +191,7 @@ class _Generation(_Body):
 class ChatRequest(_Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Any] | None = None
     tool_choice: Any = None
@@ -202,7 +217,7 @@ class ChatRequest(_Generation):
         """The question to the engine; raises ApiError (400, 404) when it can't be served as asked."""
         mode = self.mode  # a wrong model is told before a wrong message
         del mode
-        conversation = conversation_of(self.messages, LONGEST_QUESTION_CHARS)
+        conversation = conversation_of(self.messages, limits.max_question_chars)
         return self._ask(conversation, self.max_completion_tokens or self.max_tokens, limits)
 
     def unsupported(self) -> dict[str, tuple[object, str]]:
@@ -234,7 +249,7 @@ class CompletionRequest(_Generation):
         del mode
         text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
         message = Message(role="user", content=text)
-        return self._ask(conversation_of([message], LONGEST_QUESTION_CHARS, "prompt"), self.max_tokens, limits)
+        return self._ask(conversation_of([message], limits.max_question_chars, "prompt"), self.max_tokens, limits)
 
     def unsupported(self) -> dict[str, tuple[object, str]]:
         """See _Generation."""
@@ -249,14 +264,20 @@ class CompletionRequest(_Generation):
 class SearchRequest(_Body):
     """POST /v1/search."""
 
-    query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUESTION_CHARS), AfterValidator(_name)]
-    top_k: TopK = 8
+    query: Annotated[str, Field(min_length=1), AfterValidator(_name)]
+    top_k: TopK | None = Field(None, description="default 8")
     as_of: Moment | None = None
-    namespace: Namespace = "default"
-    filters: Filters = Filters()
+    namespace: Namespace | None = Field(None, description="default `default`")
+    filters: Filters | None = None
 
-    def ask(self) -> Ask:
-        """The search as a question."""
+    def ask(self, limits: Limits) -> Ask:
+        """The search as a question; raises ApiError 400 when it is too long."""
+        require_question_chars(self.query, limits.max_question_chars, "query")
         return Ask(
-            self.query, top_k=self.top_k, namespace=self.namespace, as_of=self.as_of, wanted=self.filters.wanted()
+            self.query,
+            lookups=lookups_of(self.query),
+            top_k=self.top_k or 8,
+            namespace=self.namespace or "default",
+            as_of=self.as_of,
+            wanted=self.filters.wanted() if self.filters else None,
         )

@@ -22,6 +22,7 @@ from services.query.answer_row import AnswerRow, query_of, unknown_reply
 from services.query.asks import Ask, Delta, Event, Failure, Found, Overview, Reply, Versions
 from services.query.grouping import failure_of, isolated
 from services.query.ports import AnsweringModel, MemoryReader
+from services.query.prompt_budget import Fitted, PromptBudget
 from services.query.retrieval import Retrieval
 
 __all__ = ["Retired", "Scheduler", "SchedulerOptions", "Ticket"]
@@ -34,7 +35,7 @@ class Retired(Exception):
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
     """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt;
-    whether every window of a document counts.
+    whether every window of a document counts, and whether a question that is too long is shortened or refused.
 
     `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last.
     """
@@ -44,6 +45,7 @@ class SchedulerOptions:
     min_score: float = 0.0
     every_chunk: bool = False
     max_prompt_tokens: int = 4096
+    shorten: bool = True
     join_at_once: int = 4
 
 
@@ -235,19 +237,13 @@ class Scheduler:
 
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
-        queries = [query_of(ticket.ask, ticket.found) for ticket in tickets]
-        sizes = [self._batch.prompt_tokens(query) for query in queries]
-        fit = [i for i, size in enumerate(sizes) if size <= self._options.max_prompt_tokens]
-        started = dict(zip(fit, self._batch.join([queries[i] for i in fit]), strict=True)) if fit else {}
+        budget = PromptBudget(self._options.max_prompt_tokens, self._options.shorten, self._batch.prompt_tokens)
+        asked = [budget.fitted(query_of(ticket.ask, ticket.found)) for ticket in tickets]
+        fit = {i: one for i, one in enumerate(asked) if isinstance(one, Fitted)}
+        started = dict(zip(fit, self._batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
-            AnswerRow(tickets[i], started[i], self._batch.text)
-            if i in started
-            else Failure(
-                "too_long",
-                f"the prompt has {size} tokens, {self._options.max_prompt_tokens} are allowed: ask a shorter question, "
-                "or read fewer sources",
-            )
-            for i, size in enumerate(sizes)
+            AnswerRow(ticket, started[i], self._batch.text, one.notes) if isinstance(one, Fitted) else one
+            for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
 
     def _take(self, row: AnswerRow, token: int | None) -> None:

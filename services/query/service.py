@@ -89,7 +89,11 @@ class QueryService:
         self.options = serve
         self.keys = KeyRing(serve.api_keys, serve.rate_per_minute)
         self.events = NewsEvents(self.stats, metrics)
-        self._limits = Limits(max_new_tokens=settings.model.max_new_tokens, deadline_s=serve.deadline_s)
+        self._limits = Limits(
+            max_new_tokens=settings.model.max_new_tokens,
+            deadline_s=serve.deadline_s,
+            max_question_chars=serve.max_question_chars,
+        )
         self._engine = engine
         self._metrics = metrics
         self._snapshots = snapshots
@@ -180,7 +184,7 @@ class QueryService:
         self._spend(key)
         try:
             with self._admission.slot():
-                found = await self._engine.search(request.ask())
+                found = await self._engine.search(request.ask(self._limits))
         except Overloaded as error:
             raise overloaded(error) from None
         if isinstance(found, Failure):

@@ -94,6 +94,42 @@ def test_chat_understands_a_follow_up_and_ends_with_its_input(served: Served, tm
 
 
 @pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:9"},
+        {"all_proxy": "http://127.0.0.1:9"},
+        {"ALL_PROXY": "socks5://127.0.0.1:9"},
+        {"ALL_PROXY": "gopher://nowhere"},
+        {"HTTPS_PROXY": "http://[nonsense"},
+    ],
+)
+def test_service_on_this_machine_is_asked_past_every_proxy(
+    served: Served, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = cmt(tmp_path, "ask", "Who opened the bridge in Aarhus?", "--url", served.url, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Mayor Lund")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "gopher://nowhere", "http://[nonsense"]
+)
+def test_service_elsewhere_behind_a_broken_proxy_is_one_line(tmp_path: Path, proxy: str) -> None:
+    done = cmt(tmp_path, "ask", "Who?", "--url", "http://service.example", ALL_PROXY=proxy)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cmt: ")]
+    assert "service.example" in line or "proxy" in line
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_address_may_be_the_one_that_openai_clients_want(served: Served, tmp_path: Path, suffix: str) -> None:
+    url = served.url.rstrip("/") + suffix
+    done = cmt(tmp_path, "ask", "Who opened the bridge in Aarhus?", CMT_CLIENT__URL=url)
+    assert done.stdout.startswith("Mayor Lund"), done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (("ask", "Who?", "--as-of", "soon"), 2, "not understood"),
