@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cmt_core.errors import UnsupportedModelError
+from cmt_core.normalisation import normalised
 
 __all__ = ["SafeTokenizer"]
 
@@ -24,14 +25,14 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class SafeTokenizer:
-    """Encodes texts, and chats by their template, with the tokenizer of transformers that is given.
+    """Encodes normalised texts, and chats by their template, with the tokenizer of transformers that is given.
 
     Control tokens are the special ones and those that are written as markup (`<tool_call>`, `[INST]`). Other added tokens,
     such as runs of spaces, are text and stay so.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Raises UnsupportedModelError for a tokenizer that is not one of the `tokenizers` library."""
+    def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
+        """`max_tokens` cuts what is encoded. Raises UnsupportedModelError unless the tokenizer is of the `tokenizers` library."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise UnsupportedModelError(
@@ -45,18 +46,19 @@ class SafeTokenizer:
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
         self._control = re.compile("|".join(longest_first) or "(?!)")  # (?!) never matches
         self._backend = _renamed(backend, self._secret)
+        if max_tokens:
+            self._backend.enable_truncation(max_tokens)
         if any(self._backend.token_to_id(self._secret[name]) != id for name, id in names.items()):
             raise UnsupportedModelError("the tokenizer's control tokens can't be told apart from text: their ids move")
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text, or of what `chat` gives, without tokens around it."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._backend.encode(normalised(text), add_special_tokens=False).ids
         return ids
 
-    @property
-    def backend(self) -> Tokenizer:
-        """The `tokenizers` library's own, for batches; its settings are those of `ids` too."""
-        return self._backend
+    def batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts with the tokenizer's own around each, such as BERT's [CLS] and [SEP]."""
+        return [one.ids for one in self._backend.encode_batch([normalised(text) for text in texts])]
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, **options: Any) -> str:
         """The chat template around messages of `role` and `content`, for `ids` and for nobody else.

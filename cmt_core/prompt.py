@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cmt_core.normalisation import on_one_line
+
 __all__ = ["INSTRUCTION", "QUESTION_HEAD", "answer_text", "bare_prompt", "question_text"]
 
 # Learned prefixes start from the keys and values of this text.
@@ -14,17 +16,17 @@ QUESTION_HEAD = "\n\nQuestion:"
 
 def question_text(question: str) -> str:
     """What follows the memories."""
-    return f"{QUESTION_HEAD} {' '.join(question.split())}\nAnswer:"
+    return f"{QUESTION_HEAD} {on_one_line(question)}\nAnswer:"
 
 
 def answer_text(answer: str) -> str:
     """What the LLM is trained to write after `question_text`; the end-of-text token follows."""
-    return f" {' '.join(answer.split())}"
+    return f" {on_one_line(answer)}"
 
 
 def bare_prompt(question: str) -> list[dict[str, str]]:
     """Chat messages that ask the LLM without any memory or document."""
     return [
         {"role": "system", "content": "Answer the question with a few words, as short as possible."},
-        {"role": "user", "content": " ".join(question.split())},
+        {"role": "user", "content": on_one_line(question)},
     ]

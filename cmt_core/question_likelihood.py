@@ -14,6 +14,7 @@ import torch
 from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
 from cmt_core.generation import read_rows
+from cmt_core.normalisation import on_one_line
 from cmt_core.prompt import QUESTION_HEAD
 from cmt_core.tokens import Tokens
 
@@ -28,7 +29,7 @@ def question_log_likelihood(
 ) -> list[float]:
     """Log-probability in nats of each question's words behind its row of `context`, whose cache is extended by them."""
     head = tokens.ids(QUESTION_HEAD)
-    asked = [tokens.ids(f" {' '.join(question.split())}")[-_READ_TOKENS:] for question in questions]
+    asked = [tokens.ids(f" {on_one_line(question)}")[-_READ_TOKENS:] for question in questions]
     hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for ids in asked])
     sums = []
     for row, ids in enumerate(asked):  # one by one: all vocabularies at once would be hundreds of megabytes

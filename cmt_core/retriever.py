@@ -24,7 +24,7 @@ _BUCKET_TOKENS = 32  # lengths are padded to whole buckets: every new shape cost
 class Retriever:
     """Mean-pooled, normalised sentence embeddings (Reimers and Gurevych 2019), 256 tokens at most.
 
-    Names of control tokens in a text are the tokens of their letters.
+    Texts are normalised, and names of control tokens in them are the tokens of their letters.
     """
 
     def __init__(self, folder: Path, device: torch.device, max_tokens: int = 256, batch: int = 32) -> None:
@@ -37,10 +37,8 @@ class Retriever:
             raise ModelSourceError(f"retriever {folder} can't be loaded: {one_line(error)}") from None
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._device = device
-        self._tokenizer = SafeTokenizer(tokenizer).backend
-        self._tokenizer.enable_truncation(max_tokens)
-        pad_id = tokenizer.pad_token_id or 0  # whichever it is, the mask hides it
-        self._tokenizer.enable_padding(pad_id=pad_id, pad_to_multiple_of=_BUCKET_TOKENS)
+        self._tokenizer = SafeTokenizer(tokenizer, max_tokens)
+        self._pad_id = int(tokenizer.pad_token_id or 0)
         self._batch = batch
         self.d_key: int = self._model.config.hidden_size
 
@@ -55,9 +53,10 @@ class Retriever:
         return out
 
     def _encode(self, texts: list[str]) -> NDArray[np.float16]:
-        encoded = self._tokenizer.encode_batch(texts)
-        ids = torch.tensor([one.ids for one in encoded], device=self._device)
-        attended = torch.tensor([one.attention_mask for one in encoded], device=self._device)
+        rows = self._tokenizer.batch(texts)
+        T = -(-max(map(len, rows)) // _BUCKET_TOKENS) * _BUCKET_TOKENS
+        ids = torch.tensor([row + [self._pad_id] * (T - len(row)) for row in rows], device=self._device)
+        attended = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=self._device)
         hidden = self._model(input_ids=ids, attention_mask=attended).last_hidden_state.float()
         mask = attended[..., None].float()
         pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)

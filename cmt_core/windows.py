@@ -7,16 +7,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cmt_core.normalisation import normalised, on_one_line
+
 __all__ = ["Window", "sentences", "split_document"]
 
 _CUT_FILL = 0.9  # of a window's room for the pieces of a sentence that fills several, so that few have to be cut again
 
-_SENTENCE_END = re.compile(r"((?<=[.!?])[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[A-Z0-9])|\n+")
+_SENTENCE_END = re.compile(
+    r"((?<=[.!?])[\"'”’)\]]*)\s+(?=[\"'“‘(\[]?[^\W_a-z])"  # a capital or a digit follows, or a script without capitals
+    r"|((?<=[。！？｡។။।])[”’」』）]*)\s*(?=\S)"  # full stops that no space follows
+    r"|\n+"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window of a document: its place, its text, and the title that is read before the text."""
+    """One window of a document: its place, its text as it came, and the normalised title that is read before the text."""
 
     number: int
     title: str
@@ -33,7 +39,7 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
 
     `count` gives a string's number of tokens. A sentence longer than a window is cut at words.
     """
-    title = _shortened(" ".join(title.split()), max_tokens // 4, count)
+    title = _shortened(on_one_line(title), max_tokens // 4, count)
     room = max_tokens - (count(f"{title}\n") if title else 0) - 2  # two spare: tokens merge differently across joins
     pieces = [piece for sentence in sentences(text) for piece in _cut(sentence, room, count)]
     windows: list[Window] = []
@@ -55,8 +61,8 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, without the white space around them; a line break ends one, too."""
-    lines = _SENTENCE_END.sub(r"\1\n", text).split("\n")  # closing quotes and brackets stay with their sentence
-    return [" ".join(line.split()) for line in lines if line.strip()]
+    lines = _SENTENCE_END.sub(r"\1\2\n", text).split("\n")  # closing quotes and brackets stay with their sentence
+    return [" ".join(line.split()) for line in lines if normalised(line).strip()]
 
 
 def _cut(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cmt_core.normalisation import normalised
 from cmt_core.query import Query, Started
 from cmt_core.windows import Window, split_document
 from services.settings import Settings
@@ -52,7 +53,8 @@ class LexicalModel:
 
     def compress(self, windows: Sequence[Window]) -> list[LexicalMemory]:
         """The windows' texts as memories."""
-        return [LexicalMemory(self.pack(window.text), len(window.text.split())) for window in windows]
+        texts = [normalised(window.text) for window in windows]
+        return [LexicalMemory(self.pack(text), len(text.split())) for text in texts]
 
     def document_keys(self, windows: Sequence[Window]) -> npt.NDArray[np.float32]:
         """Keys of what is read of each window, (N, d_key); zero for a text of common words alone."""
@@ -80,7 +82,7 @@ class LexicalModel:
     def read(self, query: Query) -> list[str]:
         """The texts that a query gives to read; a memory of the wrong size is a ValueError."""
         texts = [self._unpack(memory) for memory in query.memories] if query.mode in ("memory", "hybrid") else []
-        return [*texts, *query.passages] if query.mode in ("rag", "hybrid") else texts
+        return [*texts, *map(normalised, query.passages)] if query.mode in ("rag", "hybrid") else texts
 
     def _unpack(self, memory: bytes) -> str:
         if len(memory) != self.memory_bytes:
@@ -95,7 +97,7 @@ def load_lexical(settings: Settings) -> LexicalModel:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower())) - _COMMON
+    return set(re.findall(r"\w+", normalised(text).lower())) - _COMMON
 
 
 @dataclass(slots=True)

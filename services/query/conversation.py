@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cmt_core.normalisation import normalised
 from services.query.errors import ApiError
 
 __all__ = ["Conversation", "Message", "conversation_of", "lookups_of", "require_question_chars"]
@@ -51,7 +52,7 @@ def conversation_of(messages: Sequence[Message], longest_chars: int, param: str 
     if at is None:
         raise ApiError(400, "no message has the role 'user'", param=param)
     question = _question(messages[at], param)
-    if not question:
+    if not normalised(question).strip():
         what = "the prompt" if param == "prompt" else "the last user message"
         raise ApiError(400, f"{what} is empty", param=param)
     require_question_chars(question, longest_chars, param)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmt_core.backbone import Backbone
+from cmt_core.normalisation import normalised
 from cmt_core.windows import Window, split_document
 
 Count = Callable[[str], int]
@@ -36,7 +37,8 @@ def count(tiny_backbone: Backbone) -> Count:
 
 
 def bare(text: str) -> str:
-    return "".join(text.split())
+    """What can be seen of a text, white space aside."""
+    return "".join(char for char in text if normalised(char).strip())
 
 
 def covers(windows: list[Window], text: str) -> bool:
