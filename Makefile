@@ -75,7 +75,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing pinned dependencies (a few minutes the first time)"
-	@$(INSTALL) $$($(BIN)/python deploy/torch_index.py) --editable .
+	@$(INSTALL) $$($(BIN)/python deploy/torch_index.py) --editable '.[services,feeds]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

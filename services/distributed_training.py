@@ -26,7 +26,7 @@ def train_on_workers(arguments: dict[str, Any], workers: int, settings: RaySetti
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
     except ImportError:
-        raise ServiceError("several workers need Ray Train: pip install 'cmt-memory[distributed]'") from None
+        raise ServiceError("several workers need Ray Train: pip install 'cmt-memory[train]'") from None
     import torch
 
     with ray_session(settings):

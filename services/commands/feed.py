@@ -9,7 +9,6 @@ import typer
 
 from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
 from services.errors import SettingsError
-from services.sample_news import sample_locations
 
 __all__ = ["app"]
 
@@ -36,6 +35,8 @@ def feed_play(
     speed: Annotated[float, typer.Option(min=0.001, help="With --own-times: so many times as fast.")] = 1.0,
 ) -> None:
     """Send every item of the sources into the topic, once."""
+    from services.sample_news import sample_locations
+
     locations = [*(sample_locations() if sample_news else []), *(sources or [])]
     if not locations:
         raise SettingsError("name files, folders or URLs to play, or --sample-news")

@@ -1,4 +1,4 @@
-"""The whole system as a stranger runs it: `cmt demo` with the real LLM, then its page, its API and its end.
+"""The whole system as a stranger runs it: `cmt demo` of the installed wheel with the real LLM, its page, its API and its end.
 
 One demo serves all tests of this file. `PAGE_SCREENSHOTS=folder` keeps the picture of the page and the printed table.
 """
@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.sample_news import SAMPLE_NEWS
 from tests.integration.browser import Browser, needs_chromium
 from tests.integration.conftest import find_free_port
+from tests.packages import bare_environment, build_wheel
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 DEMO_WITHIN_S = 600  # the promise is 4 minutes on 2 idle cores; a test machine may be neither
 pytestmark = pytest.mark.timeout(DEMO_WITHIN_S + 120)
 
@@ -42,24 +42,10 @@ class RunningDemo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     folder = tmp_path_factory.mktemp("demo")
     report, printed, port = folder / "report.json", folder / "printed.txt", find_free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "services.cli",
-        "demo",
-        "--port",
-        str(port),
-        "--rate",
-        "20",
-        "--report",
-        str(report),
-    ]
-    environment = {
-        **os.environ,
-        "CMT_KAFKA__EMBEDDED_PORT": str(find_free_port()),
-        "COLUMNS": "150",
-        "PYTHONPATH": str(ROOT),
-    }
+    installed = bare_environment(folder / "env", build_wheel(folder)[1], frozenset({"services", "feeds"}))
+    command = [str(installed / "cmt"), "demo", "--port", str(port), "--rate", "20", "--report", str(report)]
+    environment = {**os.environ, "CMT_KAFKA__EMBEDDED_PORT": str(find_free_port()), "COLUMNS": "150"}
+    environment.pop("PYTHONPATH", None)  # what runs is the wheel, in an environment with nothing but what it asks for
     with printed.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, text=True)
     try:
@@ -81,7 +67,7 @@ def client(demo: RunningDemo) -> OpenAI:
 
 
 def _question(number: int) -> dict[str, Any]:
-    lines = (ROOT / "examples" / "news" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (SAMPLE_NEWS / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     row: dict[str, Any] = json.loads(lines[number])
     return row
 
@@ -130,7 +116,7 @@ def test_memory_reads_no_article_text_and_rag_does(client: OpenAI) -> None:
 
 
 def test_withdrawn_article_is_gone_and_updated_one_is_new(demo: RunningDemo) -> None:
-    deleted = json.loads((ROOT / "examples" / "news" / "deletions.jsonl").read_text().splitlines()[0])["id"]
+    deleted = json.loads((SAMPLE_NEWS / "deletions.jsonl").read_text().splitlines()[0])["id"]
     updated = next(q for n in range(55) if (q := _question(n))["expects"] == "update")
     found = httpx.post(
         f"{demo.url}/v1/search", json={"query": "jellyfish in Lake Vorn", "top_k": 20}, timeout=30
