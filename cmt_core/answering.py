@@ -30,12 +30,20 @@ class AnswerBatch:
         return len(self._prompt(query)) + (len(self._cmt.tokens.ids(_text(query))) if query.mode == "rag" else 0)
 
     def join(self, queries: Sequence[Query]) -> list[Started]:
-        """Reads the prompts of `queries` and gives their first tokens. Raises MemoryFormatError for a foreign memory."""
+        """Reads the prompts of `queries` and gives their first tokens.
+
+        Raises MemoryFormatError for a foreign memory. Whatever it raises, none of `queries` has joined.
+        """
         kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
         started: dict[int, Started] = {}
-        for kind in dict.fromkeys(kinds):
-            members = [i for i, other in enumerate(kinds) if other == kind]
-            started.update(zip(members, self._join_alike([queries[i] for i in members]), strict=True))
+        try:
+            for kind in dict.fromkeys(kinds):
+                members = [i for i, other in enumerate(kinds) if other == kind]
+                started.update(zip(members, self._join_alike([queries[i] for i in members]), strict=True))
+        except BaseException:
+            for one in started.values():
+                self.leave(one.row)
+            raise
         return [started[i] for i in range(len(queries))]
 
     def step(self) -> dict[int, int | None]:
@@ -59,15 +67,20 @@ class AnswerBatch:
         plain = self._cmt.context_of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
-        return [
-            Started(
-                one.row,
-                reading.prompt_tokens(i, prompts[i]),
-                reading.weights(i, one.attention),
-                self._unless_stop(one.row, one.token),
-            )
-            for i, one in enumerate(joined)
-        ]
+        try:
+            return [
+                Started(
+                    one.row,
+                    reading.prompt_tokens(i, prompts[i]),
+                    reading.weights(i, one.attention),
+                    self._unless_stop(one.row, one.token),
+                )
+                for i, one in enumerate(joined)
+            ]
+        except BaseException:
+            for one in joined:
+                self.leave(one.row)
+            raise
 
     def _read(self, queries: Sequence[Query]) -> Reading:
         match queries[0].mode:

@@ -43,6 +43,7 @@ class TokenEngine(Protocol):
     ) -> list[Joined]:
         """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
 
+        Whatever it raises, none of them has joined.
         `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
         """
         ...
@@ -100,19 +101,28 @@ class ContinuousBatch:
         reads = [(context, prefill(self._backbone, context, prompts))]
         if plain is not None:
             reads.append((plain, prefill(self._backbone, plain, prompts)))
-        return [
-            self._start(row, reads, one, weights[row] if plain is not None else 1.0) for row, one in enumerate(sampling)
-        ]
+        joined: list[Joined] = []
+        try:
+            for row, one in enumerate(sampling):
+                joined.append(self._start(row, reads, one, weights[row] if plain is not None else 1.0))
+        except BaseException:
+            for begun in joined:
+                self.leave(begun.row)
+            raise
+        return joined
 
     def _start(self, row: int, reads: list[tuple[Context, Prefilled]], sampling: Sampling, weight: float) -> Joined:
-        slots = [
-            self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1) for context, read in reads
-        ]
+        started = _Sequence([], 0, sampling, weight, _generator(sampling))
         number, self._next_row = self._next_row, self._next_row + 1
-        started = _Sequence(slots, 0, sampling, weight, _generator(sampling))
-        started.token = _choose(_mixed([read.logits[row] for _, read in reads], weight), started)
         self._running[number] = started
-        return Joined(number, started.token, reads[0][1].attention[row])
+        try:
+            for context, read in reads:
+                started.slots.append(self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1))
+            started.token = _choose(_mixed([read.logits[row] for _, read in reads], weight), started)
+            return Joined(number, started.token, reads[0][1].attention[row])
+        except BaseException:
+            self.leave(number)
+            raise
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:

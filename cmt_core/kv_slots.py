@@ -35,10 +35,23 @@ class KVSlots:
         return len(self._lengths)
 
     def take(self, cache: PlacedCache, row: int, seen: Tensor, position: int) -> int:
-        """Copies the columns of `cache` that a row sees (S,) into a free slot; its next token stands at `position`."""
+        """Copies the columns of `cache` that a row sees (S,) into a free slot; its next token stands at `position`.
+
+        Whatever it raises, the slot is free again.
+        """
         runs = _runs(seen)
         length = sum(stop - start for start, stop in runs)
-        slot = self._free_slot(length)
+        slot = self._free_slot()
+        try:
+            self._reserve(len(self._lengths), length)
+            self._fill(slot, cache, row, runs)
+        except BaseException:
+            self.free(slot)
+            raise
+        self._lengths[slot], self._positions[slot] = length, position
+        return slot
+
+    def _fill(self, slot: int, cache: PlacedCache, row: int, runs: list[tuple[int, int]]) -> None:
         at = 0
         for start, stop in runs:  # slices: an index would copy every column twice
             end = at + stop - start
@@ -47,8 +60,6 @@ class KVSlots:
                 self._keys[layer][slot, :, at:end] = kept.keys[row, :, start:stop]
                 self._values[layer][slot, :, at:end] = kept.values[row, :, start:stop]
             at = end
-        self._lengths[slot], self._positions[slot] = length, position
-        return slot
 
     def free(self, slot: int) -> None:
         """Gives a slot up."""
@@ -95,8 +106,8 @@ class KVSlots:
         self._values[layer][slots, :, self._at] = values[:, :, 0]
         return self._keys[layer][:n, :, : self._width], self._values[layer][:n, :, : self._width]
 
-    def _free_slot(self, length: int) -> int:
-        """A hole, or a new slot behind the others, with room for `length` columns."""
+    def _free_slot(self) -> int:
+        """A hole, or a new slot behind the others."""
         if self._holes:
             slot = min(self._holes)
             self._holes.remove(slot)
@@ -104,7 +115,6 @@ class KVSlots:
             slot = len(self._lengths)
             self._lengths.append(0)
             self._positions.append(0)
-        self._reserve(len(self._lengths), length)
         return slot
 
     def _move(self, source: int, target: int) -> None:
@@ -116,15 +126,16 @@ class KVSlots:
 
     def _reserve(self, slots: int, columns: int) -> None:
         """Grows by doubling slots and by whole buckets of columns; what is kept for a full batch is used again."""
-        n, _, c, _ = self._keys[0].shape
+        n, _, c, _ = self._values[-1].shape  # the last that grows: where memory ran out, the next call grows the rest
         if slots <= n and columns <= c:
             return
         wanted = max(n, 1 << (slots - 1).bit_length()), max(c, _bucket(columns) + _BUCKET_COLUMNS)
-        columns_before, self._columns = self._columns, self._columns.new_zeros(wanted)
-        self._columns[:n, :c] = columns_before
+        more = self._columns.new_zeros(wanted)
+        more[:n, :c] = self._columns[:n, :c]
+        self._columns = more
         for kept in (self._keys, self._values):
             for layer, (old, new) in enumerate(zip(kept, self._room(*wanted), strict=True)):
-                new[:n, :, :c] = old
+                new[:n, :, :c] = old[:n, :, :c]
                 kept[layer] = new
 
     def _room(self, slots: int, columns: int) -> list[Tensor]:

@@ -39,6 +39,7 @@ __all__ = [
     "SettingsError",
     "TopicMissing",
     "WorkerLost",
+    "is_panic",
 ]
 
 
@@ -140,3 +141,8 @@ class Overloaded(ServiceError):
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:
         return Overloaded, (str(self), self.retry_after_s)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code (Lance, a tokenizer) has panicked, which is no Exception: the call failed, the process is whole."""
+    return type(error).__name__ == "PanicException"

@@ -152,11 +152,12 @@ class LexicalBatch:
         sampling = query.sampling
         row = _Row(_quote(query.question, texts), random.Random(sampling.seed) if sampling.temperature > 0 else None)
         number, self._next_row = self._next_row, self._next_row + 1
-        self._rows[number] = row
         wanted = _words(query.question)
         shares = [0.01 + len(wanted & _words(text)) for text in texts[: len(query.memories) or len(texts)]]
         weights = [share / sum(shares) for share in shares]
-        return Started(number, self.prompt_tokens(query), weights, self._number(row.next()))
+        started = Started(number, self.prompt_tokens(query), weights, self._number(row.next()))
+        self._rows[number] = row
+        return started
 
     def _number(self, word: str | None) -> int | None:
         return None if word is None else self._numbers.setdefault(word, len(self._numbers))

@@ -77,6 +77,9 @@ TABLE: Mapping[str, MetricSpec] = {
     "cmt_bank_removed_bytes_total": MetricSpec("counter", "Bytes that the removal of old versions gave back."),
     "cmt_feed_items_total": MetricSpec("counter", "Feed items read, by outcome.", ("outcome",)),
     "cmt_feed_errors_total": MetricSpec("counter", "Feeds that could not be read and were skipped."),
+    "cmt_thread_failures_total": MetricSpec(
+        "counter", "Failures of a service's own threads, each of which ended a round of its work.", ("thread",)
+    ),
     "cmt_query_requests_total": MetricSpec("counter", "Questions, by model and HTTP status.", ("model", "status")),
     "cmt_query_seconds": MetricSpec("histogram", "Seconds from request to answer.", ("model",)),
     "cmt_query_retrieve_seconds": MetricSpec("histogram", "Seconds to find the top-k memories of a question."),

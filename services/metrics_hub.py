@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from services.metrics import TABLE, Metrics, Snapshot
+from services.supervision import ServiceThread
 
 __all__ = ["HUB_NAME", "HUB_NAMESPACE", "MetricsHub", "MetricsPusher", "hub_handle"]
 
@@ -70,7 +71,8 @@ class _HubActor(MetricsHub):
 
         self._lock = threading.Lock()
         self._export = RayExport()
-        threading.Thread(target=self._run, name="ray-export", daemon=True).start()
+        self._own = Metrics()
+        ServiceThread("ray-export", self._run, self._own).start()
 
     def push(self, process: str, snapshot: Snapshot) -> None:
         with self._lock:
@@ -83,6 +85,7 @@ class _HubActor(MetricsHub):
     def _run(self) -> None:
         while True:
             time.sleep(_EXPORT_EVERY_S)
+            self.push("hub", self._own.snapshot())
             self._export.send(self.snapshots())
 
 
@@ -101,8 +104,7 @@ class MetricsPusher:
         self._interval_s = interval_s
         self._hub: Any = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics-pusher", daemon=True)
-        self._thread.start()
+        self._thread = ServiceThread("metrics-pusher", self._run, metrics).start()
 
     def push(self) -> bool:
         """Sends one snapshot now; False when the hub does not answer (the next push looks for it again)."""
@@ -123,7 +125,7 @@ class MetricsPusher:
     def stop(self) -> None:
         """Pushes a last time and ends the thread."""
         self._stopped.set()
-        self._thread.join(timeout=10.0)
+        self._thread.join(10.0)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):

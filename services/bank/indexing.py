@@ -21,6 +21,8 @@ from services.bank.index_state import DOCUMENTS_INDEX, KEYS_INDEX, WORDS_INDEX, 
 from services.bank.store import BankStore, bank_errors
 from services.bank.words import words_index
 from services.errors import BankError
+from services.metrics import Metrics
+from services.supervision import ServiceThread
 
 __all__ = [
     "FROZEN_ROWS",
@@ -36,6 +38,7 @@ _log = logging.getLogger(__name__)
 FROZEN_ROWS = 4096
 """Compaction leaves the fragments of larger index segments alone: it would have to write the segment again."""
 _LOOK_EVERY_S = 0.5
+_AGAIN_AFTER_S = 20.0
 _STOP_WITHIN_S = 10.0
 _KEYS_TAIL_SHARE = 0.02  # exact search of the keys' tail costs little until it is this large
 _PARTITION_ROWS = 1024
@@ -136,6 +139,7 @@ class Indexer:
         storage_options: Mapping[str, str] | None,
         ann_rows: int,
         report: Callable[[IndexBuild], None] = lambda build: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.changing = threading.Lock()
         self._store = BankStore(uri, storage_options)
@@ -144,8 +148,8 @@ class Indexer:
         self._plan = IndexPlan()
         self._stopping = threading.Event()
         self._dirty = True
-        self._thread = threading.Thread(target=self._run, name="bank-indexer", daemon=True)
-        self._thread.start()
+        self._again_s = float("-inf")
+        self._thread = ServiceThread("bank-indexer", self._run, metrics or Metrics(), failed=self._not_built).start()
 
     def committed(self) -> None:
         """Tells of a commit: a build waits for a pause."""
@@ -159,13 +163,16 @@ class Indexer:
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_EVERY_S):
-            if not self._dirty:
+            if not self._dirty or time.monotonic() < self._again_s:
                 continue
             try:
                 self._look()
             except BankError as error:
                 _log.warning("the bank's indexes are not up to date: %s", error)
-                self._plan.built(time.monotonic() - 5.0, time.monotonic())  # not again at once
+                self._not_built(error)
+
+    def _not_built(self, error: BaseException) -> None:
+        self._again_s, self._dirty = time.monotonic() + _AGAIN_AFTER_S, True
 
     def _look(self) -> None:
         self._dirty = False

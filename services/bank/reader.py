@@ -39,8 +39,8 @@ _INFO_COLUMNS = ["namespace", "n_chunks", *_ABOUT_COLUMNS]
 class BankReader:
     """Reads the bank at `uri`; thread-safe, and never more than `read_staleness_s` behind the writer.
 
-    A bank that does not exist yet reads as empty, and is picked up when it appears. `layout` None takes the bank's
-    own. `clock` gives the time (aware) at which documents expire.
+    A bank that does not exist yet is picked up when it appears; until then it reads as empty, or is BankUnavailable where it
+    `must_exist`. `layout` None takes the bank's own. `clock` gives the time (aware) at which documents expire.
     All methods raise BankUnavailable when the bank can't be read, and BankMismatch when it is of another layout.
     """
 
@@ -52,8 +52,10 @@ class BankReader:
         storage_options: Mapping[str, str] | None = None,
         *,
         ranking: Ranking = DENSE,
+        must_exist: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._must_exist = must_exist
         self._ranking = ranking
         self._indexes: tuple[tuple[str, int], IndexState] | None = None
         self._store = BankStore(uri, storage_options)
@@ -149,6 +151,10 @@ class BankReader:
                 if fresh is None or self._table is None or _place(fresh) != _place(self._table):
                     self._table = fresh
                 self._checked_s = now_s
+            if self._table is None and self._must_exist:
+                raise BankUnavailable(
+                    f"there is no bank at {self._store.uri}: start `cmt ingest`, which makes it, or correct bank.uri"
+                )
             return self._table
 
     def _index_state(self, table: Any) -> IndexState:

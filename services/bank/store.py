@@ -22,7 +22,7 @@ from services.bank.location import local_folder
 from services.bank.migrations import migrate
 from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
 from services.bank.words import words_index
-from services.errors import BankError, BankFull, BankMismatch, BankUnavailable
+from services.errors import BankError, BankFull, BankMismatch, BankUnavailable, is_panic
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
 
@@ -39,7 +39,7 @@ class BankStore:
 
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.folder = local_folder(uri)
-        self.uri = uri
+        self.uri = uri if self.folder is None else str(self.folder)  # what errors name
         self._storage_options = dict(storage_options or {})
         self._connection: Any = None
 
@@ -204,14 +204,16 @@ def bank_errors(uri: str) -> Iterator[None]:
         yield
     except BankError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except BaseException as error:
+        if not isinstance(error, OSError | RuntimeError | ValueError) and not is_panic(error):
+            raise
         reason = _reason(error)
         if any(sign in str(error).lower() for sign in _NO_SPACE) or getattr(error, "errno", None) == errno.ENOSPC:
             raise BankFull(f"bank {uri}: no space is left on its disk") from error
         raise BankUnavailable(f"bank {uri} can't be used: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of an error, without Lance's wrapping and the source location at its end."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f" ({error.filename})" if error.filename else "")

@@ -27,7 +27,8 @@ from services.bank.schema import (
     DocumentWrite,
 )
 from services.bank.store import BankStore, WriterLock, bank_errors
-from services.errors import BankError, BankUnavailable
+from services.errors import BankUnavailable
+from services.metrics import Metrics
 
 __all__ = ["BankWriter"]
 
@@ -65,6 +66,7 @@ class BankWriter:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         indexed: Callable[[IndexBuild], None] = lambda build: None,
         maintained: Callable[[MaintenanceReport], None] = lambda report: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._layout = layout
         self._store = BankStore(uri, storage_options)
@@ -86,8 +88,8 @@ class BankWriter:
             self._table = self._store.open_or_create(layout)
             self._fence = WriterFence(uri, storage_options)
             self._fence.take()
-            self._indexer = Indexer(uri, storage_options, ann_rows, indexed)
-        except BankError:
+            self._indexer = Indexer(uri, storage_options, ann_rows, indexed, metrics)
+        except BaseException:
             self._lock.release()
             raise
 
@@ -228,9 +230,8 @@ class BankWriter:
             self._maintenance_due = False
             try:
                 report = self.maintain()
-            except BankError as error:
-                # the batch itself is safe and visible, so the caller must not take it for lost
-                _log.warning("maintenance was skipped: %s", error)
+            except Exception as error:  # noqa: BLE001 - the batch is safe and visible: the caller must not take it for lost
+                _log.warning("maintenance was skipped: %s: %s", type(error).__name__, error)
                 self._table.checkout_latest()
             else:
                 _log.info("maintenance of bank %s: %s", self._store.uri, report)

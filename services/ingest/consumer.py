@@ -34,6 +34,7 @@ from services.ingest.retry import Retry
 from services.metrics import Metrics
 from services.settings import Settings
 from services.stream.record import RawRecord
+from services.supervision import ServiceThread
 
 __all__ = ["Consumer", "ConsumerStatus"]
 
@@ -117,13 +118,8 @@ class Consumer:
         self._wanted: set[int] | None = None
         self._topic_id = self._topic_read = ""
         self._assigned: set[int] = set()
-        self._workers = [
-            threading.Thread(target=self._guarded, args=(self._move_batches,), name="ingest-work", daemon=True)
-            for _ in range(depth)
-        ]
-        self._poller = threading.Thread(
-            target=self._guarded, args=(self._poll_until_stopped,), name="ingest-poll", daemon=True
-        )
+        self._workers = [self._thread("ingest-work", self._move_batches) for _ in range(depth)]
+        self._poller = self._thread("ingest-poll", self._poll_until_stopped)
         metrics.gauge("cmt_ingest_stopped_partitions", 0)
         metrics.count("cmt_ingest_retries_total", 0)
 
@@ -170,19 +166,23 @@ class Consumer:
         deadline = time.monotonic() + timeout_s
         self._stopping.set()
         self._inbox.close()
-        if self._poller.ident is not None:
-            self._poller.join(max(0.0, deadline - time.monotonic()))
-        return not self._poller.is_alive()
+        return self._poller.join(max(0.0, deadline - time.monotonic()))
 
-    def _guarded(self, run: Callable[[], None]) -> None:
-        """Runs one thread; what ends it ends the consumer, and is kept."""
-        try:
-            run()
-        except ServiceError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - an unknown error must stop the stream, not a thread alone
-            _log.exception("ingest of %s failed", self._settings.kafka.topic)
-            self._fail(ServiceError(f"ingest failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    def _thread(self, name: str, work: Callable[[], None]) -> ServiceThread:
+        """One thread of it; what ends it ends the consumer, and is kept."""
+
+        def run() -> None:
+            try:
+                work()
+            except ServiceError as error:
+                self._fail(error)
+
+        return ServiceThread(name, run, self._metrics, failed=self._crashed, most_failures=1)
+
+    def _crashed(self, error: BaseException) -> None:
+        """An unknown error must stop the stream, not a thread alone."""
+        _log.error("ingest of %s failed", self._settings.kafka.topic, exc_info=error)
+        self._fail(ServiceError(f"ingest failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
     def _fail(self, error: ServiceError) -> None:
         self._failure = self._failure or error
@@ -198,7 +198,7 @@ class Consumer:
             stack.callback(_closed, source)
             dead_letters = self._retry(self._open_dead_letters)
             stack.callback(_closed, dead_letters)
-            self._letters = LetterBox(dead_letters, self._letter_is_safe)
+            self._letters = LetterBox(dead_letters, self._letter_is_safe, self._metrics)
             stack.callback(self._letters.close)
             for worker in self._workers:
                 worker.start()

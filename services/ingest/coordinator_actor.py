@@ -24,6 +24,7 @@ from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
 from services.stream.topic_identity import topic_identity
 from services.stream.topics import topic_partitions
+from services.supervision import ServiceThread
 
 __all__ = ["IngestCoordinator", "coordinator_actor"]
 
@@ -127,7 +128,7 @@ class IngestCoordinator:
         self._metrics.count("cmt_pool_reassignments_total", 0)
         self._pusher = MetricsPusher(f"coordinator-{uuid.uuid4().hex[:12]}", self._metrics)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ingest-coordinator", daemon=True)
+        self._thread = ServiceThread("ingest-coordinator", self._run, self._metrics)
         self._thread.start()
 
     def status(self) -> CoordinatorStatus:
@@ -142,10 +143,8 @@ class IngestCoordinator:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._coordinator.tick()
-            except Exception:  # noqa: BLE001 - a look that failed must not end the coordination; the next one may succeed
-                _log.exception("a look at the ingest failed")
+            self._coordinator.tick()  # what fails here is looked at again, as the thread's supervisor does it
+            self._thread.worked()
             self._stopping.wait(_TICK_S)
 
     def _topic_state(self) -> TopicState:

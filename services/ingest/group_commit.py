@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from services.bank.schema import CommitReport, DocumentWrite
 from services.errors import BankUnavailable
 from services.ingest.ports import BankRecord
+from services.metrics import Metrics
+from services.supervision import ServiceThread
 
 __all__ = ["GroupCommit"]
 
@@ -39,6 +41,7 @@ class GroupCommit:
         max_bytes: int,
         wait_s: float,
         memory_bytes: int,
+        metrics: Metrics | None = None,
     ) -> None:
         self._commit = commit
         self._max_rows, self._max_bytes, self._wait_s = max_rows, max_bytes, wait_s
@@ -46,8 +49,9 @@ class GroupCommit:
         self._changed = threading.Condition()
         self._queue: deque[_Submission] = deque()
         self._ended_s = float("-inf")
+        self._in_hand: list[_Submission] = []
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="bank-commit", daemon=True)
+        self._thread = ServiceThread("bank-commit", self._run, metrics or Metrics(), failed=self._fail)
         self._thread.start()
 
     def submit(self, records: Sequence[BankRecord]) -> CommitReport:
@@ -72,6 +76,13 @@ class GroupCommit:
         while group := self._next():
             self._store(group)
             self._ended_s = time.monotonic()
+            self._thread.worked()
+
+    def _fail(self, error: BaseException) -> None:
+        """The callers of the group that was in hand are told."""
+        for one in self._in_hand:
+            if not one.done.done():
+                one.done.set_exception(_for_caller(error))
 
     def _next(self) -> list[_Submission]:
         """The next group; empty at the end. A submission larger than the limits is a group by itself."""
@@ -82,6 +93,7 @@ class GroupCommit:
             due_s = self._ended_s + self._wait_s
             self._changed.wait_for(lambda: self._closed or self._is_full(), max(0.0, due_s - time.monotonic()))
             group = [self._queue.popleft()]
+            self._in_hand = group
             while self._queue and self._fits([*group, self._queue[0]]):
                 group.append(self._queue.popleft())
             return group
@@ -108,8 +120,15 @@ class GroupCommit:
                 self._store([one])
         except BaseException as error:  # noqa: BLE001 - it is for the callers, who wait for it
             for one in group:
-                one.done.set_exception(error)
+                one.done.set_exception(_for_caller(error))
         else:
             group[0].done.set_result(report)
             for one in group[1:]:
                 one.done.set_result(replace(report, inserted_rows=0, closed_rows=0, stale=0))
+
+
+def _for_caller(error: BaseException) -> Exception:
+    """An error that a caller's own thread outlives: SystemExit and its like end whoever they are raised in."""
+    return (
+        error if isinstance(error, Exception) else RuntimeError(f"the commit failed: {type(error).__name__}: {error}")
+    )

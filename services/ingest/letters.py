@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from services.errors import RecordError
 from services.ingest.inbox import Taken
 from services.ingest.ports import DeadLetterSink
+from services.metrics import Metrics
+from services.supervision import ServiceThread
 
 __all__ = ["LetterBox"]
 
@@ -27,15 +29,17 @@ Letter = tuple[Taken, RecordError]
 class LetterBox:
     """Letters on their way to `sink`; `on_safe` is called with each that the dead-letter topic has acknowledged."""
 
-    def __init__(self, sink: DeadLetterSink, on_safe: Callable[[Taken, RecordError], None]) -> None:
+    def __init__(
+        self, sink: DeadLetterSink, on_safe: Callable[[Taken, RecordError], None], metrics: Metrics | None = None
+    ) -> None:
         self._sink = sink
         self._on_safe = on_safe
         self._changed = threading.Condition()
         self._waiting: deque[Letter] = deque()
-        self._under_way = 0
+        self._under_way: list[Letter] = []
         self._stopped: dict[int, str] = {}
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ingest-letters", daemon=True)
+        self._thread = ServiceThread("ingest-letters", self._run, metrics or Metrics(), failed=self._put_back)
         self._thread.start()
 
     def put(self, letters: Iterable[Letter]) -> None:
@@ -48,7 +52,7 @@ class LetterBox:
     def pending(self) -> int:
         """Letters that are not safe yet; those of partitions that were taken away are not counted."""
         with self._changed:
-            return self._under_way + sum(not taken.ticket.dropped for taken, _ in self._waiting)
+            return len(self._under_way) + sum(not taken.ticket.dropped for taken, _ in self._waiting)
 
     def stopped(self) -> dict[int, str]:
         """{partition: why} of the partitions whose letters can't be sent now."""
@@ -67,7 +71,8 @@ class LetterBox:
             failed = self._send(batch)
             with self._changed:
                 self._waiting.extendleft(reversed(failed))
-                self._under_way = 0
+                self._under_way = []
+            self._thread.worked()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if failed else _FIRST_PAUSE_S
             if failed and self._closed.wait(pause_s):
                 return
@@ -79,10 +84,16 @@ class LetterBox:
                 return []
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             batch = [letter for letter in batch if not letter[0].ticket.dropped]
-            self._under_way = len(batch)
+            self._under_way = batch
             if not batch and not self._waiting:
                 self._stopped.clear()
         return batch or self._next()
+
+    def _put_back(self, error: BaseException) -> None:
+        """A round that failed: which of its letters are safe is not known, so that all are sent again."""
+        with self._changed:
+            self._waiting.extendleft(reversed(self._under_way))
+            self._under_way = []
 
     def _send(self, batch: list[Letter]) -> list[Letter]:
         """Those that were not acknowledged, and the partitions of which are stopped now."""

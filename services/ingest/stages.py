@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.bank.schema import Chunk
-from services.errors import RecordError
+from services.errors import RecordError, is_panic
 from services.ingest.ports import Compressor
 from services.ingest.token_batches import Pending, TokenQueue, Waiting
 from services.metrics import Metrics
+from services.supervision import ServiceThread
 
 __all__ = ["StagedCompressor", "is_out_of_memory"]
 
@@ -48,12 +49,12 @@ class StagedCompressor:
         self._metrics = metrics
         self._queue = TokenQueue(batch_tokens)
         self._post: queue.Queue[tuple[list[Waiting], list[Any]] | None] = queue.Queue(_POST_BATCHES)
+        self._in_core: list[Waiting] = []
+        self._in_post: list[Waiting] = []
         self._threads = [
-            threading.Thread(target=run, name=f"compress-{name}", daemon=True)
-            for name, run in (("core", self._run_core), ("post", self._run_post))
+            ServiceThread("compress-core", self._run_core, metrics, failed=lambda e: _fail(self._in_core, e)).start(),
+            ServiceThread("compress-post", self._run_post, metrics, failed=lambda e: _fail(self._in_post, e)).start(),
         ]
-        for thread in self._threads:
-            thread.start()
 
     def compress(self, documents: Sequence[tuple[str, str]]) -> list[Compressed]:
         """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed.
@@ -84,16 +85,19 @@ class StagedCompressor:
     def _windows(self, title: str, text: str) -> list[Any] | RecordError:
         try:
             return list(self._model.windows(title, text))
-        except ValueError as error:
+        except BaseException as error:
+            if not _is_its_own(error):
+                raise
             return _refused(error)
 
     def _run_core(self) -> None:
         while batch := self._queue.take():
+            self._in_core = batch
             started = time.perf_counter()
             try:
                 results = self._read(batch)
             except Exception as error:  # noqa: BLE001 - it belongs to the callers, and the next batch may be fine
-                _fail({id(one.slot[0]): one.slot[0] for one in batch}.values(), error)
+                _fail(batch, error)
                 continue
             seconds = time.perf_counter() - started
             self._queue.learn(batch, seconds)
@@ -107,9 +111,9 @@ class StagedCompressor:
             windows = [one.window for one in batch]
             memories = self._model.compress(windows)
             return list(zip(self._model.document_keys(windows), memories, strict=True))
-        except Exception as error:
+        except BaseException as error:
             too_much = is_out_of_memory(error)
-            if not too_much and not isinstance(error, ValueError):
+            if not too_much and not _is_its_own(error):
                 raise
             if len(batch) == 1:
                 return [_too_large(error) if too_much else _refused(error)]
@@ -127,6 +131,7 @@ class StagedCompressor:
 
     def _run_post(self) -> None:
         while (item := self._post.get()) is not None:
+            self._in_post = item[0]
             started = time.perf_counter()
             for waiting, result in zip(*item, strict=True):
                 call, place = waiting.slot
@@ -163,10 +168,16 @@ def _gathered(call: _Call, number: int, own: list[Any] | RecordError) -> Compres
     return bad or [result for result in results if isinstance(result, Chunk)]
 
 
-def _fail(calls: Any, error: BaseException) -> None:
-    for call in calls:
-        call.failure = error
+def _fail(batch: Sequence[Waiting], error: BaseException) -> None:
+    """Wakes the callers of a batch; an error such as SystemExit would end whoever it is raised in, so that it becomes another."""
+    for call in {id(one.slot[0]): one.slot[0] for one in batch}.values():
+        call.failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
         call.done.set()
+
+
+def _is_its_own(error: BaseException) -> bool:
+    """Whether the text is at fault, and not the model."""
+    return isinstance(error, ValueError) or is_panic(error)
 
 
 def _refused(error: BaseException) -> RecordError:

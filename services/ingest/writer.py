@@ -20,6 +20,7 @@ from services.ingest.ports import BankRecord
 from services.metrics import Metrics
 from services.metrics_hub import HUB_NAMESPACE, MetricsPusher
 from services.settings import Settings
+from services.supervision import ServiceThread
 from services.threads import available_cores
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class WriterWorker:
                 history_s=settings.history_s,
                 indexed=lambda build: self._metrics.observe("cmt_bank_index_seconds", build.seconds),
                 maintained=self._maintained,
+                metrics=self._metrics,
             )
             for name in _UPKEEP_COUNTERS:
                 self._metrics.count(name, 0)  # seen before the first upkeep, too
@@ -142,7 +144,12 @@ class WriterWorker:
             self._reader = BankReader(settings.uri, self._layout, 0.0, self._options)
             limits = self._ingest
             self._group = GroupCommit(
-                self._commit, limits.commit_rows, limits.commit_bytes, limits.commit_wait_s, self._layout.memory_bytes
+                self._commit,
+                limits.commit_rows,
+                limits.commit_bytes,
+                limits.commit_wait_s,
+                self._layout.memory_bytes,
+                self._metrics,
             )
             self._writer = writer
 
@@ -157,8 +164,7 @@ class _WriterActor(WriterWorker):
         super().__init__(settings, layout, metrics)
         self._pusher = MetricsPusher(f"writer-{uuid.uuid4().hex[:12]}", metrics)
         self._closing = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="bank-gauges", daemon=True)
-        self._follower.start()
+        self._follower = ServiceThread("bank-gauges", self._follow, metrics).start()
 
     def close(self) -> None:
         """Gives the bank back and sends the last metrics."""

@@ -49,10 +49,14 @@ __all__ = [
     "remove",
     "start",
     "stop",
+    "why_not_ready",
 ]
+
+_log = logging.getLogger(__name__)
 
 APP_NAME = "cmt"
 _VERSION = "1"  # of the code: equal for every deployment of this process, so that a new user_config restarts nothing
+_HEALTH_EVERY_S = 3.0  # three failures in a row, and Serve replaces the replica
 _GATEWAY_DRAIN_S = 5.0  # open event streams never end by themselves
 
 _kept: list[Any] = []  # the metrics hub lives as long as this process holds its handle
@@ -67,7 +71,8 @@ def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
     layout = BankLayout(model_id=model.model_id, d_key=model.d_key, memory_bytes=model.memory_bytes)
     options = {name: secret.get_secret_value() for name, secret in settings.bank.storage_options.items()}
     ranking = Ranking(settings.serve.ranking, settings.serve.word_weight, settings.serve.proximity_weight)
-    return BankReader(settings.bank.uri, layout, settings.serve.read_staleness_s, options, ranking=ranking)
+    staleness_s = settings.serve.read_staleness_s
+    return BankReader(settings.bank.uri, layout, staleness_s, options, ranking=ranking, must_exist=True)
 
 
 def load_scheduler(
@@ -86,7 +91,9 @@ def load_scheduler(
         join_at_once=16 if serve_settings.gpus else 4,
     )
     scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)
-    scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
+    seen = scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
+    if isinstance(seen, Failure):
+        _log.warning("questions are refused until the bank can be read: %s", seen.message)
     return scheduler
 
 
@@ -100,13 +107,22 @@ class Engine:
         def load(target: Target) -> Scheduler:
             return load_scheduler(with_target(settings, target), model_factory, bank_factory, metrics)
 
-        self._swap = HotSwap(load, target_of(settings))
+        self._swap = HotSwap(load, target_of(settings), metrics)
         self._live = LiveEngine(self._swap)
         self._pusher = MetricsPusher(f"engine-{uuid.uuid4().hex[:12]}", metrics)
 
     def reconfigure(self, target: dict[str, str]) -> None:
         """Serve's hook for a new user_config; returns at once, since Serve sends no questions here until it has."""
         self._swap.switch(target)
+
+    def check_health(self) -> None:
+        """Serve's hook, asked every few seconds: a replica whose threads have ended is replaced."""
+        if (trouble := self._live.trouble) is not None:
+            raise RuntimeError(trouble)
+
+    async def ready(self) -> str | None:
+        """None when questions can be answered here, else why not."""
+        return await self._live.ready()
 
     async def ask(self, ask: Ask) -> AsyncIterator[Event]:
         """The answer to a question, piece by piece."""
@@ -152,6 +168,7 @@ def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: Ban
         max_ongoing_requests=inside,
         max_constructor_retry_count=1,
         user_config=target_of(settings),
+        health_check_period_s=_HEALTH_EVERY_S,
         ray_actor_options={"num_gpus": options.gpus, "num_cpus": 0 if options.gpus else 1},
     )(Engine)
     gateway = serve.deployment(
@@ -188,6 +205,12 @@ def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_fa
         raise ServiceError(f"the query service can't start: {reason}") from None
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     return f"http://{shown}:{port}"
+
+
+def why_not_ready() -> str | None:
+    """Why the running service can't answer yet, None when it can."""
+    reason: str | None = serve.get_deployment_handle("Engine", APP_NAME).ready.remote().result(timeout_s=30.0)
+    return reason
 
 
 def remove() -> None:

@@ -99,9 +99,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a question got no answer: it is at fault or too long, its time is over, the bank can't be read, or the engine broke."""
+    """Why a question got no answer: it is at fault or too long, its time is over, the bank can't be read, the engine is
+    being replaced and another one may answer, or something broke.
+    """
 
-    kind: Literal["question", "too_long", "deadline", "bank", "internal"]
+    kind: Literal["question", "too_long", "deadline", "bank", "engine", "internal"]
     message: str
 
 

@@ -49,6 +49,8 @@ def refusal(failure: Failure) -> ApiError:
             return ApiError(504, failure.message, type_="server_error", code="deadline_exceeded")
         case "bank":
             return _unavailable(failure.message, "bank_unavailable")
+        case "engine":
+            return _unavailable(failure.message, "engine_unavailable")
         case _:
             return ApiError(500, failure.message, type_="server_error", code="internal_error")
 

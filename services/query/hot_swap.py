@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cmt_core.errors import CoreError
 from services.errors import ServiceError
+from services.metrics import Metrics
 from services.query.asks import Ask, Event
 from services.query.scheduler import Retired, Scheduler, Ticket
 from services.settings import Settings
+from services.supervision import ServiceThread
 
 __all__ = ["HotSwap", "Target", "revision_of", "target_of", "with_target"]
 
 Target = Mapping[str, str]
 """What is served: llm, checkpoint, bits_per_token (empty for the checkpoint's own), retriever, bank."""
-
-_log = logging.getLogger(__name__)
 
 
 def target_of(settings: Settings) -> dict[str, str]:
@@ -56,8 +55,9 @@ def revision_of(target: Target) -> str:
 class HotSwap:
     """Holds the scheduler that answers; `load(target)` makes another one, and blocks while it does."""
 
-    def __init__(self, load: Callable[[Target], Scheduler], target: Target) -> None:
+    def __init__(self, load: Callable[[Target], Scheduler], target: Target, metrics: Metrics | None = None) -> None:
         self._load = load
+        self._metrics = metrics or Metrics()
         self._lock = threading.Lock()  # one exchange at a time
         self.current = load(target)
         self.target = dict(target)
@@ -78,7 +78,7 @@ class HotSwap:
             except Retired:  # exchanged between the two lines above
                 continue
 
-    def switch(self, target: Target) -> threading.Thread | None:
+    def switch(self, target: Target) -> ServiceThread | None:
         """Loads `target` in the background, unless it is what is wanted already; questions go on meanwhile.
 
         Both are in memory until the old one has finished its answers. When it can't be loaded the old one stays, and
@@ -90,9 +90,10 @@ class HotSwap:
         self._wanted, self.error = revision, None
         if revision == self.revision:
             return None  # back to what is loaded
-        thread = threading.Thread(target=self._exchange, args=(target, revision), name="reload", daemon=True)
-        thread.start()
-        return thread
+        thread = ServiceThread(
+            "reload", lambda: self._exchange(target, revision), self._metrics, failed=self._failed, most_failures=1
+        )
+        return thread.start()
 
     def _exchange(self, target: Target, revision: str) -> None:
         with self._lock:
@@ -102,9 +103,10 @@ class HotSwap:
                 fresh = self._load(target)
             except (ServiceError, CoreError) as error:
                 self.error = str(error)
-            except Exception as error:  # noqa: BLE001 - whatever the new one does, the old one goes on answering
-                _log.exception("the new model or bank can't be loaded")
-                self.error = f"{type(error).__name__}: {error}"
             else:
                 old, self.current, self.target = self.current, fresh, dict(target)
                 old.stop()
+
+    def _failed(self, error: BaseException) -> None:
+        """Whatever the new one does, the old one goes on answering."""
+        self.error = f"{type(error).__name__}: {error}"

@@ -71,6 +71,18 @@ class LiveEngine:
         return await self._in_thread(lambda: self._swap.current.history(doc_id, namespace))
 
     @property
+    def trouble(self) -> str | None:
+        """Why nothing is answered here any more, None while the threads run."""
+        return self._swap.current.trouble
+
+    async def ready(self) -> str | None:
+        """None when questions can be answered here, else why not."""
+        if (trouble := self.trouble) is not None:
+            return trouble
+        seen = await self.overview(1, "default")
+        return f"the bank can't be read: {seen.message}" if isinstance(seen, Failure) else None
+
+    @property
     def busy(self) -> bool:
         """Whether an answer is being written."""
         return self._swap.current.running > 0

@@ -37,19 +37,22 @@ class RemoteEngine:
             response = self._handle.options(stream=True).ask.remote(ask)
             try:
                 async for event in response:
+                    if _is_other_ones_turn(event) and not said and attempt + 1 < _TRIES:
+                        break
                     said = True
                     yield event
-                return
+                else:
+                    return
             except RayActorError as error:
                 if said or attempt + 1 == _TRIES:
                     raise _unavailable(f"the engine failed: {last_line(str(error))}") from None
-                await asyncio.sleep(0.2 * attempt)
             except (BackPressureError, RayError, RayServeException) as error:
                 raise _translated(error) from None
             except (asyncio.CancelledError, GeneratorExit):  # the client went away
                 with suppress(BackPressureError, RayError, RayServeException):  # it raises what no replica could take
                     response.cancel()
                 raise
+            await asyncio.sleep(0.2 * attempt)
 
     async def search(self, ask: Ask) -> Found | Failure:
         """What the bank holds for a question."""
@@ -65,13 +68,13 @@ class RemoteEngine:
 
     async def overview(self, n: int, namespace: str) -> Overview | Failure:
         """Size of the bank and its latest documents."""
-        look = _reached(self._handle.overview.remote(n, namespace))
-        try:
-            seen: Overview | Failure = await asyncio.wait_for(look, _LOOK_S)
-        except TimeoutError:
-            raise _unavailable("the engine does not answer" if self._seen else "the LLM is still loading") from None
-        self._seen = True
+        seen: Overview | Failure = await self._looked(self._handle.overview.remote(n, namespace))
         return seen
+
+    async def ready(self) -> str | None:
+        """None when one of the replicas can answer, else why it can't."""
+        reason: str | None = await self._looked(self._handle.ready.remote())
+        return reason
 
     async def loaded(self) -> Loaded:
         """What one of the replicas has loaded."""
@@ -82,6 +85,15 @@ class RemoteEngine:
         """A question must not wait in Serve's router for minutes while the LLM is loading."""
         if not self._seen:
             await self.overview(0, "default")
+
+    async def _looked(self, response: Any) -> Any:
+        """What a quick call gave. Raises ApiError 503 when it takes longer than a look at the bank may."""
+        try:
+            found = await asyncio.wait_for(_reached(response), _LOOK_S)
+        except TimeoutError:
+            raise _unavailable("the engine does not answer" if self._seen else "the LLM is still loading") from None
+        self._seen = True
+        return found
 
 
 class HubSnapshots:
@@ -114,6 +126,11 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, RequestCancelledError | TaskCancelledError):
         return asyncio.CancelledError()  # type: ignore[return-value]
     return _unavailable(f"the engine failed: {last_line(str(error))}")
+
+
+def _is_other_ones_turn(event: Event) -> bool:
+    """Whether a replica that is being replaced has refused the question."""
+    return isinstance(event, Failure) and event.kind == "engine"
 
 
 def _unavailable(reason: str) -> ApiError:

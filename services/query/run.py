@@ -28,6 +28,10 @@ def run_serve(settings: Settings, console: Console) -> None:
         url = app.start(settings)
         remember_session(settings, ray.get_runtime_context().gcs_address)
         try:
+            if (reason := app.why_not_ready()) is not None:
+                console.print(
+                    f"warning: questions are refused (503) for now: {reason}", highlight=False, soft_wrap=True
+                )
             console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it", highlight=False)
             wait(None)
             console.print("stopping", highlight=False)

@@ -65,6 +65,10 @@ class EnginePort(Protocol):
         """Every version of a document."""
         ...
 
+    async def ready(self) -> str | None:
+        """None when questions can be answered, else why not."""
+        ...
+
 
 class TombstonePort(Protocol):
     """Where deletions go (`services.query.tombstones.Tombstones`)."""
@@ -258,10 +262,9 @@ class QueryService:
     async def readiness(self) -> str | None:
         """None when questions can be answered, else why not."""
         try:
-            seen = await self._engine.overview(1, "default")
+            return await self._engine.ready()
         except ApiError as error:
             return str(error)
-        return f"the bank can't be read: {seen.message}" if isinstance(seen, Failure) else None
 
     async def metrics_page(self) -> bytes:
         """The Prometheus text page of all processes."""

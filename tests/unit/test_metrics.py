@@ -64,7 +64,7 @@ def test_unknown_name_or_wrong_labels_raise_at_once(write: object) -> None:
 
 def test_names_carry_units_and_kinds() -> None:
     for name, spec in TABLE.items():
-        assert re.fullmatch(r"cmt_(ingest|pool|bank|feed|query)_[a-z_]+", name)
+        assert re.fullmatch(r"cmt_(ingest|pool|bank|feed|query|thread)_[a-z_]+", name)
         assert name.endswith("_total") == (spec.kind == "counter"), name
         assert spec.help.endswith("."), name
 
