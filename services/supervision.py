@@ -28,7 +28,7 @@ class ServiceThread:
 
     `failed` is told what it raised, before it is run again, so that whoever waits for the work is answered. After
     `most_failures` in a row, with no `worked` between them, it is not run again: `trouble` says so, and `given_up` is
-    called. None means that it is always run again, after a pause that grows to 5 s.
+    called. None means that it is always run again, from the second time on after a pause that grows to 5 s.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class ServiceThread:
             except BaseException as error:  # noqa: BLE001 - the one place that decides what a failed thread means
                 if not self._goes_on(error):
                     return
-            self._joined.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._in_a_row - 1)))
+            if self._in_a_row > 1:  # the first time it is run again at once: somebody may be waiting
+                self._joined.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (self._in_a_row - 2)))
 
     def _goes_on(self, error: BaseException) -> bool:
         """Tells everybody of a failure; whether the work is to be run again."""

@@ -31,7 +31,7 @@ from services.supervision import ServiceThread
 __all__ = ["Retired", "Scheduler", "SchedulerOptions", "Ticket"]
 
 _log = logging.getLogger(__name__)
-_MOST_FAILURES = 5  # in a row, with no answer's word between them: then the replica needs another process
+_MOST_FAILURES = 5  # in a row, with no whole answer between them: then the replica needs another process
 
 
 class Retired(Exception):
@@ -116,7 +116,9 @@ class Scheduler:
         self._batch: RunningBatch | None = None  # a failed one is thrown away with all that it holds
         self._bank_thread = self._thread("bank", self._look_up_forever, self._looking_up_failed)
         self._model_thread = self._thread("model", self._generate_forever, self._generating_failed)
-        self._threads = [self._bank_thread.start(), self._model_thread.start()]
+        self._threads = (self._bank_thread, self._model_thread)
+        for thread in self._threads:
+            thread.start()
 
     @property
     def model_id(self) -> str:
@@ -282,12 +284,12 @@ class Scheduler:
     def _take(self, row: AnswerRow, token: int | None) -> None:
         """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
         self._rows[row.number] = row
-        self._model_thread.worked()
         if text := row.push(token):
             row.ticket.send(Delta(text))
         if row.finish_reason is None:
             return
         reply = row.reply(self._model.model_id)
+        self._model_thread.worked()
         self._measure(row.ticket.ask, reply)
         row.ticket.send(reply)
 

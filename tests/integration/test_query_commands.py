@@ -187,12 +187,16 @@ def test_reload_finds_the_running_service_and_exchanges_its_bank(tmp_path: Path)
         done = cmt(tmp_path, "serve", "reload", "--port", str(port), "--bank", "second")
         assert done.returncode == 0, done.stderr
         assert "from bank second" in done.stderr
-        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 200
+        assert f"there is no bank at {tmp_path / 'first'}" in " ".join(log.read_text().split())
+        ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20)
+        assert ready.status_code == 503
+        assert f"there is no bank at {tmp_path / 'second'}" in ready.json()["reason"]
         missing = cmt(tmp_path, "serve", "reload", "--port", str(port), "--checkpoint", "nowhere")
         assert missing.returncode == 1
         assert "goes on as it was" in missing.stderr
         asked = cmt(tmp_path, "ask", "Who?", "--url", f"http://127.0.0.1:{port}")
-        assert asked.stdout.splitlines()[0] == UNKNOWN
+        assert asked.returncode == 1
+        assert "there is no bank at" in asked.stderr
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0

@@ -293,6 +293,12 @@ def test_page_is_up_while_the_llm_loads_and_readiness_says_so(local_ray: None, t
     with pytest.raises(openai.InternalServerError, match="loading"):
         ask(url, "Who?")
     starter.join(timeout=60.0)
+    missing = httpx.get(f"{url}/readyz")
+    assert missing.status_code == 503
+    assert f"there is no bank at {tmp_path / 'bank'}" in missing.json()["reason"]
+    with pytest.raises(openai.InternalServerError, match="there is no bank at"):
+        ask(url, "Who?")
+    Desk(settings.bank.uri).close()  # made while the service runs, as a first `cmt ingest` does
     assert httpx.get(f"{url}/readyz").status_code == 200
     empty = ask(url, "Who opened the bridge?")
     assert empty.choices[0].message.content == UNKNOWN
