@@ -33,6 +33,11 @@ class MetricSpec:
 TABLE: Mapping[str, MetricSpec] = {
     "cmt_ingest_records_total": MetricSpec("counter", "Kafka records taken, by outcome.", ("outcome",)),
     "cmt_ingest_dead_letters_total": MetricSpec("counter", "Records sent to the dead-letter topic.", ("reason",)),
+    "cmt_ingest_left_out_fields_total": MetricSpec(
+        "counter",
+        "Optional fields that could not be understood and were left out of their documents; `key`: not the document's id.",
+        ("field",),
+    ),
     "cmt_ingest_windows_total": MetricSpec("counter", "Document windows compressed into memories."),
     "cmt_ingest_tokens_total": MetricSpec("counter", "LLM tokens read by the compressor."),
     "cmt_ingest_retries_total": MetricSpec("counter", "Calls to Kafka, a compressor or the bank that were repeated."),

@@ -34,6 +34,8 @@ __all__ = [
 
 CONFIG_VARIABLE = "CMT_CONFIG"
 
+Scalar = str | bool | int | None
+
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +56,28 @@ class KafkaSettings(_Group):
     create_topics: bool = Field(True, description="create the topic and its dead-letter topic when they are missing")
     connect_timeout_s: float = Field(10.0, gt=0, description="how long to wait for a broker before giving up")
     max_record_bytes: int = Field(1_000_000, gt=0, description="larger values are dead-lettered")
-    field_map: dict[str, str] = Field(
-        default_factory=dict, description="reads other producers' JSON: {id: guid, text: body.content}"
+    field_map: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="where a value keeps a document's fields: {id: guid, text: body.content, metadata.desk: desk}; of "
+        "several paths the first that is there counts. docs/producers.md has the settings of many producers",
+    )
+    id_from: Literal["value", "key"] = Field(
+        "value", description="whether a document's id stands in the value or in the record's key"
+    )
+    key_map: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="where a JSON key keeps the id, and maybe the namespace: {id: payload.id}; empty: the key is the id",
+    )
+    key_pattern: str | None = Field(
+        None, description="regular expression of plain keys with the id in them: (?P<namespace>[^:]+):(?P<id>.+)"
+    )
+    deleted_if: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="a value deletes its document where one of these paths has this content: {payload.op: d}; * is "
+        "anything but null and false. `__deleted: true` always does",
+    )
+    epoch_unit: Literal["auto", "d", "s", "ms", "us", "ns"] = Field(
+        "auto", description="what a time that is a number counts since 1970; auto tells s to ns apart from 1980 to 2100"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: str | None = None

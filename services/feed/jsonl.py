@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import json
+import logging
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from services.errors import FeedError, RecordError
 from services.feed.items import Item
-from services.stream.record import RawRecord, Tombstone, decode
+from services.stream.decode import decode
+from services.stream.record import RawRecord
+from services.stream.shape import RecordShape
 
 __all__ = ["parse_jsonl"]
 
+_log = logging.getLogger(__name__)
 _MAX_LINE_BYTES = 16 * 2**20
 
 
@@ -31,13 +35,14 @@ class _Lines(Iterator[Item]):
     def __init__(self, path: Path, max_line_bytes: int) -> None:
         self._path = path
         self._limit = max_line_bytes
+        self._shape = RecordShape(deleted_if={"deleted": ("true",)}, max_bytes=max_line_bytes)
         self._number = 0
         self._file: BinaryIO | None = None
         self._ended = False
 
     def __next__(self) -> Item:
         while line := self._line():
-            if line.strip():
+            if line.removeprefix(BOM_UTF8).strip():
                 return self._item(line)
         raise StopIteration
 
@@ -71,22 +76,12 @@ class _Lines(Iterator[Item]):
             self._file.close()
 
     def _item(self, line: bytes) -> Item:
+        place = f"{self._path}:{self._number}"
         try:
-            return _deletion(line) or decode(RawRecord("", 0, 0, 0, None, line), {}, self._limit)
+            return decode(
+                RawRecord("", 0, 0, 0, None, line),
+                self._shape,
+                lambda name: _log.warning("%s: %s can't be understood and is left out", place, name),
+            )
         except RecordError as error:
-            raise FeedError(f"{self._path}:{self._number}: {error}") from None
-
-
-def _deletion(line: bytes) -> Tombstone | None:
-    """The tombstone of a line that says `"deleted": true`; its id and namespace are checked as a record's are."""
-    if b'"deleted"' not in line:
-        return None
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None  # `decode` says what is wrong
-    if not isinstance(value, dict) or value.get("deleted") is not True:
-        return None
-    known = {name: value[name] for name in ("id", "namespace", "seq") if name in value}
-    document = decode(RawRecord("", 0, 0, 0, None, json.dumps({**known, "text": "-"}).encode()), {}, len(line) + 99)
-    return Tombstone(document.id, document.namespace, document.seq)
+            raise FeedError(f"{place}: {error}") from None

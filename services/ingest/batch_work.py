@@ -19,7 +19,9 @@ from services.ingest.ports import BankRecord, Compress, Write
 from services.ingest.retry import Retry
 from services.metrics import Metrics
 from services.settings import KafkaSettings
-from services.stream.record import Document, Tombstone, decode, original_place
+from services.stream.decode import decode
+from services.stream.record import Document, Tombstone, original_place
+from services.stream.shape import RecordShape
 
 __all__ = ["BatchWork", "Prepared"]
 
@@ -48,7 +50,7 @@ class BatchWork:
         metrics: Metrics,
         retry: Retry,
     ) -> None:
-        self._kafka = kafka
+        self._shape = RecordShape.of(kafka)
         self._compress = compress
         self._write = write
         self._metrics = metrics
@@ -84,9 +86,12 @@ class BatchWork:
 
     def _decoded(self, taken: Taken) -> Document | Tombstone | RecordError:
         try:
-            return decode(taken.record, self._kafka.field_map, self._kafka.max_record_bytes)
+            return decode(taken.record, self._shape, self._count_left_out)
         except RecordError as error:
             return error
+
+    def _count_left_out(self, field: str) -> None:
+        self._metrics.count("cmt_ingest_left_out_fields_total", field=field)
 
     def _compressed(self, documents: Sequence[Document]) -> list[Sequence[Chunk] | RecordError]:
         if not documents:

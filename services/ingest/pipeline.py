@@ -30,7 +30,7 @@ from services.ingest.writer import writer_actor
 from services.metrics_hub import hub_handle
 from services.models import load_cmt
 from services.settings import Settings
-from services.stream.record import check_field_map
+from services.stream.shape import RecordShape
 from services.stream.topics import ensure_topics, topic_partitions
 
 __all__ = ["IngestHandle", "IngestStatus", "start_ingest"]
@@ -205,7 +205,7 @@ def start_ingest(
     BrokerUnreachable, TopicMissing, SettingsError, BankUnavailable, BankFull, BankMismatch, and cmt_core's CoreError
     when the model can't be loaded.
     """
-    check_field_map(settings.kafka.field_map)
+    RecordShape.of(settings.kafka)
     ensure_topics(settings.kafka, bootstrap)  # in this process, too: a missing broker is told before a model is loaded
     handle = IngestHandle(settings, bootstrap, hub_handle())
     try:

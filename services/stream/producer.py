@@ -12,13 +12,14 @@ from kafka import KafkaProducer
 from services.errors import BrokerError
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
-from services.stream.record import NAMESPACE_HEADER, SEQ_HEADER, Document
+from services.stream.record import CONTENT_TYPE, CONTENT_TYPE_HEADER, NAMESPACE_HEADER, SEQ_HEADER, Document
 from services.stream.topics import ensure_topics
 
 __all__ = ["DocumentProducer", "open_producer"]
 
 # What a broker accepts is the broker's setting, so the client's own limit only has to be out of its way.
 _MAX_REQUEST_BYTES = 64 * 2**20
+_OWN_SHAPE = [(CONTENT_TYPE_HEADER, CONTENT_TYPE)]
 
 
 def open_producer(settings: KafkaSettings, bootstrap: str) -> Any:
@@ -69,11 +70,11 @@ class DocumentProducer:
         """Queues one version of a document. Raises BrokerError when it can't even be queued."""
         with translated_errors(f"document {document.id!a}"):
             key, value = document.id.encode(), document.to_json()
-        self.send_raw(key, value)
+        self.send_raw(key, value, _OWN_SHAPE)
 
     def delete(self, id: str, namespace: str = "default", seq: int = 0) -> None:
         """Queues the deletion of a document: a null value under its id; `seq` for a producer that numbers versions."""
-        headers = [(NAMESPACE_HEADER, namespace.encode())]
+        headers = [*_OWN_SHAPE, (NAMESPACE_HEADER, namespace.encode())]
         self.send_raw(id.encode(), None, [*headers, (SEQ_HEADER, str(seq).encode())] if seq else headers)
 
     def send_raw(

@@ -37,7 +37,8 @@ from kafka.structs import OffsetAndMetadata
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
 from services.stream.reading import raw_record, reading_options
-from services.stream.record import RawRecord, check_field_map
+from services.stream.record import RawRecord
+from services.stream.shape import RecordShape
 from services.stream.topics import ensure_topics
 
 __all__ = ["AssignedSource", "KafkaSource"]
@@ -59,7 +60,7 @@ class _Source:
     """
 
     def __init__(self, settings: KafkaSettings, bootstrap: str, **options: Any) -> None:
-        check_field_map(settings.field_map)
+        RecordShape.of(settings)  # settings that can't be used are told before anything is read
         ensure_topics(settings, bootstrap)
         self._topic = settings.topic
         self._timeout_ms = int(settings.connect_timeout_s * 1000)
@@ -206,7 +207,7 @@ class KafkaSource(_Source):
         `assigned()`. It runs on the client's network thread: it must return at once and must not call this object.
 
         Raises BrokerUnreachable when nothing answers within `connect_timeout_s`, TopicMissing when the topic does not
-        exist and may not be created, SettingsError when the field map names an unknown field.
+        exist and may not be created, SettingsError when the settings describe no shape of records.
         """
         super().__init__(
             settings,

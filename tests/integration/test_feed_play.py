@@ -18,9 +18,10 @@ from services.feed.play import PlayReport, play
 from services.metrics import Metrics
 from services.settings import FeedSettings, KafkaSettings
 from services.stream.broker import EmbeddedBroker
+from services.stream.decode import decode
 from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
-from services.stream.record import Document, Tombstone, decode
+from services.stream.record import Document, Tombstone
 
 SETTINGS = FeedSettings(timeout_s=2, max_bytes=50_000, user_agent="test-agent/1")
 RSS = b"""<?xml version="1.0"?><rss version="2.0"><channel><title>Gazette</title>
@@ -184,7 +185,7 @@ def test_items_arrive_in_order_and_broken_feeds_are_counted(
     numbers = metrics.snapshot().numbers
     assert numbers["cmt_feed_errors_total"] == {(): 4.0}
     assert numbers["cmt_feed_items_total"] == {("sent",): 4.0, ("deleted",): 1.0, ("skipped",): 1.0}
-    arrived = [decode(record, {}, 10_000) for record in read_topic(settings, broker, settings.topic)]
+    arrived = [decode(record) for record in read_topic(settings, broker, settings.topic)]
     assert arrived == [
         Document("g-1", "The ferry returns.", title="Ferry", source="Gazette"),
         Document("g-2", "The mill is open.", title="Mill", source="Gazette"),

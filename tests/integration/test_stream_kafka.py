@@ -15,9 +15,11 @@ from services.errors import BrokerError, BrokerUnreachable, RecordError, Setting
 from services.settings import KafkaSettings
 from services.stream.broker import EmbeddedBroker
 from services.stream.dead_letters import DeadLetters
+from services.stream.decode import decode
 from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
-from services.stream.record import Document, RawRecord, Tombstone, decode
+from services.stream.record import Document, RawRecord, Tombstone
+from services.stream.shape import RecordShape
 from services.stream.source import KafkaSource
 from services.stream.topics import ensure_topics, topic_partitions
 from tests.waiting import until
@@ -73,8 +75,8 @@ def test_documents_arrive_as_they_were_sent(broker: str, kafka_settings: KafkaSe
         producer.flush(10)
     with KafkaSource(kafka_settings, broker) as source:
         first, second = read(source, 2)
-    assert decode(first, {}, 10_000) == document
-    assert decode(second, {}, 10_000) == Tombstone("né-1", "city")
+    assert decode(first) == document
+    assert decode(second) == Tombstone("né-1", "city")
     assert (first.topic, first.key, second.value) == (kafka_settings.topic, "né-1".encode(), None)
     assert first.partition == second.partition
     assert (first.offset, second.offset) == (0, 1)
@@ -108,7 +110,7 @@ def test_records_of_one_document_keep_their_order(broker: str, kafka_settings: K
             producer.send(Document(f"doc-{version % 3}", f"version {version}"))
         producer.flush(10)
     with KafkaSource(kafka_settings, broker) as source:
-        documents = [decode(record, {}, 10_000) for record in read(source, 30)]
+        documents = [decode(record) for record in read(source, 30)]
     for number in range(3):
         texts = [
             document.text for document in documents if isinstance(document, Document) and document.id[-1] == str(number)
@@ -218,7 +220,7 @@ def test_dead_letter_keeps_the_bytes_and_says_why(broker: str, kafka_settings: K
     with KafkaSource(kafka_settings, broker) as source, DeadLetters(kafka_settings, broker) as dead_letters:
         (record,) = read(source, 1)
         with pytest.raises(RecordError) as caught:
-            decode(record, {}, 10_000)
+            decode(record)
         dead_letters.send(record, caught.value)
     (dead,) = read_topic(kafka_settings, broker, kafka_settings.dlq_topic)
     facts = dict(dead.headers)
@@ -253,7 +255,7 @@ def test_oversized_record_passes_the_source_into_the_dead_letters(broker: str, k
     with KafkaSource(settings, broker) as source, DeadLetters(settings, broker) as dead_letters:
         record, after = read(source, 2)
         with pytest.raises(RecordError) as caught:
-            decode(record, {}, settings.max_record_bytes)
+            decode(record, RecordShape.of(settings))
         dead_letters.send(record, caught.value)
     assert (caught.value.reason, after.value) == ("too_large", b"after")
     (dead,) = read_topic(settings, broker, settings.dlq_topic)

@@ -18,7 +18,8 @@ from services.feed.items import Item
 from services.feed.jsonl import parse_jsonl
 from services.feed.parse import parse_feed
 from services.settings import FeedSettings
-from services.stream.record import Document, RawRecord, Tombstone, decode
+from services.stream.decode import decode
+from services.stream.record import Document, RawRecord, Tombstone
 
 RSS = b"""<?xml version="1.0" encoding="UTF-8"?>
 <rss version="2.0" xmlns:content="http://purl.org/rss/1.0/modules/content/" xmlns:dc="http://purl.org/dc/elements/1.1/">
@@ -198,7 +199,7 @@ def test_identity_that_is_too_long_becomes_a_hash() -> None:
 @pytest.mark.parametrize("data", [RSS, ATOM, RDF, RSS_091, JSON_FEED])
 def test_every_feed_document_is_a_valid_record(data: bytes) -> None:
     for document in documents(data):
-        assert decode(RawRecord("t", 0, 0, 0, document.id.encode(), document.to_json()), {}, 10_000) == document
+        assert decode(RawRecord("t", 0, 0, 0, document.id.encode(), document.to_json())) == document
 
 
 @pytest.mark.parametrize(
@@ -279,6 +280,26 @@ def test_jsonl_is_read_and_bad_lines_are_named(tmp_path: Path, suffix: str) -> N
     items, errors = drain(parse_jsonl(path))
     assert items == JSONL_ITEMS
     assert [error.split(": ")[0] for error in errors] == [f"{path}:{line}" for line in (3, 5, 7)]
+
+
+def test_jsonl_with_byte_order_marks_is_read_from_its_first_line_on(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    mark = b"\xef\xbb\xbf"
+    path.write_bytes(
+        mark + JSONL.replace(b"\n\n", b"\n" + mark + b"\n") + b"\n" + mark + b'{"id": "5", "text": "Five."}'
+    )
+    items, errors = drain(parse_jsonl(path))
+    assert items == [*JSONL_ITEMS, Document("5", "Five.")]
+    assert len(errors) == 3
+
+
+def test_jsonl_field_that_cannot_be_understood_is_left_out_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(b'\n{"id": "1", "text": "One.", "published_at": "soon", "score": NaN}\n')
+    assert drain(parse_jsonl(path)) == ([Document("1", "One.")], [])
+    assert caplog.messages == [f"{path}:2: published_at can't be understood and is left out"]
 
 
 def test_jsonl_line_above_the_limit_is_passed_over(tmp_path: Path) -> None:
