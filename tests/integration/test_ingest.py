@@ -183,7 +183,7 @@ def test_unreadable_records_are_dead_lettered_untouched_and_the_stream_goes_on(r
         "not_json": (b"p1", b"\xff{not json"[1:]),
         "not_utf8": (b"p2", b"\xff\xfe"),
         "schema": (b"p3", b'{"id": "p3"}'),
-        "key_mismatch": (b"p4", b'{"id": "other", "text": "Some text."}'),
+        "schema_registry": (b"p4", b"\0\0\0\0\7\x02a"),
         "too_large": (b"p5", b'{"id": "p5", "text": "' + b"x" * 1_000_000 + b'"}'),
         "unstorable": (b"p6", b'{"id": "p6", "text": "the of and."}'),  # no word to search by: a key of zeros
     }
@@ -208,6 +208,11 @@ def test_all_ingest_and_bank_metrics_reach_the_hub(running: World) -> None:
     def names() -> set[str]:
         return {name for one in ray.get(hub_handle().snapshots.remote()) for name in {*one.numbers, *one.histograms}}
 
+    with DocumentProducer(running.settings.kafka, running.bootstrap) as producer:
+        producer.send(Document(id="measured", text="A document to be measured."))
+        producer.send_raw(b"measured-2", b'{"id": "measured-2", "text": "Its time is wrong.", "published_at": "soon"}')
+        producer.send_raw(b"measured-3", b"{")
+        producer.flush(10.0)
     wanted = {name for name in TABLE if name.startswith(("cmt_ingest_", "cmt_bank_"))}
     wanted -= {"cmt_bank_index_seconds", "cmt_bank_maintenance_seconds"}  # nothing is due for so few rows
     until(lambda: wanted <= names(), 10.0, seen=lambda: wanted - names())

@@ -438,8 +438,10 @@ def test_connecting_fails_as_itself() -> None:
 
 
 def test_every_ingest_metric_of_the_consumer_and_compressor_is_set(run: Callable[..., Rig]) -> None:
-    rig = run([article(0), record(1, b"{")])
-    rig.until(lambda: rig.topic.committed == {0: 2})
+    rig = run(
+        [article(0), record(1, b"{"), record(2, None, b"d0"), record(3, b'{"id":"d3","text":"x y","lang":7.5}', b"k")]
+    )
+    rig.until(lambda: rig.topic.committed == {0: 4})
     rig.until(lambda: "cmt_ingest_lag_records" in rig.metrics.snapshot().numbers)
     from services.metrics import TABLE
 
@@ -447,5 +449,6 @@ def test_every_ingest_metric_of_the_consumer_and_compressor_is_set(run: Callable
     wanted = {name for name in TABLE if name.startswith("cmt_ingest_")}
     assert wanted == {name for name in {*snapshot.numbers, *snapshot.histograms} if name.startswith("cmt_ingest_")}
     counts, total_s = snapshot.histograms["cmt_ingest_freshness_seconds"][()]
-    assert sum(counts) == 1
-    assert 0 <= total_s < 10
+    assert sum(counts) == 3
+    assert 0 <= total_s < 30
+    assert snapshot.numbers["cmt_ingest_left_out_fields_total"] == {("lang",): 1, ("key",): 1}
