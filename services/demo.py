@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ from services.ingest.pipeline import IngestHandle, start_ingest
 from services.models import fetch_models
 from services.query import app
 from services.query.client import ask_service
+from services.query.proxy import proxy_environment
 from services.runtime import interruptible, ray_session
 from services.sample_news import SAMPLE_NEWS, read_questions, sample_locations
 from services.settings import Settings
@@ -110,6 +112,7 @@ def _start(stack: ExitStack, settings: Settings) -> tuple[str, IngestHandle, Doc
         bootstrap = stack.enter_context(open_broker(settings.kafka))
         ensure_topics(settings.kafka, bootstrap)
         producer = stack.enter_context(DocumentProducer(settings.kafka, bootstrap))
+    proxy_environment(os.environ)
     with _step("Ray"):
         stack.enter_context(ray_session(settings.ray))
     with _step("query service, ingest actors and bank writer"), ThreadPoolExecutor(1) as pool:

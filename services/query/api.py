@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from services.errors import Overloaded
 from services.query.addresses import is_loopback
 from services.query.errors import ApiError, error_body, overloaded
-from services.query.middleware import BodyLimit, HeadAsGet, LoopbackHosts, SecurityHeaders
+from services.query.middleware import SECURITY_HEADERS, BodyLimit, HeadAsGet, LoopbackHosts, SecurityHeaders
 from services.query.openapi import EVENT_STREAM, errors, use_exact_openapi
 from services.query.requests import ChatRequest, CompletionRequest, Namespace, SearchRequest
 from services.query.responses import (
@@ -198,7 +198,10 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     detail = f"internal error: {type(error).__name__}"  # its text stays in the log, where Starlette writes the trace
-    return await _api_error(request, ApiError(500, detail, type_="server_error", code="internal_error"))
+    headers = SECURITY_HEADERS  # this answer is written outside of the middlewares
+    return await _api_error(
+        request, ApiError(500, detail, type_="server_error", code="internal_error", headers=headers)
+    )
 
 
 async def _bad_request(request: Request, error: Exception) -> Response:

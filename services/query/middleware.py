@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.query.addresses import is_loopback
 from services.query.errors import ApiError, error_body
 
-__all__ = ["BodyLimit", "HeadAsGet", "LoopbackHosts", "SecurityHeaders"]
+__all__ = ["SECURITY_HEADERS", "BodyLimit", "HeadAsGet", "LoopbackHosts", "SecurityHeaders"]
 
-_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -43,7 +43,7 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS | {"Cache-Control": cached})
+                MutableHeaders(scope=message).update(SECURITY_HEADERS | {"Cache-Control": cached})
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

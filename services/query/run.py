@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
 from rich.console import Console
 
 from services.models import fetch_models
 from services.query import app
 from services.query.addresses import refuse_open_door, refuse_taken_port
+from services.query.proxy import proxy_environment
 from services.query.session_note import forget_session, remember_session
 from services.runtime import interruptible, ray_session
 from services.settings import Settings
@@ -23,6 +26,7 @@ def run_serve(settings: Settings, console: Console) -> None:
     refuse_open_door(settings.serve)  # before anything slow
     refuse_taken_port(settings.serve.host, settings.serve.port)
     fetch_models(settings.model, console)
+    proxy_environment(os.environ)
     with interruptible() as wait, ray_session(settings.ray):
         console.print("loading the LLM", highlight=False)
         url = app.start(settings)

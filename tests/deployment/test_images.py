@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from cmt_core.model_source import INSTALLED_MODELS
+from services.query.proxy import proxy_environment
 from services.settings import load_settings
 from tests.deployment.chart import ROOT
 from tests.deployment.prometheus import RULES, needs_prometheus
@@ -33,6 +34,13 @@ S3 = {
     "S3_SECRET_ACCESS_KEY": "word",
 }
 OURS = ("ray-head", "ray-worker", "ingest", "query")
+
+
+def test_image_gives_serves_proxies_what_they_need_to_ask_again() -> None:
+    needed: dict[str, str] = {}
+    proxy_environment(needed)
+    assert needed
+    assert all(f"{name}={value}" in DOCKERFILE for name, value in needed.items())
 
 
 def test_hadolint_finds_nothing() -> None:

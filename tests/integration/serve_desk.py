@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from services.bank.writer import BankWriter
 from services.errors import ServiceError
 from services.lexical import LexicalBatch, LexicalModel
 from services.query.app import stop
+from services.query.proxy import proxy_environment
 from services.settings import Settings, load_settings
 from tests.integration.conftest import find_free_port
 
@@ -102,6 +104,7 @@ def settings_for(uri: str, **flags: Any) -> Settings:
 @contextmanager
 def ray_for(*modules: str) -> Iterator[None]:
     """A local Ray in whose workers the functions of these modules are known by value: the tests can't be imported there."""
+    proxy_environment(os.environ)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="cmt")
     for module in (__name__, *modules):
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
