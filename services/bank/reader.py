@@ -33,7 +33,7 @@ _VERSION_ABOUT = [
     *("superseded_at", "deleted_at", "expires_at"),
 ]
 _VERSION_COLUMNS = ["chunk_no", "text", *_VERSION_ABOUT]
-_INFO_COLUMNS = ["namespace", "n_chunks", *_ABOUT_COLUMNS]
+_INFO_COLUMNS = ["namespace", "n_chunks", "record_time", *_ABOUT_COLUMNS]
 
 
 class BankReader:
@@ -236,7 +236,14 @@ def _updated(table: Any, documents: list[tuple[str, str]]) -> set[tuple[str, str
 
 def _info(row: Mapping[str, Any], updated: bool, text: str | None = None) -> DocumentInfo:
     about = {name: row[name] for name in _ABOUT_COLUMNS}
-    return DocumentInfo(namespace=row["namespace"], chunks=row["n_chunks"], updated=updated, text=text, **about)
+    return DocumentInfo(
+        namespace=row["namespace"],
+        chunks=row["n_chunks"],
+        updated=updated,
+        text=text,
+        record_time=row["record_time"],
+        **about,
+    )
 
 
 def _checked_queries(keys: _Keys) -> npt.NDArray[np.float32]:

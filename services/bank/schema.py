@@ -227,7 +227,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class DocumentInfo:
-    """A live document; `updated` tells whether it replaced an earlier version, `text` is given by `get` only."""
+    """A live document; `updated` tells whether it replaced an earlier version, `text` is given by `get` only.
+
+    `record_time` is Kafka's time of its record.
+    """
 
     namespace: str
     doc_id: str
@@ -236,6 +239,7 @@ class DocumentInfo:
     source: str | None
     published_at: datetime | None
     ingested_at: datetime
+    record_time: datetime
     chunks: int
     updated: bool
     text: str | None = None

@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from services.metrics import TABLE, Snapshot
+from services.query.stream_look import StreamView
 
-__all__ = ["IngestNumbers", "IngestView", "total"]
+__all__ = ["IngestNumbers", "IngestView", "from_elsewhere", "total"]
 
 
 @dataclass(frozen=True, slots=True)
 class IngestView:
-    """Ingest at a glance; None means that no ingest process has said so."""
+    """Ingest at a glance; None is what is not known: no ingest process has said so here, nor could Kafka be asked.
 
-    records: int
-    dead_letters: int
-    windows: int
-    records_per_s: float
+    `running` None: no ingest reports here, which says nothing of those that run elsewhere.
+    """
+
+    records: int | None
+    dead_letters: int | None
+    windows: int | None
+    records_per_s: float | None
     lag_records: int | None
     freshness_s: float | None
-    running: bool
+    running: bool | None
 
     def as_dict(self) -> dict[str, float | int | bool | None]:
         """Plain JSON types."""
@@ -68,6 +72,19 @@ class IngestNumbers:
             freshness_s=self._freshness_s,
             running=any("cmt_ingest_in_flight_bytes" in one.numbers or _lag(one) for one in snapshots),
         )
+
+
+def from_elsewhere(stream: StreamView | None, rate: float | None, freshness_s: float | None) -> IngestView:
+    """The view of an ingest that reports nothing here, as Kafka and the bank have it."""
+    return IngestView(
+        records=None,
+        dead_letters=None if stream is None else stream.dead_letters,
+        windows=None,
+        records_per_s=rate,
+        lag_records=None if stream is None else stream.lag_records,
+        freshness_s=freshness_s,
+        running=None,
+    )
 
 
 def total(snapshots: Iterable[Snapshot], name: str, **labels: str) -> float:

@@ -29,6 +29,7 @@ class StoredWindow:
     source: str | None = None
     published_at: datetime | None = None
     ingested_at: datetime | None = None
+    record_time: datetime | None = None
     score: float = 0.0
 
     @property
@@ -54,6 +55,7 @@ class StoredDocument:
     ingested_at: datetime | None
     chunks: int
     updated: bool = False
+    record_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ class InMemoryBank:
             if row.namespace == namespace:
                 chunks.setdefault(row.doc_id, []).append(row)
         documents = [
-            StoredDocument(r.doc_id, r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows))
+            StoredDocument(
+                r.doc_id, r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), record_time=r.record_time
+            )
             for rows in chunks.values()
             for r in rows[-1:]
         ]

@@ -229,15 +229,19 @@ class ArticleInfo(_Sent):
 
 
 class IngestInfo(_Sent):
-    """Ingest at a glance; null means that no ingest process has said so."""
+    """Ingest at a glance; null is unknown.
 
-    records: int
-    dead_letters: int
-    windows: int
-    records_per_s: float
+    Where no ingest process reports to this service (`running` is null then), lag, rate and dead letters come from Kafka's
+    offsets, and the freshness is that of the newest document in the bank.
+    """
+
+    records: int | None
+    dead_letters: int | None
+    windows: int | None
+    records_per_s: float | None
     lag_records: int | None
     freshness_s: float | None
-    running: bool
+    running: bool | None
 
 
 class Stats(_Sent):

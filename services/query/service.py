@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Protocol
 
 from services.errors import BrokerError, Overloaded
@@ -16,7 +17,7 @@ from services.query.completion import Kind, chat_completion, sse_chunks, text_co
 from services.query.documents import document_of, is_live
 from services.query.errors import ApiError, overloaded, refusal
 from services.query.events import NewsEvents
-from services.query.ingest_numbers import IngestNumbers, total
+from services.query.ingest_numbers import IngestNumbers, IngestView, from_elsewhere, total
 from services.query.keys import KeyRing
 from services.query.requests import ChatRequest, CompletionRequest, Limits, SearchRequest
 from services.query.responses import (
@@ -32,12 +33,14 @@ from services.query.responses import (
     Stats,
     TextCompletion,
 )
+from services.query.stream_look import StreamLook, look_at_kafka
 from services.settings import Settings
 
 __all__ = ["EnginePort", "QueryService", "TombstonePort"]
 
 _FRESH_S = 0.4  # however many pages look, the bank is looked at this often
 _GRACE_S = 5.0  # after its deadline an engine that says nothing counts as gone
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DESCRIPTIONS = {
     "cmt": "reads the memories of the bank, without their text in the prompt",
     "cmt-rag": "reads the text of the found articles in the prompt",
@@ -105,6 +108,7 @@ class QueryService:
         parallel = serve.max_batch * serve.replicas
         self._admission = Admission(serve.max_queued + parallel, parallel, metrics)
         self._ingest = IngestNumbers()
+        self._stream = StreamLook(lambda: look_at_kafka(settings.kafka))
         self._started_at = int(time.time())
         self._stats: dict[tuple[int, str], tuple[float, Stats]] = {}
         self._stats_lock = asyncio.Lock()
@@ -255,9 +259,16 @@ class QueryService:
             latest_ingested_at=stats.latest_ingested_at,
             latest=[ArticleInfo(**{name: getattr(document, name) for name in names}) for document in seen.latest],
             questions_answered=int(total([self._metrics.snapshot()], "cmt_query_requests_total", status="200")),
-            ingest=IngestInfo(**self._ingest.update(await self._snapshots()).as_dict()),
+            ingest=IngestInfo(**self._ingest_view(await self._snapshots(), seen).as_dict()),
             model_id=seen.model_id,
         )
+
+    def _ingest_view(self, snapshots: Sequence[Snapshot], seen: Overview) -> IngestView:
+        view = self._ingest.update(snapshots)
+        if view.running:
+            return view
+        stream, rate = self._stream.latest()
+        return from_elsewhere(stream, rate, _freshness_s(seen))
 
     async def readiness(self) -> str | None:
         """None when questions can be answered, else why not."""
@@ -270,6 +281,14 @@ class QueryService:
         """The Prometheus text page of all processes."""
         snapshots: Sequence[Snapshot] = [*await self._snapshots(), self._metrics.snapshot()]
         return await asyncio.to_thread(render, snapshots)
+
+
+def _freshness_s(seen: Overview) -> float | None:
+    """Seconds from Kafka's time of the newest document to its commit; None for a bank without one."""
+    newest = max(seen.latest, key=lambda one: one.ingested_at or _LONG_AGO, default=None)
+    if newest is None or newest.ingested_at is None or newest.record_time is None:
+        return None
+    return round(max(0.0, (newest.ingested_at - newest.record_time).total_seconds()), 3)
 
 
 async def _whole(kind: Kind, model: str, events: AsyncIterator[Event]) -> ChatCompletion | TextCompletion:

@@ -296,6 +296,7 @@ def test_latest_documents_come_newest_first(writer: BankWriter, reader: BankRead
         ("d3", 2, False),
         ("d2", 2, False),
     ]
+    assert infos[0].record_time == at(9).record_time
 
 
 def test_get_joins_the_text_in_order(writer: BankWriter, reader: BankReader) -> None:

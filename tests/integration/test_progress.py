@@ -15,11 +15,13 @@ from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
 from services.cli import app
 from services.errors import BrokerUnreachable, SettingsError, TopicMissing
+from services.query.stream_look import StreamView, look_at_kafka
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.progress import partition_progress
 from services.stream.rewind import rewind
 from services.stream.source import AssignedSource
+from services.stream.topics import ensure_topics
 
 NOW_MS = int(time.time() * 1000)
 
@@ -154,3 +156,17 @@ def test_status_starts_no_broker(free_port: int, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("flags", [["--from-beginning", "--from-time", "2026-01-01"], ["--from-time", "yesterday"]])
 def test_backfill_flags_that_make_no_sense(flags: list[str]) -> None:
     assert isinstance(CliRunner().invoke(app, ["ingest", *flags]).exception, SettingsError)
+
+
+def test_page_sees_lag_and_dead_letters_in_kafka_where_ingest_reports_nothing(
+    kafka_settings: KafkaSettings, broker: str
+) -> None:
+    settings = kafka_settings.model_copy(update={"bootstrap_servers": broker})
+    fill(settings, broker, [NOW_MS] * 20)
+    with AssignedSource(settings, broker) as source:
+        source.assign({0, 1})
+        assert source.commit({0: 3, 1: 2})
+    assert look_at_kafka(settings) == StreamView(lag_records=15, committed_records=5, dead_letters=0)
+    ensure_topics(settings, broker)
+    fill(settings.model_copy(update={"topic": settings.dlq_topic}), broker, [NOW_MS] * 3)
+    assert look_at_kafka(settings) == StreamView(lag_records=15, committed_records=5, dead_letters=3)

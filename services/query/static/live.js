@@ -89,9 +89,10 @@ export class Live {
     counter("c-lag", ingest.lag_records === null ? "–" : count(ingest.lag_records), ingest.lag_records === null ? "" : "waiting");
     if (ingest.freshness_s === null) counter("c-fresh", "–");
     else counter("c-fresh", ...duration(ingest.freshness_s));
-    setText("n-rate", ingest.running ? `${count(ingest.records_per_s)} records/s` : "no ingest is running");
-    counter("c-dead", count(ingest.dead_letters));
-    setText("n-dead", ingest.dead_letters ? "unreadable, kept aside" : "every record was read");
+    setText("n-rate", ingest.records_per_s === null ? "speed unknown" : `${count(ingest.records_per_s)} records/s`);
+    if (ingest.lag_records === null) setText("n-rate", "unknown: Kafka can't be asked");
+    counter("c-dead", ingest.dead_letters === null ? "–" : count(ingest.dead_letters));
+    setText("n-dead", deadNote(ingest.dead_letters));
     $("dead").classList.toggle("alarm", ingest.dead_letters > 0);
     setText("foot", `Checkpoint ${stats.model_id}, bank version ${count(stats.version)}`);
     this.tick();
@@ -137,6 +138,11 @@ function counter(id, value, unit) {
   if (node.textContent === `${value}${unit || ""}`) return;
   node.textContent = value;
   if (unit) node.append(make("small", "", unit));
+}
+
+function deadNote(letters) {
+  if (letters === null) return "unknown";
+  return letters ? "unreadable, kept aside" : "every record was read";
 }
 
 function aboutOf(article) {
