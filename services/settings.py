@@ -56,6 +56,9 @@ class KafkaSettings(_Group):
     create_topics: bool = Field(True, description="create the topic and its dead-letter topic when they are missing")
     connect_timeout_s: float = Field(10.0, gt=0, description="how long to wait for a broker before giving up")
     max_record_bytes: int = Field(1_000_000, gt=0, description="larger values are dead-lettered")
+    isolation_level: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed", description="read_committed leaves out records of transactions that are open or were aborted"
+    )
     field_map: dict[str, str | list[str]] = Field(
         default_factory=dict,
         description="where a value keeps a document's fields: {id: guid, text: body.content, metadata.desk: desk}; of "

@@ -20,8 +20,18 @@ def record_rows(
 ) -> pa.Table:
     """The table rows of new document versions: one per chunk of a write, one guard row per delete.
 
-    Raises ValueError when a chunk does not fit the layout, or its key has no direction to search by.
+    Raises ValueError when a chunk does not fit the layout, its key has no direction to search by, or a field is of a
+    kind or size that its column can't hold.
     """
+    try:
+        return _record_rows(records, layout, ingested_at)
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise ValueError(f"a field does not fit the bank: {type(error).__name__}: {error}") from error
+
+
+def _record_rows(
+    records: Sequence[DocumentWrite | DocumentDelete], layout: BankLayout, ingested_at: datetime
+) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for record in records:
         rows.extend(_write_rows(record, layout) if isinstance(record, DocumentWrite) else [_guard_row(record, layout)])

@@ -83,7 +83,11 @@ def dlq_replay(
     report = replay(settings.kafka, bootstrap, choose)
     typer.echo(f"sent {report.sent} again to {settings.kafka.topic}; {report.earlier} had been sent before")
     if report.impossible:
-        raise RecordError("no_key", f"{report.impossible} have neither key nor value and can't be sent")
+        raise RecordError(
+            "no_record",
+            f"{report.impossible} hold no record that could be sent (undecodable, too large, neither key nor value): "
+            "`cmt ingest --from-time` reads such places of the topic again",
+        )
     if wanted and report.sent < len(wanted):
         raise RecordError("no_letter", f"{len(wanted) - report.sent} of {len(wanted)} places hold no dead letter")
 
@@ -111,6 +115,8 @@ def _facts(letter: DeadLetter) -> dict[str, Any]:
         "topic": letter.topic,
         "partition": letter.partition,
         "offset": letter.offset,
+        "timestamp_ms": letter.timestamp_ms,
+        "left_out": letter.left_out,
         "key": _text(letter.key),
         "bytes": len(letter.value or b""),
         "headers": {name: value.decode(errors="backslashreplace") for name, value in letter.headers},

@@ -5,15 +5,17 @@ This file does steps 2 to 4 of the order that `services.ingest.consumer` describ
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 from services.bank.schema import Chunk, DocumentDelete, DocumentWrite, Position
-from services.errors import RecordError
+from services.errors import RecordError, is_panic
 from services.ingest.inbox import Taken
 from services.ingest.ports import BankRecord, Compress, Write
 from services.ingest.retry import Retry
@@ -24,6 +26,12 @@ from services.stream.record import Document, Tombstone, original_place
 from services.stream.shape import RecordShape
 
 __all__ = ["BatchWork", "Prepared"]
+
+_log = logging.getLogger(__name__)
+_DETAIL_CHARS = 300
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,11 +69,11 @@ class BatchWork:
 
     def prepare(self, batch: Sequence[Taken]) -> list[Prepared]:
         """Decodes and compresses. Raises ServiceError when the compressor fails for good, never for a bad record."""
-        decoded = [self._decoded(taken) for taken in batch]
+        decoded = [_guarded(decode, one.record, self._shape, self._count_left_out) for one in batch]
         documents = [one for one in decoded if isinstance(one, Document)]
         chunks = iter(self._compressed(documents))
         return [
-            Prepared(taken, self._bank_record(taken, one, next(chunks) if isinstance(one, Document) else ()))
+            Prepared(taken, _guarded(self._bank_record, taken, one, next(chunks) if isinstance(one, Document) else ()))
             for taken, one in zip(batch, decoded, strict=True)
         ]
 
@@ -84,12 +92,6 @@ class BatchWork:
         self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
         self._count("dead_lettered", 1)
 
-    def _decoded(self, taken: Taken) -> Document | Tombstone | RecordError:
-        try:
-            return decode(taken.record, self._shape, self._count_left_out)
-        except RecordError as error:
-            return error
-
     def _count_left_out(self, field: str) -> None:
         self._metrics.count("cmt_ingest_left_out_fields_total", field=field)
 
@@ -99,8 +101,9 @@ class BatchWork:
         pairs = [(document.title, document.text) for document in documents]
         return list(self._retry(lambda: self._compress(pairs)))
 
+    @staticmethod
     def _bank_record(
-        self, taken: Taken, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
+        taken: Taken, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
     ) -> BankRecord | RecordError:
         if isinstance(decoded, RecordError):
             return decoded
@@ -157,9 +160,22 @@ class BatchWork:
             self._metrics.count("cmt_ingest_records_total", records, outcome=outcome)
 
 
+def _guarded(work: Callable[..., Done], *arguments: Any) -> Done | RecordError:
+    """The work on one record. Whatever it raises is the record's fault: it must not end the stream for the others."""
+    try:
+        return work(*arguments)
+    except RecordError as error:
+        return error
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        _log.exception("a record can't be read")
+        return RecordError("unreadable", " ".join(f"{type(error).__name__}: {error}".split())[:_DETAIL_CHARS])
+
+
 def _position(taken: Taken, seq: int) -> Position:
     record = taken.record
-    time_of_record = datetime.fromtimestamp(max(0, record.timestamp_ms) / 1000, UTC)
+    time_of_record = _EPOCH_START + timedelta(milliseconds=max(0, record.timestamp_ms))
     epoch, partition, offset = original_place(record) or (taken.epoch, record.partition, record.offset)
     return Position(epoch, partition, offset, time_of_record, seq)
 

@@ -3,11 +3,11 @@
 The order that makes ingestion effectively once:
 
 1. poll, in a thread of its own, always; pause when too many bytes are in flight, and go on polling
-2. decode and validate; what can't be read is for the dead-letter topic
+2. decode and validate; what can't be read is for the dead-letter topic, whatever error says so
 3. split documents into windows and compress them
 4. one bank commit, which the bank's writer shares with other batches
 5. note the records as finished; a dead letter once the dead-letter topic has acknowledged it
-6. commit to Kafka the next offset of the contiguous finished prefix of every partition
+6. commit to Kafka the next offset of the contiguous finished prefix of every partition, gaps behind it included
 
 A crash anywhere replays records from the last commit of 6. The bank takes a replay for what it is, since its rows
 carry epoch, partition and offset, and leaves one row. (A dead letter may then be there twice, with the same partition
@@ -229,6 +229,7 @@ class Consumer:
         self._take_assignment(source)
         records = source.poll(_POLL_S, self._poll_records())
         taken = [self._take(record) for record in records]
+        self._tracker.reached(source.read_up_to())
         self._inbox.put(taken)
         if taken:
             self._record_bytes = sum(one.n_bytes for one in taken) / len(taken)
@@ -261,7 +262,8 @@ class Consumer:
         epoch = self._epoch
         if epoch is None or self._tracker.rewinds(record.partition, record.offset):
             epoch = self._epoch = self._retry(self._epoch_of_topic)
-        return Taken(record, self._tracker.start(record.partition, record.offset, record.timestamp_ms), epoch)
+        last = record.offset + record.covers - 1
+        return Taken(record, self._tracker.start(record.partition, last, record.timestamp_ms), epoch)
 
     def _note_rebalance(self, partitions: set[int]) -> None:
         """Runs on the Kafka client's thread. What comes after a rebalance may be a topic that was made anew.

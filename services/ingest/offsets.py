@@ -12,7 +12,10 @@ __all__ = ["OffsetTracker", "Ticket"]
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One record on its way; `dropped` once its partition was taken away, so that it is not worth finishing."""
+    """One record on its way, or what stands for several up to `offset`.
+
+    `dropped` once its partition was taken away, so that it is not worth finishing.
+    """
 
     partition: int
     offset: int
@@ -23,19 +26,27 @@ class Ticket:
 
 @dataclass(slots=True)
 class _Lane:
-    """The records of one partition since it was assigned, in offset order."""
+    """The records of one partition since it was assigned, in offset order; `read_up_to` is behind all that was polled."""
 
     open: deque[Ticket] = field(default_factory=deque)
     last: int = -1
     next: int | None = None
+    read_up_to: int = 0
     committed: int | None = None
+
+    def committable(self) -> int | None:
+        """Without unfinished records, also what stands behind the last one is done: control records and gaps."""
+        if self.open or self.read_up_to <= self.last + 1:
+            return self.next
+        return self.read_up_to
 
 
 class OffsetTracker:
     """The contiguous finished prefix of every partition; thread-safe.
 
     Offsets may have gaps (compacted topics, transaction markers): contiguous means that no polled record before it is
-    unfinished. A ticket of a partition that was dropped meanwhile changes nothing, also when the partition is back.
+    unfinished, and `reached` tells of gaps that no record follows. A ticket of a partition that was dropped meanwhile
+    changes nothing, also when the partition is back.
     """
 
     def __init__(self) -> None:
@@ -60,6 +71,12 @@ class OffsetTracker:
             lane.last = offset
         return ticket
 
+    def reached(self, offsets: Mapping[int, int]) -> None:
+        """Notes {partition: offset} behind everything that was polled, once all polled records have been started."""
+        with self._lock:
+            for partition, offset in offsets.items():
+                self._lanes.setdefault(partition, _Lane()).read_up_to = offset
+
     def finish(self, ticket: Ticket) -> None:
         """Notes that a record is in the bank or in the dead-letter topic."""
         self.finish_all((ticket,))
@@ -81,7 +98,7 @@ class OffsetTracker:
             return {partition: lane.open[0].timestamp_ms for partition, lane in self._lanes.items() if lane.open}
 
     def partitions(self) -> set[int]:
-        """The partitions that records were polled from, dropped ones left out."""
+        """The partitions that were polled, dropped ones left out."""
         with self._lock:
             return set(self._lanes)
 
@@ -94,10 +111,11 @@ class OffsetTracker:
     def committable(self) -> dict[int, int]:
         """{partition: NEXT offset to read} where the finished prefix has grown since it was last committed."""
         with self._lock:
+            ends = {partition: lane.committable() for partition, lane in self._lanes.items()}
             return {
-                partition: lane.next
-                for partition, lane in self._lanes.items()
-                if lane.next is not None and lane.next != lane.committed
+                partition: end
+                for partition, end in ends.items()
+                if end is not None and end != self._lanes[partition].committed
             }
 
     def committed(self, offsets: Mapping[int, int]) -> None:

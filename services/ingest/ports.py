@@ -93,6 +93,10 @@ class RecordSource(Protocol):
         """The partitions that this member reads now."""
         ...
 
+    def read_up_to(self) -> dict[int, int]:
+        """{partition: offset behind all that `poll` gave or left out}, for those that are assigned and were fetched."""
+        ...
+
     def close(self) -> None:
         """Leaves the group."""
         ...

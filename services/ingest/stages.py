@@ -59,8 +59,8 @@ class StagedCompressor:
     def compress(self, documents: Sequence[tuple[str, str]]) -> list[Compressed]:
         """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed.
 
-        The reasons: `unstorable` when the model refuses the text, `out_of_memory` when a window alone is too much for
-        the device. Raises what else the model raises.
+        The reasons: `unstorable` when the model refuses the text or can't split it, `out_of_memory` when a window alone
+        is too much for the device. Raises what else the model raises.
         """
         started = time.perf_counter()
         split = [self._windows(title, text) for title, text in documents]
@@ -86,7 +86,7 @@ class StagedCompressor:
         try:
             return list(self._model.windows(title, text))
         except BaseException as error:
-            if not _is_its_own(error):
+            if not isinstance(error, Exception) and not is_panic(error):
                 raise
             return _refused(error)
 

@@ -18,7 +18,8 @@ class DeadLetter:
     """A record that could not be read: as it came, why and where it stood, and where it stands in the dead-letter topic.
 
     `epoch` is None for letters that do not say it; `first_place` is set for one that had been replayed before.
-    `headers` are the record's own.
+    `headers` are the record's own. `whole` is False where the value is not that of one record: the bytes of a batch that
+    can't be decoded, or nothing, because the record was larger than the dead-letter topic takes (`left_out` says so).
     """
 
     key: bytes | None
@@ -35,6 +36,12 @@ class DeadLetter:
     time: str
     letter_partition: int
     letter_offset: int
+    left_out: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the letter holds the record, so that it can be sent again."""
+        return not self.left_out and self.reason != "undecodable" and (self.key is not None or self.value is not None)
 
     @property
     def place_header(self) -> tuple[tuple[str, bytes], ...]:
@@ -52,7 +59,8 @@ def read_letters(settings: KafkaSettings, bootstrap: str, idle_s: float = 1.0) -
     """All dead letters that the topic holds now.
 
     A crash between a letter and the commit of its offset sends it twice: the second is left out here. Records in the
-    topic that are no letters are given with an empty reason. Raises TopicMissing, BrokerUnreachable or BrokerError.
+    topic that are no letters, or can't be decoded themselves, are given with an empty reason. Raises TopicMissing,
+    BrokerUnreachable or BrokerError.
     """
     seen: set[tuple[str, int, int, int | None]] = set()
     for record in read_topic(settings, bootstrap, settings.dlq_topic, idle_s=idle_s):
@@ -70,15 +78,16 @@ def _letter(record: RawRecord) -> DeadLetter:
         for name, value in record.headers
         if name.startswith(HEADER_PREFIX)
     }
+    timestamp_ms = _number(facts.get("timestamp", ""))
     null = any(name == NULL_VALUE_HEADER for name, _ in record.headers)
     epoch = _number(facts.get("epoch", ""))
     return DeadLetter(
         key=record.key,
         value=None if null else record.value,
         headers=tuple(header for header in record.headers if not header[0].startswith(HEADER_PREFIX)),
-        timestamp_ms=record.timestamp_ms,
+        timestamp_ms=record.timestamp_ms if timestamp_ms is None else timestamp_ms,
         reason=facts.get("reason", ""),
-        error=facts.get("error", ""),
+        error=facts.get("error", "") or record.undecodable,
         topic=facts.get("topic", ""),
         partition=_number(facts.get("partition", "")) or 0,
         offset=_number(facts.get("offset", "")) or 0,
@@ -87,8 +96,9 @@ def _letter(record: RawRecord) -> DeadLetter:
         time=facts.get("time", ""),
         letter_partition=record.partition,
         letter_offset=record.offset,
+        left_out=facts.get("left-out", ""),
     )
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() and len(text) <= 18 else None
+    return int(text) if text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 18 else None

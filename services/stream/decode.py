@@ -2,6 +2,7 @@
 
 `decode` never raises anything but RecordError. Its reasons:
 
+    undecodable       the Kafka client could not make a record of the bytes (codec, checksum, structure)
     no_key            nothing says which document is meant: a deletion without a key, or a key that does not fit the settings
     too_large         the value has more bytes than allowed
     not_utf8          value, key or namespace header is not UTF-8, or id, text or namespace hold a lone surrogate
@@ -77,6 +78,8 @@ def decode(
 
 
 def _decoded(record: RawRecord, shape: RecordShape, lost: list[str]) -> Document | Tombstone:
+    if record.undecodable:
+        raise RecordError("undecodable", record.undecodable)
     value = record.value or b""
     if len(value) > shape.max_bytes:
         raise RecordError("too_large", f"the value has {len(value)} bytes, more than {shape.max_bytes}")

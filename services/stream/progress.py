@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from services.errors import TopicMissing
 from services.settings import KafkaSettings
-from services.stream.connection import connect, translated_errors
-from services.stream.reading import reading_options
+from services.stream.connection import translated_errors
+from services.stream.reading import open_consumer
 from services.stream.topics import topic_partitions
 
 __all__ = ["PartitionProgress", "partition_progress"]
@@ -23,7 +23,7 @@ _PEEK_S = 3.0
 @dataclass(frozen=True, slots=True)
 class PartitionProgress:
     """One partition: NEXT offset to read (None before the first commit), end offset, lag (records), and the age of the
-    oldest record that is not committed (seconds; None without any)."""
+    oldest record that is not committed (seconds; None without any, or without a time)."""
 
     partition: int
     committed: int | None
@@ -40,7 +40,7 @@ def partition_progress(settings: KafkaSettings, bootstrap: str) -> list[Partitio
     count = topic_partitions(settings, bootstrap, settings.topic)
     if not count:
         raise TopicMissing(f"Kafka topic {settings.topic} does not exist at {bootstrap}")
-    consumer = connect(KafkaConsumer, settings, bootstrap, group_id=settings.group_id, **reading_options(settings))
+    consumer = open_consumer(settings, bootstrap, group_id=settings.group_id)
     try:
         with translated_errors(f"Kafka topic {settings.topic}"):
             return _progress(consumer, [TopicPartition(settings.topic, number) for number in range(count)])
@@ -60,7 +60,8 @@ def _progress(consumer: Any, partitions: list[Any]) -> list[PartitionProgress]:
     found = []
     for tp in partitions:
         end = max(ends[tp], consumer.highwater(tp) or 0, start[tp])  # some brokers report the end too low
-        age_s = max(0.0, time.time() - oldest_ms[tp] / 1000) if tp in oldest_ms and end > start[tp] else None
+        known = oldest_ms.get(tp, -1) > 0 and end > start[tp]
+        age_s = max(0.0, time.time() - oldest_ms[tp] / 1000) if known else None
         found.append(PartitionProgress(tp.partition, committed[tp], end, end - start[tp], age_s))
     return found
 
@@ -72,7 +73,7 @@ def _peek(consumer: Any, partitions: Iterable[Any]) -> dict[Any, int]:
     waiting = set(partitions)
     while waiting and time.monotonic() < deadline:
         for tp, records in consumer.poll(timeout_ms=200, max_records=500).items():
-            oldest.setdefault(tp, records[0].timestamp)
+            oldest.setdefault(tp, records[0].timestamp_ms)
             consumer.pause(tp)
         waiting = {tp for tp in waiting if tp not in oldest and consumer.highwater(tp) is None}
         waiting |= {tp for tp in waiting if tp not in oldest and (consumer.highwater(tp) or 0) > consumer.position(tp)}

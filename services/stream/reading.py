@@ -1,4 +1,4 @@
-"""Reads all of a topic once, outside any group; and what every reading Kafka client here has in common."""
+"""Opens every reading Kafka client here; and reads all of a topic once, outside any group."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from services.errors import TopicMissing
 from services.settings import KafkaSettings
+from services.stream.batches import DocumentConsumer
 from services.stream.connection import connect, translated_errors
 from services.stream.record import RawRecord
 from services.stream.topics import topic_partitions
 
-__all__ = ["raw_record", "read_topic", "reading_options"]
+__all__ = ["open_consumer", "read_topic"]
 
 
 def read_topic(
@@ -28,7 +29,7 @@ def read_topic(
     count = topic_partitions(settings, bootstrap, topic)
     if not count:
         raise TopicMissing(f"Kafka topic {topic} does not exist at {bootstrap}")
-    consumer = connect(KafkaConsumer, settings, bootstrap, **reading_options(settings))
+    consumer = open_consumer(settings, bootstrap)
     try:
         consumer.assign([TopicPartition(topic, partition) for partition in range(count)])
         left = max_records
@@ -37,25 +38,27 @@ def read_topic(
             with translated_errors(f"Kafka topic {topic}"):
                 polled = consumer.poll(timeout_ms=200, max_records=min(500, left or 500))
             for record in (record for records in polled.values() for record in records):
-                yield raw_record(record)
+                yield record
                 left = None if left is None else left - 1
                 quiet_since = time.monotonic()
     finally:
         consumer.close(autocommit=False, timeout_ms=int(settings.connect_timeout_s * 1000))
 
 
-def reading_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Options of a consumer that never commits by itself and starts at the earliest record."""
-    return {
-        "auto_offset_reset": "earliest",
-        "enable_auto_commit": False,
-        "allow_auto_create_topics": False,
-        "metrics_enabled": False,
-        "max_partition_fetch_bytes": max(2**20, 2 * settings.max_record_bytes),
-    }
+def open_consumer(settings: KafkaSettings, bootstrap: str, **options: Any) -> DocumentConsumer:
+    """A consumer that never commits by itself and starts at the earliest record; `options` are kafka-python's further ones.
 
-
-def raw_record(record: Any) -> RawRecord:
-    """Bytes only: a deserializer of the client that raises would end polling for good."""
-    headers = tuple((name, value or b"") for name, value in record.headers)
-    return RawRecord(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers)
+    Raises BrokerUnreachable or BrokerError.
+    """
+    return connect(
+        DocumentConsumer,
+        settings,
+        bootstrap,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        allow_auto_create_topics=False,
+        metrics_enabled=False,
+        isolation_level=settings.isolation_level,
+        max_partition_fetch_bytes=max(2**20, 2 * settings.max_record_bytes),
+        **options,
+    )

@@ -37,6 +37,7 @@ SCHEMA: dict[str, Any] = json.loads(files("services.stream").joinpath("document.
 FIELDS = tuple(SCHEMA["properties"])
 
 _PLACE = re.compile(rb"(\d{1,18})/(\d{1,9})/(\d{1,18})")
+_LAST_MS = 253_402_300_799_999  # of the year 9999, where Python's and the bank's times end
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,13 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """A Kafka record as it came: bytes untouched, timestamp in milliseconds since 1970."""
+    """A Kafka record as it came: bytes untouched, timestamp in milliseconds since 1970, -1 when it has none.
+
+    Kafka checks no timestamp: one beyond the year 9999 is taken for the micro- or nanoseconds that some producers write.
+
+    `undecodable` says why the Kafka client could not make records of what stands there: then `value` holds the bytes of
+    the record, or of the whole batch as it is in the log, which stands for `covers` offsets from `offset` on.
+    """
 
     topic: str
     partition: int
@@ -99,6 +106,15 @@ class RawRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    undecodable: str = ""
+    covers: int = 1
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.timestamp_ms <= _LAST_MS:
+            time_ms = max(-1, self.timestamp_ms)
+            while time_ms > _LAST_MS:
+                time_ms //= 1000
+            object.__setattr__(self, "timestamp_ms", time_ms)
 
 
 def original_place(record: RawRecord) -> tuple[int, int, int] | None:

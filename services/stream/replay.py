@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from services.settings import KafkaSettings
-from services.stream.connection import connect, translated_errors
+from services.stream.connection import translated_errors
 from services.stream.dead_letter_reader import DeadLetter, read_letters
 from services.stream.producer import DocumentProducer
-from services.stream.reading import reading_options
+from services.stream.reading import open_consumer
 from services.stream.topics import topic_partitions
 
 __all__ = ["ReplayReport", "replay"]
@@ -23,7 +24,7 @@ _FLUSH_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """Letters sent again, left out because an earlier replay had sent them, and impossible to send (no key, no value)."""
+    """Letters sent again, left out because an earlier replay had sent them, and impossible to send (they hold no record)."""
 
     sent: int = 0
     earlier: int = 0
@@ -48,11 +49,11 @@ def replay(settings: KafkaSettings, bootstrap: str, chosen: Callable[[DeadLetter
                 marks.seen(letter)
                 if not letter.reason or (chosen is not None and not chosen(letter)):
                     continue
-                if letter.key is None and letter.value is None:
+                if not letter.whole:
                     impossible += 1
                     continue
                 headers = (*letter.headers, *letter.place_header)
-                producer.send_raw(letter.key, letter.value, headers, letter.timestamp_ms)
+                producer.send_raw(letter.key, letter.value, headers, _timestamp_ms(letter))
                 sent += 1
             producer.flush(_FLUSH_S)
         if chosen is None:
@@ -60,6 +61,11 @@ def replay(settings: KafkaSettings, bootstrap: str, chosen: Callable[[DeadLetter
         return ReplayReport(sent, earlier, impossible)
     finally:
         marks.close()
+
+
+def _timestamp_ms(letter: DeadLetter) -> int | None:
+    """The record's own time, or None (now) for one without, or with one that lies ahead: brokers refuse it."""
+    return letter.timestamp_ms if 0 < letter.timestamp_ms <= time.time() * 1000 else None
 
 
 class _Marks:
@@ -70,7 +76,7 @@ class _Marks:
         self._timeout_ms = int(settings.connect_timeout_s * 1000)
         self._partitions = topic_partitions(settings, bootstrap, settings.dlq_topic)
         group = f"{settings.group_id}.dlq-replay"
-        self._consumer: Any = connect(KafkaConsumer, settings, bootstrap, group_id=group, **reading_options(settings))
+        self._consumer: Any = open_consumer(settings, bootstrap, group_id=group)
         self._next: dict[int, int] = {}
 
     def read(self) -> dict[int, int]:

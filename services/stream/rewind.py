@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from services.errors import TopicMissing
 from services.settings import KafkaSettings
-from services.stream.connection import connect, translated_errors
-from services.stream.reading import reading_options
+from services.stream.connection import translated_errors
+from services.stream.reading import open_consumer
 from services.stream.topics import topic_partitions
 
 __all__ = ["rewind"]
 
 _IDLE_S = 2.0
+_AHEAD_MS = 24 * 3600 * 1000
 
 
 def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict[int, int]:
@@ -30,7 +31,7 @@ def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict
     count = topic_partitions(settings, bootstrap, settings.topic)
     if not count:
         raise TopicMissing(f"Kafka topic {settings.topic} does not exist at {bootstrap}")
-    consumer = connect(KafkaConsumer, settings, bootstrap, group_id=settings.group_id, **reading_options(settings))
+    consumer = open_consumer(settings, bootstrap, group_id=settings.group_id)
     try:
         with translated_errors(f"Kafka group {settings.group_id}"):
             partitions = [TopicPartition(settings.topic, number) for number in range(count)]
@@ -45,8 +46,12 @@ def rewind(settings: KafkaSettings, bootstrap: str, to: datetime | None) -> dict
 
 
 def _offsets_at(consumer: Any, partitions: list[Any], to: datetime) -> dict[Any, int]:
-    """By the broker's time index, read on from there until the time fits: the embedded broker's index says too little."""
-    wanted_ms = int(to.timestamp() * 1000)
+    """By the broker's time index, read on from there until the time fits.
+
+    The embedded broker's index says too little, and every index is led astray by a record whose producer wrote a time far
+    ahead: it stands for all that follow.
+    """
+    wanted_ms = max(0, int(to.timestamp() * 1000))
     answers = consumer.offsets_for_times(dict.fromkeys(partitions, wanted_ms))
     found = {tp: end for tp, end in consumer.end_offsets(partitions).items() if answers.get(tp) is None}
     start = {tp: answers[tp].offset for tp in partitions if tp not in found}
@@ -54,7 +59,11 @@ def _offsets_at(consumer: Any, partitions: list[Any], to: datetime) -> dict[Any,
 
 
 def _read_up_to(consumer: Any, start: Mapping[Any, int], wanted_ms: int) -> dict[Any, int]:
-    """The offset of the first record of each partition that is not older, else the one behind its last."""
+    """The offset of the first record of each partition that is not older, else the one behind its last.
+
+    Times more than a day ahead are no times, unless a time ahead is asked for.
+    """
+    latest_ms = max(wanted_ms, int(time.time() * 1000)) + _AHEAD_MS
     consumer.assign(list(start))
     for tp, offset in start.items():
         consumer.seek(tp, offset)
@@ -64,8 +73,8 @@ def _read_up_to(consumer: Any, start: Mapping[Any, int], wanted_ms: int) -> dict
     while len(found) < len(start) and time.monotonic() - quiet_since < _IDLE_S:
         for tp, records in consumer.poll(timeout_ms=200, max_records=500).items():
             quiet_since = time.monotonic()
-            behind[tp] = records[-1].offset + 1
-            first = next((record.offset for record in records if record.timestamp >= wanted_ms), None)
+            behind[tp] = records[-1].offset + records[-1].covers
+            first = next((one.offset for one in records if wanted_ms <= one.timestamp_ms <= latest_ms), None)
             if first is not None and tp not in found:
                 found[tp] = first
                 consumer.pause(tp)

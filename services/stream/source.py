@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
@@ -35,8 +35,8 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from services.settings import KafkaSettings
-from services.stream.connection import connect, translated_errors
-from services.stream.reading import raw_record, reading_options
+from services.stream.connection import translated_errors
+from services.stream.reading import open_consumer
 from services.stream.record import RawRecord
 from services.stream.shape import RecordShape
 from services.stream.topics import ensure_topics
@@ -67,9 +67,7 @@ class _Source:
         self._paused = False
         self._held: set[int] = set()
         self._committed: dict[int, int] = {}
-        self._consumer = connect(
-            KafkaConsumer, settings, bootstrap, group_id=settings.group_id, **options, **reading_options(settings)
-        )
+        self._consumer = open_consumer(settings, bootstrap, group_id=settings.group_id, **options)
 
     def poll(self, timeout_s: float, max_records: int) -> list[RawRecord]:
         """Up to `max_records` records, in offset order within a partition; empty after `timeout_s` seconds without any.
@@ -78,7 +76,7 @@ class _Source:
         """
         with translated_errors(f"Kafka topic {self._topic}"):
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        return [raw_record(record) for records in polled.values() for record in records]
+        return [record for records in polled.values() for record in records]
 
     def pause(self) -> None:
         """Stops fetching from all partitions, those assigned later included; `poll` keeps the membership alive."""
@@ -139,6 +137,14 @@ class _Source:
     def assigned(self) -> set[int]:
         """The partitions that this member reads now."""
         return {tp.partition for tp in self._consumer.assignment()}
+
+    def read_up_to(self) -> dict[int, int]:
+        """{partition: offset behind all that `poll` gave or left out}: records, control records, and gaps.
+
+        Partitions whose first offset is not known yet are left out. Asks no broker; belongs to the thread that polls.
+        """
+        found = {tp.partition: self._consumer.read_up_to(tp) for tp in self._consumer.assignment()}
+        return {partition: offset for partition, offset in found.items() if offset is not None}
 
     def close(self) -> None:
         """Leaves the group, so that its partitions go to others at once; repeated calls are fine."""

@@ -19,6 +19,7 @@ from services.ingest.ports import BankRecord
 from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
 from services.settings import Settings, load_settings
+from services.stream.decode import decode
 from services.stream.record import Document, RawRecord
 from tests.waiting import until
 
@@ -36,6 +37,7 @@ class ListTopic:
         self.held: set[int] = set()
         self.tell: Callable[[set[int]], None] = lambda partitions: None
         self.commit_answers: list[bool | Exception] = []
+        self.positions: dict[int, int] = {}
 
     def open(self, on_revoked: Callable[[set[int]], None]) -> ListTopic:
         self.tell = on_revoked
@@ -49,12 +51,15 @@ class ListTopic:
             return []
         ready = [one for one in self.records if one.partition not in self.held][:max_records]
         self.records = [one for one in self.records if one not in ready]
+        for one in ready:
+            self.positions[one.partition] = one.offset + one.covers
         return ready
 
     def rebalance(self, mine: set[int]) -> None:
         """As the Kafka client does it: all partitions are told revoked, and those that stay are read on."""
         self.tell(set(self.mine))
         self.mine = mine
+        self.positions = {partition: offset for partition, offset in self.positions.items() if partition in mine}
 
     def assign(self, partitions: set[int]) -> None:
         self.mine = set(partitions)
@@ -82,6 +87,9 @@ class ListTopic:
 
     def assigned(self) -> set[int]:
         return set(self.mine)
+
+    def read_up_to(self) -> dict[int, int]:
+        return dict(self.positions)
 
     def close(self) -> None:
         self.closed = True
@@ -253,6 +261,61 @@ def test_an_unreadable_record_is_dead_lettered_while_the_stream_goes_on(run: Cal
     rig.until(lambda: rig.topic.committed == {0: 4})
     assert rig.letters.kept == [(1, "not_json"), (2, "schema")]
     assert [one.doc_id for one in rig.bank.records] == ["d0", "d3"]
+
+
+def test_what_ends_a_partition_without_records_is_committed_too(run: Callable[..., Rig]) -> None:
+    """Control records, aborted transactions, and offsets that compaction or retention took away."""
+    rig = run([article(0), article(1)])
+    rig.until(lambda: rig.topic.committed == {0: 2})
+    rig.topic.positions = {0: 5, 1: 7}
+    rig.until(lambda: rig.topic.committed == {0: 5, 1: 7})
+
+
+def test_a_gap_behind_an_unfinished_record_is_not_committed(run: Callable[..., Rig]) -> None:
+    rig = run([article(0)], lambda rig: rig.bank.gate.clear())
+    assert rig.bank.asked.wait(5.0)
+    rig.topic.positions = {0: 9}
+    seen = rig.consumer.status().measured
+    rig.until(lambda: rig.consumer.status().measured > seen)
+    assert rig.topic.committed == {}
+    rig.bank.gate.set()
+    rig.until(lambda: rig.topic.committed == {0: 9})
+
+
+def test_a_batch_that_the_client_could_not_decode_is_one_letter_and_the_stream_goes_on(run: Callable[..., Rig]) -> None:
+    broken = RawRecord("documents", 0, 1, -1, None, b"raw", undecodable="offsets 1 to 6: unknown codec", covers=6)
+    rig = run([article(0), broken, article(7)])
+    rig.until(lambda: rig.topic.committed == {0: 8})
+    assert rig.letters.kept == [(1, "undecodable")]
+    assert [one.doc_id for one in rig.bank.records] == ["d0", "d7"]
+
+
+HOSTILE_TIMES_MS = [1_764_057_600_000_000, 1_764_057_600_000_000_000, 253_402_300_800_000, 2**63 - 1, -(2**63), -1, 0]
+
+
+@pytest.mark.parametrize("time_ms", HOSTILE_TIMES_MS)
+def test_a_record_of_any_time_is_read(run: Callable[..., Rig], time_ms: int) -> None:
+    document = Document("odd", "The Tarn dam was inspected.").to_json()
+    rig = run([RawRecord("documents", 0, 0, time_ms, b"odd", document), article(1)])
+    rig.until(lambda: rig.topic.committed == {0: 2})
+    assert [one.doc_id for one in rig.bank.records] == ["odd", "d1"]
+    if time_ms > 10**15:
+        assert rig.bank.records[0].position.record_time.year in (2025, 1978, 2262)
+
+
+def test_whatever_the_work_on_a_record_raises_is_that_records_letter(
+    run: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode_or_fail(record: RawRecord, *others: Any) -> Any:
+        if record.offset == 1:
+            raise KeyError("a fault that nobody thought of")
+        return decode(record, *others)
+
+    monkeypatch.setattr("services.ingest.batch_work.decode", decode_or_fail)
+    rig = run([article(0), article(1), article(2)])
+    rig.until(lambda: rig.topic.committed == {0: 3})
+    assert rig.letters.kept == [(1, "unreadable")]
+    assert [one.doc_id for one in rig.bank.records] == ["d0", "d2"]
 
 
 def test_the_culprit_of_a_batch_is_dead_lettered_alone(run: Callable[..., Rig]) -> None:

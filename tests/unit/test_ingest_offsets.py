@@ -50,6 +50,36 @@ def test_any_completion_order_commits_exactly_the_contiguous_prefix(
     assert seen == {partition: offsets[-1] + 1 for partition, offsets in lanes.items()}
 
 
+@given(data=st.data(), offsets=gappy_offsets, gap=st.integers(0, 50))
+def test_a_gap_at_the_end_counts_once_everything_before_it_is_finished(
+    data: st.DataObject, offsets: list[int], gap: int
+) -> None:
+    tracker = OffsetTracker()
+    end = offsets[-1] + 1 + gap
+    tickets = [tracker.start(3, offset) for offset in offsets]
+    tracker.reached({3: end})
+    while tickets:
+        assert tracker.committable().get(3, 0) < end or not gap
+        tracker.finish(tickets.pop(data.draw(st.integers(0, len(tickets) - 1))))
+    assert tracker.committable() == {3: end}
+    tracker.committed({3: end})
+    tracker.reached({3: end})
+    assert tracker.committable() == {}
+
+
+def test_a_partition_that_gave_no_record_commits_what_was_skipped_and_nothing_at_its_beginning() -> None:
+    tracker = OffsetTracker()
+    tracker.reached({0: 0, 1: 40})
+    assert tracker.committable() == {1: 40}
+
+
+def test_an_end_that_lies_before_what_was_read_is_not_committed() -> None:
+    tracker = OffsetTracker()
+    tracker.finish(tracker.start(0, 8))
+    tracker.reached({0: 3})
+    assert tracker.committable() == {0: 9}
+
+
 def test_an_unfinished_record_holds_back_everything_behind_it() -> None:
     tracker = OffsetTracker()
     first, second, third = (tracker.start(0, offset) for offset in (4, 5, 9))
