@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from lancedb.query import ColumnOrdering
 
+from cmt_core.ranking import DENSE, Ranking
 from services.bank.document_filter import DocumentFilter
 from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
 from services.bank.index_state import IndexState, index_state
-from services.bank.ranking import DENSE, Ranking
 from services.bank.schema import BankLayout, BankStats, DocumentInfo, DocumentVersion, Hit
 from services.bank.search import Request, search_table
 from services.bank.store import BankStore, bank_errors

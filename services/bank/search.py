@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cmt_core.proximity import RERANKED, proximity
+from cmt_core.ranking import CANDIDATES, Ranking
 from services.bank.index_state import IndexState
-from services.bank.ranking import Ranking
 from services.bank.schema import BankLayout, Hit
 from services.bank.words import word_scores
 
@@ -24,7 +23,6 @@ _HIT_COLUMNS = [
     *("namespace", "doc_id", "chunk_no", "title", "url", "source", "text"),
     *("published_at", "ingested_at", "n_tokens", "memory"),
 ]
-_POOL_ROWS = 64
 _PROBES = 32  # partitions of the keys index that a search looks into
 _REFINE = 4  # quantised distances are exact again for so many times the rows asked for
 
@@ -47,7 +45,7 @@ def search_table(table: Any, request: Request, state: IndexState) -> list[list[H
     Where chunks of one document count once, the candidates are widened until k documents are found or all rows were seen.
     """
     words = request.ranking.reads_words and bool(request.texts)
-    pool = max(request.k, _POOL_ROWS) if words or not request.every_chunk else request.k
+    pool = max(request.k, CANDIDATES) if words or not request.every_chunk else request.k
     while True:
         candidates = _nearest(table, request, pool, state)
         scored = _scored(table, request, candidates, pool, state) if words else None
@@ -93,44 +91,31 @@ def _chosen(
         for query, near, own in zip(_unit(request.keys), candidates, words, strict=True)
     ]
     ranks = [request.ranking.combined(near, own) for near, own in zip(cosines, words, strict=True)]
-    orders = [_order(own, names) for own in ranks]
+    orders = [request.ranking.order(own, names) for own in ranks]
     if scored is not None and request.ranking.reads_texts:
         ranks = _with_proximity(table, request, ranks, orders)
-        orders = [_order(own, names) for own in ranks]
+        orders = [request.ranking.order(own, names) for own in ranks]
     if not request.every_chunk:
-        orders = [_first_of_each(order, names) for order in orders]
+        orders = [request.ranking.one_a_document(order, names) for order in orders]
     return [
         [_Place(row, near[row], own[row]) for row in order[: request.k]]
         for order, near, own in zip(orders, cosines, ranks, strict=True)
     ]
 
 
-def _order(ranks: dict[int, float], names: dict[int, tuple[str, int]]) -> list[int]:
-    return sorted(ranks, key=lambda row: (-ranks[row], *names[row]))
-
-
 def _with_proximity(
     table: Any, request: Request, ranks: list[dict[int, float]], orders: list[list[int]]
 ) -> list[dict[int, float]]:
     """The ranks with the proximity of each question's first rows added."""
-    firsts = [order[:RERANKED] for order in orders]
+    firsts = [request.ranking.first(order) for order in orders]
     rows = (
         table.take_row_ids(sorted({row for first in firsts for row in first})).select(["text"]).with_row_id().to_arrow()
     )
     texts = {row: text or "" for row, text in zip(rows["_rowid"].to_pylist(), rows["text"].to_pylist(), strict=True)}
-    added = []
-    for question, own, first in zip(request.texts, ranks, firsts, strict=True):
-        close = proximity(question, [texts[row] for row in first])
-        weight = request.ranking.proximity_weight
-        added.append(own | {row: own[row] + weight * one for row, one in zip(first, close, strict=True)})
-    return added
-
-
-def _first_of_each(order: Iterable[int], names: dict[int, tuple[str, int]]) -> list[int]:
-    first: dict[str, int] = {}
-    for row in order:
-        first.setdefault(names[row][0], row)
-    return list(first.values())
+    return [
+        request.ranking.with_proximity(question, own, {row: texts[row] for row in first})
+        for question, own, first in zip(request.texts, ranks, firsts, strict=True)
+    ]
 
 
 def _hits(table: Any, chosen: list[list[_Place]]) -> list[list[Hit]]:

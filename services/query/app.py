@@ -64,7 +64,7 @@ _kept: list[Any] = []  # the metrics hub lives as long as this process holds its
 
 def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
     """The bank that the settings name, in the layout of the model."""
-    from services.bank.ranking import Ranking
+    from cmt_core.ranking import Ranking
     from services.bank.reader import BankReader
     from services.bank.schema import BankLayout
 

@@ -11,9 +11,9 @@ import lancedb
 import pyarrow as pa
 import pytest
 
+from cmt_core.ranking import Ranking
 from services.bank.heads import find_heads
 from services.bank.indexing import update_indexes
-from services.bank.ranking import Ranking
 from services.bank.reader import BankReader
 from services.bank.replacement import closed_rows, staged_replacement
 from services.bank.writer import BankWriter

@@ -10,9 +10,9 @@ import lancedb
 import numpy as np
 import pytest
 
+from cmt_core.ranking import Ranking
 from services.bank import words
 from services.bank.document_filter import DocumentFilter
-from services.bank.ranking import Ranking
 from services.bank.reader import BankReader
 from services.bank.schema import DocumentWrite
 from services.bank.writer import BankWriter

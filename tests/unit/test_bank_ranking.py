@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cmt_core.ranking import Ranking
 from services.bank.index_plan import IndexPlan, segments_to_merge
-from services.bank.ranking import Ranking
 
 COSINES = {1: 0.9, 2: 0.8, 3: 0.1}
 WORDS = {2: 10.0, 3: 20.0}
