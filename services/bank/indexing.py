@@ -18,8 +18,8 @@ from lancedb.index import BTree, IvfSq
 
 from services.bank.index_plan import IndexPlan, segments_to_merge
 from services.bank.index_state import DOCUMENTS_INDEX, KEYS_INDEX, WORDS_INDEX, index_state
+from services.bank.indexed_words import create_words_index
 from services.bank.store import BankStore, bank_errors
-from services.bank.words import words_index
 from services.errors import BankError
 from services.metrics import Metrics
 from services.supervision import ServiceThread
@@ -63,7 +63,7 @@ def update_indexes(table: Any, ann_rows: int, *, whole: bool = False) -> IndexBu
     state = index_state(table)
     words_rows = keys_rows = 0
     if not state.has_words:
-        table.create_index("text", config=words_index(), name=WORDS_INDEX)
+        create_words_index(table)
         words_rows = state.words_tail_rows
     elif state.words_tail_rows or whole:
         words_rows = _take_in(table, WORDS_INDEX, state.words_tail_rows, whole)
@@ -84,7 +84,7 @@ def update_indexes(table: Any, ann_rows: int, *, whole: bool = False) -> IndexBu
 
 def rebuild_words(table: Any) -> None:
     """Makes the words index anew, so that it knows no word of removed rows."""
-    table.create_index("text", config=words_index(), name=WORDS_INDEX, replace=True)
+    create_words_index(table)
 
 
 def frozen_fragments(dataset: Any) -> list[int]:

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from services.bank.index_state import WORDS_INDEX
+from services.bank.indexed_words import create_words_index, indexed_words
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, schema_version
-from services.bank.words import words_index
 
 __all__ = ["MIGRATIONS", "Migration", "migrate"]
 
@@ -34,8 +34,18 @@ def _number_versions(table: Any) -> None:
 
 
 def _index_words(table: Any) -> None:
+    if "words" not in table.schema.names:
+        if WORDS_INDEX in {one.name for one in table.list_indices()}:
+            table.drop_index(WORDS_INDEX)
+        table.to_lance().add_columns(_words_of_texts, read_columns=["text"], batch_size=1024)
+        table.checkout_latest()
     if WORDS_INDEX not in {one.name for one in table.list_indices()}:
-        table.create_index("text", config=words_index(), name=WORDS_INDEX)
+        create_words_index(table)
+
+
+def _words_of_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    found = (None if text is None else indexed_words(text) for text in batch["text"].to_pylist())
+    return pa.record_batch([pa.array(list(found), pa.string())], names=["words"])
 
 
 def _trim_memories(table: Any) -> None:
@@ -59,6 +69,7 @@ MIGRATIONS: Sequence[Migration] = (
     Migration(2, "producers can number the versions of a document", _number_versions),
     Migration(3, "the words of the texts are indexed", _index_words),
     Migration(4, "memories are kept without the zeros at their end", _trim_memories),
+    Migration(5, "the words are a column of their own, also of scripts without spaces", _index_words),
 )
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from services.bank.erasure import erase_deleted
 from services.bank.fence import WriterFence
 from services.bank.filters import changed_after, of_documents
+from services.bank.indexed_words import indexed_words
 from services.bank.indexing import update_indexes
 from services.bank.rows import key_column
 from services.bank.schema import GUARD_CHUNK, BankLayout
@@ -103,7 +104,7 @@ def _copy(
     mark: datetime = _START,
 ) -> tuple[int, datetime]:
     """Encodes rows of the source into the target; their number, and the newest of their times and `mark`."""
-    columns = [name for name in source.schema.names if name not in ("key", "memory")]
+    columns = [name for name in source.schema.names if name not in ("key", "memory", "words")]
     scan = source.to_lance().scanner(columns=columns, filter=where, batch_size=_BATCH_ROWS, scan_in_order=True)
     rows = 0
     for batch in scan.to_batches():
@@ -137,6 +138,7 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
     for n, (key, memory, count) in zip(numbers, codes, strict=True):
         keys[n], memories[n], tokens[n] = key, memory.rstrip(b"\0"), count
     new: dict[str, Any] = {
+        "words": pa.array([None if text is None else indexed_words(text) for text in texts], pa.string()),
         "key": key_column(keys),
         "memory": pa.array(memories, pa.binary()),
         "n_tokens": pa.array(tokens, pa.int32()),

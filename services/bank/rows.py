@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from services.bank.indexed_words import indexed_words
 from services.bank.schema import GUARD_CHUNK, BankLayout, Chunk, DocumentDelete, DocumentWrite
 
 __all__ = ["key_column", "record_rows"]
@@ -66,6 +67,7 @@ def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]
         | about
         | {
             "text": chunk.text,
+            "words": indexed_words(chunk.text),
             "n_tokens": chunk.n_tokens,
             "key": _checked_key(chunk, layout, write.doc_id),
             "memory": chunk.memory.rstrip(b"\0"),  # a short window leaves a third of its memory empty; padded when read

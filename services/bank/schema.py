@@ -40,7 +40,7 @@ __all__ = [
 TABLE_NAME = "memories"
 GUARD_CHUNK = -1
 """`chunk_no` of the row that stands for a delete."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the table's columns and indexes; `migrations` lists the steps."""
 SCHEMA_KEY = b"cmt.schema"
 MOVED_KEY = b"cmt.moved_to"
@@ -77,6 +77,7 @@ class BankLayout:
                 pa.field("url", pa.string()),
                 pa.field("source", pa.string()),
                 pa.field("text", pa.string()),
+                pa.field("words", pa.string()),  # of the text, with spaces between them, for the words index
                 pa.field("published_at", _TIME),
                 pa.field("ingested_at", _TIME, nullable=False),
                 pa.field("superseded_at", _TIME),

@@ -17,11 +17,10 @@ from typing import IO, Any
 
 import lancedb
 
-from services.bank.index_state import WORDS_INDEX
+from services.bank.indexed_words import create_words_index
 from services.bank.location import local_folder
 from services.bank.migrations import migrate
 from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
-from services.bank.words import words_index
 from services.errors import BankError, BankFull, BankMismatch, BankUnavailable, is_panic
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
@@ -69,7 +68,7 @@ class BankStore:
             if table is None:
                 table = self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
                 # an empty index already says how the words of rows that it does not cover are read
-                table.create_index("text", config=words_index(), name=WORDS_INDEX)
+                create_words_index(table)
             for step in migrate(table):
                 _log.info("bank %s: version %d: %s", self.uri, step.version, step.title)
         return table
@@ -78,7 +77,7 @@ class BankStore:
         """An empty table of another layout beside the current one, in the place of what an earlier try has left."""
         name = f"{TABLE_NAME}-{layout.model_id}"
         table = self._connect().create_table(name, schema=layout.arrow_schema(), mode="overwrite")
-        table.create_index("text", config=words_index(), name=WORDS_INDEX)
+        create_words_index(table)
         return table
 
     def reopened(self, table: Any) -> Any:

@@ -11,14 +11,16 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from lancedb.index import FTS
 
 from services.bank.migrations import MIGRATIONS
+from services.bank.ranking import Ranking
 from services.bank.reader import BankReader
 from services.bank.reindex import reindex_bank
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, BankLayout, schema_version
 from services.bank.writer import BankWriter
 from services.errors import BankMismatch, BankUnavailable
-from tests.integration.test_bank import LAYOUT, T0, all_hits, at, delete, seconds_clock, texts, write
+from tests.integration.test_bank import LAYOUT, T0, all_hits, at, delete, key_of, seconds_clock, texts, write
 
 OTHER = BankLayout("checkpoint-b", d_key=8, memory_bytes=48)
 
@@ -132,7 +134,7 @@ def padded(batch: pa.RecordBatch) -> pa.RecordBatch:
 def test_bank_of_the_first_version_is_brought_up_to_date_by_the_writer(uri: str) -> None:
     table = lancedb.connect(uri).open_table("memories")
     table.drop_index("text_idx")
-    table.drop_columns(["seq"])
+    table.drop_columns(["seq", "words"])
     table.to_lance().add_columns(padded, read_columns=["memory"])
     table.checkout_latest()
     table.drop_columns(["memory"])
@@ -145,9 +147,40 @@ def test_bank_of_the_first_version_is_brought_up_to_date_by_the_writer(uri: str)
     table = lancedb.connect(uri).open_table("memories")
     assert schema_version(table.schema) == SCHEMA_VERSION == MIGRATIONS[-1].version
     assert "seq" in table.schema.names
-    assert "text_idx" in {one.name for one in table.list_indices()}
+    assert {one.name: one.columns for one in table.list_indices()}["text_idx"] == ["words"]
     assert table.schema.field("memory").type == pa.binary()
     assert all_hits(BankReader(uri, LAYOUT, 0)) == before
+
+
+def test_words_of_a_bank_of_version_4_are_made_anew_and_it_serves_until_then(tmp_path: Path) -> None:
+    """Its index is of the text itself, cut at what is no letter."""
+    uri = str(tmp_path / "bank")
+    with BankWriter(uri, LAYOUT, maintain_every=0) as writer:
+        writer.commit(
+            [
+                write("a", at(0), "A bridge opened."),
+                write("b", at(1), "霧島市で新しい橋が開通した。"),
+                delete("c", at(2)),
+            ]
+        )
+    table = lancedb.connect(uri).open_table("memories")
+    table.drop_index("text_idx")
+    table.drop_columns(["words"])
+    table.create_index("text", config=FTS(), name="text_idx")
+    table.to_lance().update_schema_metadata({SCHEMA_KEY.decode(): "4"})
+    reader = BankReader(uri, LAYOUT, 0, ranking=Ranking("hybrid", 4.0))
+
+    def best(text: str) -> tuple[str, bool]:
+        key = (key_of("A bridge opened.") + key_of("霧島市で新しい橋が開通した。"))[None]
+        first, second = reader.search(key, 2, texts=[text])[0]
+        return first.doc_id, first.rank > second.rank + 1
+
+    assert best("the bridge") == ("a", True)
+    assert not best("橋")[1]
+    with BankWriter(uri, LAYOUT, maintain_every=0) as writer:
+        assert (best("the bridge"), best("橋")) == (("a", True), ("b", True))
+        writer.commit([write("d", at(3), "大桥开通")])
+        assert reader.search(key_of("x")[None], 1, texts=["大桥"])[0][0].doc_id == "d"
 
 
 def test_bank_of_a_later_version_is_refused(uri: str) -> None:

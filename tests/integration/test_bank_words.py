@@ -101,6 +101,45 @@ def test_words_find_nothing_that_the_question_may_not_see(uri: str, reader: Bank
         assert found(reader, "Zanzibar", as_of=T0 + timedelta(seconds=1))[0] == "storm"
 
 
+SCRIPTS = {
+    "ja": "霧島市で新しい橋が開通した。設計したのは中野遙だ。",
+    "zh": "北京市人民政府宣布新大桥开通。",
+    "th": "สะพานใหม่เปิดใช้แล้วในกรุงเทพมหานคร",
+    "km": "ភ្នំពេញមានស្ពានថ្មី។",
+    "shy": "Das Gesamt\u00adkonzept wurde vorgestellt.",
+    "nfd": "The Cafe\u0301 Zu\u0308rich was bought by Joa\u0303o Pe\u0301res.",
+    "zero": "Vole\u200b ba\u200bkery was so\u2060ld.",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("橋", "ja"),
+        ("新しい橋を設計したのは誰？", "ja"),
+        ("大桥", "zh"),
+        ("สะพาน", "th"),
+        ("ស្ពាន", "km"),
+        ("Gesamtkonzept", "shy"),
+        ("Gesamt\u00adkonzept", "shy"),
+        ("João", "nfd"),
+        ("Zurich", "nfd"),
+        ("bakery", "zero"),
+    ],
+)
+def test_words_of_every_script_and_spelling_are_found_before_and_after_indexing(
+    uri: str, reader: BankReader, text: str, expected: str
+) -> None:
+    with BankWriter(uri, LAYOUT, maintain_every=0, ann_rows=0, clock=seconds_clock()) as writer:
+        others = [near(write(f"d{n}", at(n), f"nothing of interest, {n}"), 0.9) for n in range(9)]
+        scripts = [near(write(name, at(20 + n), news), 0.1) for n, (name, news) in enumerate(SCRIPTS.items())]
+        writer.commit([*others, *scripts])
+        assert found(reader, text)[0] == expected
+        writer.optimize()
+        hits = reader.search(QUERY, 1, texts=[text])[0]
+    assert (hits[0].doc_id, hits[0].text) == (expected, SCRIPTS[expected])
+
+
 def test_bank_without_a_words_index_is_searched_by_words_too(uri: str, reader: BankReader) -> None:
     filled(uri).close()
     lancedb.connect(uri).open_table("memories").drop_index("text_idx")

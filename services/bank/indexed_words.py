@@ -1,0 +1,35 @@
+"""The words index of a bank: what is in its column, and how LanceDB reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lancedb.index import FTS
+
+from cmt_core.words import words
+from services.bank.index_state import WORDS_INDEX
+
+__all__ = ["create_words_index", "indexed_words", "words_column"]
+
+
+def indexed_words(text: str) -> str:
+    """The words of a text or a question with spaces between them."""
+    return " ".join(words(text))
+
+
+def words_column(table: Any) -> str:
+    """Where a table's words are; in banks before version 5, the text itself."""
+    return "words" if "words" in table.schema.names else "text"
+
+
+def create_words_index(table: Any) -> None:
+    """Makes the words index, in the place of one that is there: lower case, English stems, no stop words, no accents."""
+    config = FTS(
+        base_tokenizer="whitespace",
+        with_position=False,
+        language="English",
+        stem=True,
+        remove_stop_words=True,
+        ascii_folding=True,
+    )
+    table.create_index(words_column(table), config=config, name=WORDS_INDEX, replace=True)
