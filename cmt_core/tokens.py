@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmt_core.backbone import Backbone
 from cmt_core.control_tokens import SafeTokenizer
+from cmt_core.decoding import Decoder
 from cmt_core.prompt import answer_text, bare_prompt, question_text
 
 __all__ = ["Tokens", "bucket"]
@@ -24,7 +25,7 @@ class Tokens:
     def __init__(self, backbone: Backbone) -> None:
         """Raises UnsupportedModelError for a tokenizer that can't be used so."""
         self._tokenizer, self._device = backbone.tokenizer, backbone.device
-        self._safe = SafeTokenizer(backbone.tokenizer)
+        self._safe, self._decoder = SafeTokenizer(backbone.tokenizer), Decoder(backbone.tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens, or those of what `chat` gives; names of control tokens in a text are the tokens of their letters."""
@@ -35,9 +36,8 @@ class Tokens:
         return self._safe.chat(messages, add_generation_prompt=add_generation_prompt, **options)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        """The text of tokens, without special ones and without halves of characters."""
+        return self._decoder.text(ids)
 
     def prompt(self, question: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
         """What follows a context: earlier questions with their answers, and the question."""

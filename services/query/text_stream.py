@@ -38,11 +38,12 @@ class TextStream:
         return self._show(self._cut())
 
     def finish(self) -> str:
-        """The text that was held back, once no token comes any more."""
+        """The text that was held back, once no token comes any more; a character that was not finished is left out."""
         if self.stopped:
             return ""
         start = max(0, self._settled - _TAIL_TOKENS)
         self._text += self._decode(self._ids[start:])[len(self._decode(self._ids[start : self._settled])) :]
+        self._text = self._text.rstrip("\ufffd")
         self._cut()
         return self._show(len(self._text))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,9 @@ def _sentencepiece(special: Sequence[str], scheme: str) -> Tokenizer:
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *bytes_], show_progress=False)
     core.train_from_iterator(_CORPUS, trainer)
-    return core
+    data = json.loads(core.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]  # bytes are no such
+    return Tokenizer.from_str(json.dumps(data))
 
 
 def smol() -> Family:
