@@ -19,6 +19,7 @@ from services.commands.options import Config, progress, read_settings
 from services.errors import ServiceError
 from services.query.commands import register
 from services.query.serve_commands import serve_app
+from services.terminal import echo, on_one_line
 
 __all__ = ["app", "main"]
 
@@ -77,7 +78,7 @@ def config_show(
 ) -> None:
     """The effective settings, secrets masked."""
     effective = read_settings(config).masked()
-    typer.echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
+    echo(json.dumps(effective, indent=2) if as_json else yaml.safe_dump(effective, sort_keys=False).rstrip())
 
 
 register(app, read_settings)
@@ -85,7 +86,7 @@ app.add_typer(serve_app(read_settings, progress), name="serve")
 
 
 def _fail(line: str, code: int) -> None:
-    progress.print(f"cmt: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+    progress.print(on_one_line(f"cmt: {line}"), style="red", soft_wrap=True)
     sys.exit(code)
 
 

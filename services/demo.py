@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from cmt_core.evaluation.metrics import contains_answer
 from services.feed.fetch import read_all
@@ -40,6 +40,7 @@ from services.settings import Settings
 from services.stream.broker import open_broker
 from services.stream.producer import DocumentProducer
 from services.stream.topics import ensure_topics
+from services.terminal import Terminal
 
 __all__ = ["Asked", "DemoReport", "run_demo"]
 
@@ -48,7 +49,7 @@ _MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
 _CATCH_UP_S = 180.0
 
-console = Console()
+console = Terminal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,32 +196,31 @@ def _print(outcome: DemoReport) -> None:
         table.add_row(
             row.question,
             _shorten(row.before, 60),
-            f"[{'green' if row.right_after else 'red'}]{'+' if row.right_after else '-'} [/]{_plain(row.after)}",
-            _plain(row.source),
-            _plain(row.expected),
+            Text.assemble(("+ ", "green") if row.right_after else ("- ", "red"), row.after),
+            row.source,
+            row.expected,
         )
     console.print(table)
     total = len(outcome.rows)
     console.print(f"before the news: {outcome.before} of {total} questions right ({outcome.before / total:.0%})")
     console.print(f"after the news:  {outcome.after} of {total} questions right ({outcome.after / total:.0%})")
     if not outcome.passed:
-        console.print(
-            f"[red]below the bar[/]: {_MIN_SHARE_AFTER:.0%} after the news, and {_MIN_RATIO:g} times the before"
-        )
+        bar = f"{_MIN_SHARE_AFTER:.0%} after the news, and {_MIN_RATIO:g} times the before"
+        console.print(f"below the bar: {bar}", style="red")
 
 
 def _stay(url: str, ingest: IngestHandle, question: str, wait: Any) -> None:
     body = json.dumps({"model": "cmt", "messages": [{"role": "user", "content": question}]}).replace("'", "")
-    console.print(f"\nThe page: {url}/", highlight=False)
+    console.print(f"\nThe page: {url}/")
     console.print(
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
         highlight=False,
         soft_wrap=True,
     )
-    console.print("Ctrl-C ends the demo.", highlight=False)
+    console.print("Ctrl-C ends the demo.")
     while not wait(1.0):
         ingest.raise_if_failed()
-    console.print("stopping", highlight=False)
+    console.print("stopping")
 
 
 def _write(path: Path, outcome: DemoReport) -> None:
@@ -248,9 +248,9 @@ def _own_bank_and_topic(settings: Settings) -> Iterator[Settings]:
 @contextmanager
 def _step(label: str) -> Iterator[None]:
     started = time.monotonic()
-    console.print(f"  {label} ...", end="", highlight=False)
+    console.print(f"  {label} ...", end="")
     yield
-    console.print(f" {time.monotonic() - started:.1f} s", highlight=False)
+    console.print(f" {time.monotonic() - started:.1f} s")
 
 
 @contextmanager
@@ -267,9 +267,4 @@ def _bar() -> Progress:
 
 
 def _shorten(text: str, width: int) -> str:
-    return _plain(text if len(text) <= width else f"{text[: width - 1]}…")
-
-
-def _plain(text: str) -> str:
-    """Text with its brackets kept: rich would take them for markup."""
-    return text.replace("[", "\\[")
+    return text if len(text) <= width else f"{text[: width - 1]}…"

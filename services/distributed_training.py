@@ -8,16 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from services.errors import ServiceError
 from services.runtime import ray_session
 from services.settings import RaySettings
+from services.terminal import Terminal
 
 __all__ = ["train_on_workers"]
 
 
-def train_on_workers(arguments: dict[str, Any], workers: int, settings: RaySettings, console: Console) -> bool:
+def train_on_workers(arguments: dict[str, Any], workers: int, settings: RaySettings, console: Terminal) -> bool:
     """Runs `train_checkpoint(**arguments)` in `workers` processes; true when the checkpoint was written.
 
     Raises ServiceError in one line when Ray Train is not installed or a worker failed.
@@ -30,7 +29,7 @@ def train_on_workers(arguments: dict[str, Any], workers: int, settings: RaySetti
     import torch
 
     with ray_session(settings):
-        console.print(f"{workers} workers train in {arguments['run']}; log.jsonl there shows how far", highlight=False)
+        console.print(f"{workers} workers train in {arguments['run']}; log.jsonl there shows how far")
         trainer = TorchTrainer(
             _train_here,
             train_loop_config=arguments,

@@ -6,14 +6,29 @@ import logging
 import os
 import warnings
 
+from services.terminal import on_one_line, printable
+
 __all__ = ["set_up_logging"]
 
 _NOISY = ("ray", "ray.serve", "httpx", "httpcore", "transformers", "asyncio", "urllib3", "filelock")
 
 
+class _LineFormatter(logging.Formatter):
+    """A message is one line, whatever stands in the data that it quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        record.message = on_one_line(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def set_up_logging(level: str) -> None:
     """One line a message on stderr; call once, before anything heavy is imported."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(level=level, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.getLevelName(level), logging.ERROR))
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it logs what it raises, and each refused connection

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from cmt_core.model_source import resolve_model
 from services.settings import ModelSettings, Settings
+from services.terminal import Terminal
 
 if TYPE_CHECKING:
     from cmt_core.model import CMT
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["fetch_models", "load_cmt"]
 
 
-def fetch_models(model: ModelSettings, console: Console) -> None:
+def fetch_models(model: ModelSettings, console: Terminal) -> None:
     """Fetches what is not cached yet, in the foreground, where progress and errors can be seen. Raises ModelSourceError."""
 
     def say(line: str) -> None:
-        console.print(line, highlight=False)
+        console.print(line)
 
     for source in (model.llm, model.retriever):
         resolve_model(source, model.cache_dir.expanduser(), say)
@@ -46,4 +45,4 @@ if __name__ == "__main__":
     from services.settings import load_settings
 
     settings = load_settings(model__cache_dir=sys.argv[1] if sys.argv[1:] else None)
-    fetch_models(settings.model, Console(stderr=True))
+    fetch_models(settings.model, Terminal(stderr=True))

@@ -11,6 +11,7 @@ import typer
 from services.commands.options import Bank, Config, progress, read_settings
 from services.errors import BankUnavailable
 from services.settings import BankSettings
+from services.terminal import echo
 
 if TYPE_CHECKING:
     from services.bank.store import BankStore
@@ -32,7 +33,7 @@ def stats(
     from services.bank.summary import summarise
 
     figures = summarise(settings.bank)
-    typer.echo(json.dumps(figures) if as_json else "\n".join(f"{key:20} {value}" for key, value in figures.items()))
+    echo(json.dumps(figures) if as_json else "\n".join(f"{key:20} {value}" for key, value in figures.items()))
 
 
 @app.command("optimize")
@@ -41,7 +42,7 @@ def optimize(config: Config = None, bank: Bank = None) -> None:
     settings = read_settings(config, bank__uri=bank)
     with _writer(settings.bank) as writer:
         report = writer.optimize()
-    typer.echo(
+    echo(
         f"{report.fragments_removed} fragments became {report.fragments_added}, {report.versions_removed} old versions "
         f"with {report.bytes_removed} bytes removed, {report.seconds:.1f} s"
     )
@@ -58,7 +59,7 @@ def purge(
     settings = read_settings(config, bank__uri=bank)
     with _writer(settings.bank) as writer:
         removed = writer.purge(doc, namespace)
-    typer.echo(f"{removed} rows of {doc!r} erased")
+    echo(f"{removed} rows of {doc!r} erased")
     if removed:
         progress.print("its record in Kafka is not: delete it there too (a record with the key and no value)")
 
@@ -91,9 +92,9 @@ def reindex(
         encoder(model),
         ann_rows=settings.bank.ann_rows,
         lock_wait_s=wait_s,
-        report=lambda line: progress.print(line, highlight=False),
+        report=lambda line: progress.print(line),
     )
-    typer.echo(f"{rows} rows are now of checkpoint {model.model_id}; start ingest and reload the service with it")
+    echo(f"{rows} rows are now of checkpoint {model.model_id}; start ingest and reload the service with it")
 
 
 @app.command("export")
@@ -104,7 +105,7 @@ def export(
     settings = read_settings(config, bank__uri=bank)
     from services.bank.transfer import export_bank
 
-    typer.echo(f"{export_bank(_store(settings.bank), file)} rows written to {file}")
+    echo(f"{export_bank(_store(settings.bank), file)} rows written to {file}")
 
 
 @app.command("import")
@@ -117,7 +118,7 @@ def import_(
     settings = read_settings(config, bank__uri=bank)
     from services.bank.transfer import import_bank
 
-    typer.echo(f"{import_bank(_store(settings.bank), file)} rows read from {file}")
+    echo(f"{import_bank(_store(settings.bank), file)} rows read from {file}")
 
 
 def _store(settings: BankSettings) -> BankStore:

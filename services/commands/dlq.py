@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
 from services.errors import RecordError, SettingsError
 from services.stream.dead_letter_reader import DeadLetter, read_letters
+from services.terminal import echo, echo_json, on_one_line
 
 __all__ = ["app"]
 
@@ -35,11 +35,14 @@ def dlq_list(
     for letter in read_letters(settings.kafka, bootstrap):
         if reason not in (None, letter.reason):
             continue
-        typer.echo(json.dumps(_facts(letter), ensure_ascii=False) if as_json else _line(letter))
+        if as_json:
+            echo_json(_facts(letter))
+        else:
+            echo(_line(letter))
         count += 1
         if count == limit:
             break
-    progress.print(f"{count} dead letters in {settings.kafka.dlq_topic}", highlight=False)
+    progress.print(f"{count} dead letters in {settings.kafka.dlq_topic}")
 
 
 @app.command("show")
@@ -48,7 +51,9 @@ def dlq_show(
     config: Config = None,
     topic: Topic = None,
     bootstrap_servers: Bootstrap = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Only the value, its bytes untouched.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Only the value; into a file or a pipe its bytes untouched.")
+    ] = False,
 ) -> None:
     """One dead letter with all that is known about it."""
     settings, bootstrap = _broker(config, topic, bootstrap_servers)
@@ -56,10 +61,9 @@ def dlq_show(
     if found is None:
         raise RecordError("no_letter", f"{settings.kafka.dlq_topic} has no dead letter at {place}")
     if raw:
-        sys.stdout.buffer.write(found.value or b"")
-        sys.stdout.buffer.flush()
+        _write_raw(found.value or b"")
         return
-    typer.echo(json.dumps(_facts(found) | {"value": _text(found.value)}, indent=2, ensure_ascii=False))
+    echo_json(_facts(found) | {"value": _text(found.value)}, indent=2)
 
 
 @app.command("replay")
@@ -81,7 +85,7 @@ def dlq_replay(
     wanted = set(places or ())
     choose = None if everything else lambda letter: letter.place in wanted if wanted else letter.reason == reason
     report = replay(settings.kafka, bootstrap, choose)
-    typer.echo(f"sent {report.sent} again to {settings.kafka.topic}; {report.earlier} had been sent before")
+    echo(f"sent {report.sent} again to {settings.kafka.topic}; {report.earlier} had been sent before")
     if report.impossible:
         raise RecordError(
             "no_record",
@@ -99,11 +103,24 @@ def _broker(config: Any, topic: str | None, bootstrap_servers: str | None) -> tu
     return settings, running_broker(settings.kafka)
 
 
+def _write_raw(value: bytes) -> None:
+    """The bytes as they are into a file or a pipe; a terminal would obey them."""
+    if _to_a_terminal():
+        echo(value.decode(errors="backslashreplace"))
+        return
+    sys.stdout.buffer.write(value)
+    sys.stdout.buffer.flush()
+
+
+def _to_a_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
 def _line(letter: DeadLetter) -> str:
     origin = f"{letter.topic}[{letter.partition}]@{letter.offset}"
     key = _text(letter.key)["text"] if letter.key is not None else "-"
     line = f"{letter.place:10} {letter.time:24} {letter.reason:12} {origin:24} {key:20} {letter.error}"
-    return " ".join(line.splitlines())[: 120 + _SHOWN_CHARS]
+    return on_one_line(line)[: 120 + _SHOWN_CHARS]
 
 
 def _facts(letter: DeadLetter) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from services.commands.evaluation_inputs import (
 )
 from services.commands.experiments import register
 from services.commands.options import Config
+from services.terminal import echo
 
 if TYPE_CHECKING:
     from cmt_core.evaluation.stream import StreamScores
@@ -45,7 +46,7 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     if not quick:
-        typer.echo(context.get_help())
+        echo(context.get_help())
         raise typer.Exit(0)
     from cmt_core.evaluation.stream import evaluate_stream
     from services.sample_news import sample_questions
@@ -109,7 +110,7 @@ def _print(scored: Iterable[StreamScores], as_json: Path | None = None) -> list[
     rows = []
     for score in scored:
         rows.append(score)
-        typer.echo(json.dumps(dataclasses.asdict(score)))
+        echo(json.dumps(dataclasses.asdict(score)))
         if as_json is not None:
             as_json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     return rows

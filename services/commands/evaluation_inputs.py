@@ -12,6 +12,7 @@ import typer
 from services.commands.options import progress, read_settings
 from services.errors import SettingsError
 from services.settings import Settings
+from services.terminal import echo
 
 if TYPE_CHECKING:
     from cmt_core.data.qa import QAExample
@@ -97,7 +98,7 @@ class Experiment:
             key: value for key, value in about.items() if key != "k" or value
         }  # rows with a k of their own have none
         for path in write_experiment(out, name, points, x=x, y=y, x_label=x_label, about=about):
-            typer.echo(str(path))
+            echo(str(path))
 
 
 def names(systems: str) -> list[str]:
@@ -123,4 +124,4 @@ def floats(numbers: str) -> list[float]:
 
 def say(line: str) -> None:
     """Progress, on stderr."""
-    progress.print(line, highlight=False)
+    progress.print(line)

@@ -9,6 +9,7 @@ import typer
 
 from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
 from services.errors import SettingsError
+from services.terminal import echo
 
 __all__ = ["app"]
 
@@ -44,7 +45,7 @@ def feed_play(
     from services.feed.run import play_once
 
     report = play_once(settings, locations, rate, progress, speed if own_times else None)
-    typer.echo(
+    echo(
         f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
         f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"
     )

@@ -11,6 +11,7 @@ import typer
 
 from services.commands.options import Bank, Bootstrap, Config, RayAddress, Topic, progress, read_settings
 from services.errors import SettingsError
+from services.terminal import echo
 
 __all__ = ["app"]
 
@@ -62,7 +63,7 @@ def ingest_status(
     from services.ingest.progress import read_progress, table
 
     found = read_progress(settings)
-    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else table(found))
+    echo(json.dumps(dataclasses.asdict(found)) if as_json else table(found))
 
 
 @app.command("drain")
@@ -71,7 +72,7 @@ def ingest_drain(config: Config = None, topic: Topic = None, bank: Bank = None) 
     settings = read_settings(config, kafka__topic=topic, bank__uri=bank)
     from services.ingest.drain import drain
 
-    typer.echo("drained" if drain(settings) else "no ingest runs here")
+    echo("drained" if drain(settings) else "no ingest runs here")
 
 
 def _moment(text: str) -> datetime:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from services.logs import set_up_logging
 from services.settings import Settings, load_settings
+from services.terminal import Terminal
 
 __all__ = ["Bank", "Bootstrap", "Config", "RayAddress", "Topic", "progress", "read_settings"]
 
-progress = Console(stderr=True)
+progress = Terminal(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default ./cmt.yaml where there is one.")]
 Topic = Annotated[str | None, typer.Option(help="Kafka topic with the documents.")]

@@ -82,7 +82,7 @@ def train(
     }
     done = _alone(arguments) if workers == 1 else _together(arguments, workers, settings)
     if not done:
-        progress.print(f"cmt: stopped; the same command goes on from {run}", style="red", highlight=False)
+        progress.print(f"cmt: stopped; the same command goes on from {run}", style="red")
         sys.exit(130)
 
 
@@ -91,7 +91,7 @@ def _alone(arguments: dict[str, Any]) -> bool:
     from services.commands.training_bar import TrainingBar
 
     def report(line: str) -> None:
-        progress.print(line, highlight=False)
+        progress.print(line)
 
     if not progress.is_terminal:  # a bar would fill a log file with its own past
         return train_checkpoint(**arguments, report=report)

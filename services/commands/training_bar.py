@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from services.terminal import Terminal
 
 __all__ = ["TrainingBar"]
 
@@ -14,7 +15,7 @@ __all__ = ["TrainingBar"]
 class TrainingBar:
     """One line a stage; a stage that goes on starts where it was."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

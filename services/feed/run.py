@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services.feed.download import without_secrets
@@ -17,6 +16,7 @@ from services.runtime import interruptible
 from services.settings import Settings
 from services.stream.broker import running_broker
 from services.stream.producer import DocumentProducer
+from services.terminal import Terminal
 
 __all__ = ["play_once", "poll_forever"]
 
@@ -27,7 +27,7 @@ def play_once(
     settings: Settings,
     sources: Sequence[str],
     rate_per_s: float | None,
-    console: Console,
+    console: Terminal,
     speed: float | None = None,
 ) -> PlayReport:
     """Sends all items of the sources, with a live count on `console`; `speed` plays them by their own times.
@@ -43,7 +43,7 @@ def play_once(
         return play(items, producer, rate_per_s, lambda sent: bar.update(task, completed=sent), speed=speed)
 
 
-def poll_forever(settings: Settings, urls: Sequence[str], console: Console, *, once: bool = False) -> int:
+def poll_forever(settings: Settings, urls: Sequence[str], console: Terminal, *, once: bool = False) -> int:
     """Looks at the feeds when they are due until Ctrl-C, or `once` at all of them; sends items that are new or changed.
 
     An item counts as sent when Kafka has acknowledged it: one that is found twice is sent twice, and none is lost. The
@@ -58,7 +58,7 @@ def poll_forever(settings: Settings, urls: Sequence[str], console: Console, *, o
                 (failed.add if found.error else failed.discard)(found.url)
                 _send(producer, found, metrics)
                 poller.sent(found)
-                console.print(_line(found), highlight=False, soft_wrap=True)
+                console.print(_line(found), soft_wrap=True)
                 if wait(0.0):
                     return len(failed)
             if once or poller.all_gone() or wait(poller.wait_s()):

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from rich.console import Console
-
 from services.ingest.drain import noted_ingest
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
@@ -16,6 +14,7 @@ from services.runtime import interruptible, ray_session
 from services.settings import Settings
 from services.stream.broker import open_broker
 from services.stream.rewind import rewind
+from services.terminal import Terminal
 
 __all__ = ["Backfill", "run_ingest"]
 
@@ -34,7 +33,7 @@ def run_ingest(
     settings: Settings,
     *,
     until_caught_up: bool,
-    console: Console,
+    console: Terminal,
     backfill: Backfill | None = None,
     model_factory: ModelFactory | None = None,
 ) -> None:
@@ -56,7 +55,7 @@ def run_ingest(
         def move_offsets() -> None:
             assert backfill is not None
             moved = rewind(settings.kafka, bootstrap, backfill.since)
-            console.print(f"reading again from offsets {moved}", highlight=False)
+            console.print(f"reading again from offsets {moved}")
 
         handle = start_ingest(
             settings,
@@ -65,17 +64,17 @@ def run_ingest(
             rewind=move_offsets if backfill else None,
         )
         try:
-            console.print(f"ingesting {settings.kafka.topic} at {bootstrap} into {settings.bank.uri}", highlight=False)
+            console.print(f"ingesting {settings.kafka.topic} at {bootstrap} into {settings.bank.uri}")
             _run(handle, wait, until_caught_up, console)
         finally:
-            console.print("stopping: flushing what is in flight", highlight=False)
+            console.print("stopping: flushing what is in flight")
             handle.stop(settings.ingest.stop_within_s)
 
 
-def _run(handle: IngestHandle, wait: Callable[[float | None], bool], until_caught_up: bool, console: Console) -> None:
+def _run(handle: IngestHandle, wait: Callable[[float | None], bool], until_caught_up: bool, console: Terminal) -> None:
     if until_caught_up:
         handle.wait_until_caught_up(_CATCH_UP_S, pause=wait)
         return
     while not wait(_STATUS_EVERY_S):
         handle.raise_if_failed()
-        console.print(str(handle.status()), highlight=False)
+        console.print(str(handle.status()))

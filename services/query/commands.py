@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cmt_core.query import Mode
 from services.errors import SettingsError
 from services.query.client import service_url, stream_answer
 from services.query.moments import moment_of
 from services.settings import Settings
+from services.terminal import Terminal, echo, echo_json, on_one_line
 
 __all__ = ["register"]
 
@@ -28,7 +28,7 @@ TopK = Annotated[int | None, typer.Option(min=1, max=64, help="Memories to read.
 Namespace = Annotated[str | None, typer.Option(help="Namespace of the documents.")]
 AskMode = Annotated[Mode, typer.Option(help="What the model reads.")]
 
-_console = Console(stderr=True)
+_console = Terminal(stderr=True)
 
 
 def register(app: typer.Typer, load: Load) -> None:
@@ -51,7 +51,7 @@ def register(app: typer.Typer, load: Load) -> None:
         body = _body([{"role": "user", "content": asked}], mode, as_of, top_k, namespace)
         answer = _print_answer(url or service_url(settings), settings, body, quiet=as_json)
         if as_json:
-            typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+            echo_json(answer, indent=2)
 
     @app.command()
     def chat(
@@ -77,9 +77,9 @@ def register(app: typer.Typer, load: Load) -> None:
         from services.query.keys import hash_of, new_key
 
         made = new_key()
-        typer.echo(made)
+        echo(made)
         line = f"serve: {{api_keys: {{{json.dumps(name)}: {hash_of(made)}}}}}"
-        _console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _console.print(line, soft_wrap=True)
 
 
 def _question(given: str | None) -> str:
@@ -92,7 +92,7 @@ def _question(given: str | None) -> str:
 
 def _next_question() -> str:
     if sys.stdin.isatty():
-        typer.echo("> ", nl=False, err=True)
+        echo("> ", nl=False, err=True)
     return sys.stdin.readline().strip()
 
 
@@ -116,23 +116,18 @@ def _print_answer(url: str, settings: Settings, body: dict[str, Any], *, quiet: 
         piece = chunk["choices"][0]["delta"].get("content") or "" if chunk["choices"] else ""
         text += piece
         if piece and not quiet:
-            typer.echo(_printable(piece), nl=False)
+            echo(piece, nl=False)
             sys.stdout.flush()
         last = chunk if "sources" in chunk else last
     if not quiet:
-        typer.echo()
+        echo()
         for source in last.get("sources", []):
-            typer.echo(_source_line(source))
+            echo(_source_line(source))
         for note in last.get("cmt", {}).get("notes", []):
-            typer.echo(f"  ({_printable(note)})")
+            echo(f"  ({on_one_line(note)})")
     return {"answer": text, "sources": last.get("sources", []), "cmt": last.get("cmt", {})}
 
 
 def _source_line(source: dict[str, Any]) -> str:
     weight = "" if source["weight"] is None else f"{source['weight']:4.0%} "
-    return _printable(f"  {weight}{source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a title must not move the cursor or colour the screen."""
-    return "".join(one if one.isprintable() or one == "\n" else " " for one in text)
+    return on_one_line(f"  {weight}{source['title'] or source['doc_id']}  {source['url'] or ''}".rstrip())

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from ray import serve
-from rich.console import Console
 
 from services.errors import ServiceError
 from services.models import fetch_models, load_cmt
@@ -16,6 +15,7 @@ from services.query.hot_swap import Target, revision_of, target_of, with_target
 from services.query.ports import BankFactory, ModelFactory
 from services.runtime import ray_session
 from services.settings import Settings
+from services.terminal import Terminal
 
 __all__ = ["reload_service", "run_reload"]
 
@@ -23,12 +23,12 @@ _WITHIN_S = 300.0
 _LOOK_S = 0.2
 
 
-def run_reload(settings: Settings, address: str, console: Console) -> None:
+def run_reload(settings: Settings, address: str, console: Terminal) -> None:
     """Joins the Ray at `address` and switches its service. Raises ServiceError when there is none, or it can't switch."""
     fetch_models(settings.model, console)
     with ray_session(settings.ray.model_copy(update={"address": address})):
         loaded = reload_service(settings)
-    console.print(f"serving checkpoint {loaded.model_id} from bank {settings.bank.uri}", highlight=False)
+    console.print(f"serving checkpoint {loaded.model_id} from bank {settings.bank.uri}")
 
 
 def reload_service(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import ray
-from rich.console import Console
 
 from services.models import fetch_models
 from services.query import app
@@ -14,11 +13,12 @@ from services.query.proxy import proxy_environment
 from services.query.session_note import forget_session, remember_session
 from services.runtime import interruptible, ray_session
 from services.settings import Settings
+from services.terminal import Terminal
 
 __all__ = ["run_serve"]
 
 
-def run_serve(settings: Settings, console: Console) -> None:
+def run_serve(settings: Settings, console: Terminal) -> None:
     """Serves until Ctrl-C or SIGTERM.
 
     Raises SettingsError, PortInUse, ServiceError or CoreError when it can't start.
@@ -28,17 +28,15 @@ def run_serve(settings: Settings, console: Console) -> None:
     fetch_models(settings.model, console)
     proxy_environment(os.environ)
     with interruptible() as wait, ray_session(settings.ray):
-        console.print("loading the LLM", highlight=False)
+        console.print("loading the LLM")
         url = app.start(settings)
         remember_session(settings, ray.get_runtime_context().gcs_address)
         try:
             if (reason := app.why_not_ready()) is not None:
-                console.print(
-                    f"warning: questions are refused (503) for now: {reason}", highlight=False, soft_wrap=True
-                )
-            console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it", highlight=False)
+                console.print(f"warning: questions are refused (503) for now: {reason}", soft_wrap=True)
+            console.print(f"serving {url} from bank {settings.bank.uri}; Ctrl-C ends it")
             wait(None)
-            console.print("stopping", highlight=False)
+            console.print("stopping")
         finally:
             forget_session(settings)
             app.remove()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from services.settings import Settings
+from services.terminal import Terminal
 
 __all__ = ["serve_app"]
 
@@ -20,7 +20,7 @@ Port = Annotated[int | None, typer.Option(help="Port of the query service.")]
 RayAddress = Annotated[str | None, typer.Option("--ray", help="Ray cluster: local, auto, or ray://host:port.")]
 
 
-def serve_app(load: Callable[..., Settings], console: Console) -> typer.Typer:
+def serve_app(load: Callable[..., Settings], console: Terminal) -> typer.Typer:
     """The commands; `load(config, **flags)` gives the settings."""
     app = typer.Typer(help="Answer questions over HTTP from the latest bank, until Ctrl-C.")
 
