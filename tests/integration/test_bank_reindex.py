@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from lancedb.index import FTS
 
+from cmt_core.ranking import Ranking
 from services.bank.migrations import MIGRATIONS
-from services.bank.ranking import Ranking
 from services.bank.reader import BankReader
 from services.bank.reindex import reindex_bank
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, BankLayout, schema_version
