@@ -35,10 +35,12 @@ from tests.deployment.chart import ci_objects, of_kind
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings
 from tests.integration.conftest import find_free_port
+from tests.integration.serve_desk import Desk
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 MARKER = "Admiral Quist unveiled the observatory of Ravnkilde."
+DEATHS = int(os.environ.get("NODE_DEATHS", "2"))
 QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who unveiled the observatory of Ravnkilde?"}]}
 
 
@@ -59,9 +61,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def cluster(settings: Settings) -> Iterator[Cluster]:
     """A head without CPUs of its own, as in the chart, and two workers."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made = Cluster()
+    add_node(made, num_cpus=0, include_dashboard=False)
     for _ in range(2):
-        made.add_node(num_cpus=4)
+        add_node(made, num_cpus=4)
     ray.init(address=made.address, namespace="cmt", log_to_driver=False)
     try:
         yield made
@@ -71,10 +74,28 @@ def cluster(settings: Settings) -> Iterator[Cluster]:
         made.shutdown()
 
 
-def deploy(settings: Settings, **target: str) -> str:
+def add_node(cluster: Cluster, **options: Any) -> None:
+    """Ray gives a node 30 s to start, which a busy machine can need more than once."""
+    for attempt in range(5):
+        try:
+            cluster.add_node(**options)
+            return
+        except Exception as error:
+            if attempt == 4 or "timed out during startup" not in str(error):
+                raise
+
+
+def remove_node(cluster: Cluster, node_id: str) -> None:
+    """Ends a worker node at once, with all that runs on it."""
+    (socket,) = [one["ObjectStoreSocketName"] for one in ray.nodes() if one["NodeID"] == node_id]
+    (node,) = [one for one in cluster.worker_nodes if one.plasma_store_socket_name == socket]
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def deploy(settings: Settings, gateway_cpus: float = 0.0, **target: str) -> str:
     """The chart's Serve config with the small model and this test's bank, port and replicas; the service's URL.
 
-    `target` is what else to serve, as in another release's values.
+    `target` is what else to serve, as in another release's values; a gateway that wants CPUs is not put on the head.
     """
     config = yaml.safe_load(of_kind(ci_objects("minimal"), "RayService")["spec"]["serveConfigV2"])
     config["http_options"] = {"host": "127.0.0.1", "port": settings.serve.port}
@@ -83,6 +104,8 @@ def deploy(settings: Settings, **target: str) -> str:
     (engine,) = application["deployments"]
     engine["num_replicas"] = settings.serve.replicas
     engine["user_config"] |= {"bank": settings.bank.uri} | target
+    if gateway_cpus:
+        application["deployments"].append({"name": "Gateway", "ray_actor_options": {"num_cpus": gateway_cpus}})
     serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
@@ -146,6 +169,13 @@ class Questions:
             every_s=0.1,
             seen=lambda: (self.failed, self.wrong[:1]),
         )
+
+    def check(self) -> None:
+        """Every answer was right, and whoever got none was told when to come again, or saw the connection break."""
+        assert not self.wrong
+        refused = [one for one in self.failed if one.status]
+        assert {one.status for one in refused} <= {503}, refused
+        assert all(one.retry_after for one in refused), refused
 
     def stop(self) -> None:
         self._stopping.set()
@@ -219,15 +249,12 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
             questions = Questions(url)
             questions.until_answered_after(0.0)
             lost = node_of(world.handle.compressors[0])
-            death: list[float] = []  # when the node began to die, and when it was gone
+            death: list[float] = []  # when the node began to die
 
             def fault() -> None:
-                (socket,) = [one["ObjectStoreSocketName"] for one in ray.nodes() if one["NodeID"] == lost]
-                (node,) = [one for one in cluster.worker_nodes if one.plasma_store_socket_name == socket]
                 death.append(time.monotonic())
-                cluster.remove_node(node, allow_graceful=False)
-                death.append(time.monotonic())
-                questions.until_answered_after(death[1])
+                remove_node(cluster, lost)
+                questions.until_answered_after(time.monotonic())
 
             world.during(600, fault)
             world.check()  # nothing lost, nothing double, every bad record in the dead-letter topic
@@ -237,10 +264,7 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
             deploy(settings, checkpoint="next")  # as `helm upgrade` with another settings.model.checkpoint
             assert until_loaded("next", settings.serve.replicas) == before  # the same replicas: nothing was restarted
             questions.until_answered_after(time.monotonic())
-            assert not questions.wrong
-            refused = [one for one in questions.failed if one.status]
-            assert {one.status for one in refused} <= {503}, (death, refused)
-            assert all(one.retry_after for one in refused), refused
+            questions.check()
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             assert lost not in alive
             assert len(alive) == 2
@@ -251,3 +275,33 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
             if questions is not None:
                 questions.stop()
             world.handle.kill()
+
+
+def gateway_node() -> str | None:
+    """The node of the gateway that takes questions; None while there is none."""
+    details = _get_global_client().get_serve_details()
+    replicas = details["applications"][app.APP_NAME]["deployments"]["Gateway"]["replicas"]
+    return next((one["node_id"] for one in replicas if one["state"] == "RUNNING"), None)
+
+
+@pytest.mark.timeout(300 + 120 * DEATHS)
+def test_a_gateway_that_dies_with_its_node_costs_no_client_a_500(cluster: Cluster, settings: Settings) -> None:
+    desk = Desk(settings.bank.uri)
+    desk.publish("marker", "Observatory", MARKER)
+    desk.close()
+    questions = Questions(deploy(settings, gateway_cpus=0.1))
+    try:
+        questions.until_answered_after(0.0)
+        for death in range(DEATHS):
+            lost = until(gateway_node, 120.0)
+            remove_node(cluster, lost)
+            questions.until_answered_after(time.monotonic())
+            until(lambda gone=lost: gateway_node() not in (None, gone), 120.0)
+            add_node(cluster, num_cpus=4)
+            until(lambda: len(loaded(settings.serve.replicas)) == settings.serve.replicas, 120.0)
+            print(f"death {death + 1}: answered {len(questions.answered)}, not {questions.failed}")
+            questions.check()
+        questions.until_answered_after(time.monotonic())
+    finally:
+        questions.stop()
+    questions.check()

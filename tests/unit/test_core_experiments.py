@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,26 +24,45 @@ EXAMPLES = [
 ]
 
 
+def as_answered(model: CMT, name: str) -> list[QAExample]:
+    """The examples with the system's own answers, each read from its own document, as the right ones.
+
+    A random model is right about nothing, so that its scores alone would be 0 whatever it reads.
+    """
+    from cmt_core.evaluation.bank import EvaluationBank, Found
+    from cmt_core.evaluation.systems import system
+
+    bank = EvaluationBank.fill(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES], compress=False)
+    own = [[Found(bank.own_window(row), 1.0)] for row in EXAMPLES]
+    said = system(name, model).answers(bank, EXAMPLES, own, 24)
+    return [replace(row, answers=(one.answer.text,)) for row, one in zip(EXAMPLES, said, strict=True)]
+
+
 def test_retention_asks_the_same_questions_of_growing_banks(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.experiments import retention
 
-    points = retention(tiny_cmt, EXAMPLES, [3, 12], systems=("stack", "closed"), questions=3, k=1)
+    closed = as_answered(tiny_cmt, "closed")
+    points = retention(tiny_cmt, closed, [3, 12], systems=("stack", "closed"), questions=3, k=1)
     assert [(point.x, point.system, point.documents) for point in points] == [
         (3.0, "stack", 3),
         (3.0, "closed", 3),
         (12.0, "stack", 12),
         (12.0, "closed", 12),
     ]
-    assert points[1].f1 == points[3].f1  # closed book can't see the bank
-    assert points[0].oracle_f1 == points[2].oracle_f1  # nor does a question's own document change
+    assert points[1].f1 == points[3].f1 == 100  # closed book can't see the bank
+    assert max(points[0].f1, points[2].f1) < 100  # and who sees it answers otherwise
+    points = retention(tiny_cmt, as_answered(tiny_cmt, "stack"), [3, 12], systems=("stack",), questions=3, k=1)
+    assert points[0].oracle_f1 == points[1].oracle_f1 == 100  # a question's own document does not change
 
 
 def test_robustness_adds_documents_that_nobody_asks_about(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.experiments import robustness
 
-    points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.75], relevant=3, systems=("stack",), questions=3, k=1)
+    examples = as_answered(tiny_cmt, "stack")
+    points = robustness(tiny_cmt, examples, [0.0, 0.75], relevant=3, systems=("stack",), questions=3, k=1)
     assert [(point.x, point.documents) for point in points] == [(0.0, 3), (75.0, 12)]
-    assert points[0].f1_kept in (0.0, 100.0)
+    assert points[0].f1 > 0  # some found their own document, and say of it what they said before
+    assert [point.f1_kept for point in points] == [100.0, round(100 * points[1].f1 / points[0].f1, 1)]
     filler = [(f"f{i}", "", f"Filler number {i} about the sea.") for i in range(20)]
     points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.8], relevant=4, filler=filler, systems=("stack",), questions=3, k=1)
     assert [(point.x, point.documents) for point in points] == [(0.0, 4), (80.0, 20)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.metrics import TABLE, Metrics, render
+from services.metrics import TABLE, Metrics, MetricSpec, render
 
 
 def _values(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -62,11 +63,41 @@ def test_unknown_name_or_wrong_labels_raise_at_once(write: object) -> None:
         write(Metrics())  # type: ignore[operator]
 
 
+PARTS = "ingest|pool|bank|feed|query|thread"
+UNITS = "seconds|bytes|tokens|ratio"
+THINGS = "windows|records|rows|documents|fragments|version|partitions|compressors|consumers|questions|listeners|running|queued"
+
+
+def wrong_with(name: str, spec: MetricSpec) -> list[str]:
+    """What keeps a metric's name from saying its part, its kind, and its unit or what it counts."""
+    ending = "total" if spec.kind == "counter" else f"({UNITS}|{THINGS})"
+    return [
+        *(["part"] if not re.match(rf"cmt_({PARTS})_[a-z]", name) else []),
+        *(["ending"] if not re.search(rf"_{ending}$", name) else []),
+        *(["characters"] if not re.fullmatch("[a-z_]+", name) or "__" in name else []),
+        *(["help"] if not re.fullmatch(r"[A-Z].+\.", spec.help) else []),
+    ]
+
+
 def test_names_carry_units_and_kinds() -> None:
-    for name, spec in TABLE.items():
-        assert re.fullmatch(r"cmt_(ingest|pool|bank|feed|query|thread)_[a-z_]+", name)
-        assert name.endswith("_total") == (spec.kind == "counter"), name
-        assert spec.help.endswith("."), name
+    assert {name: wrong for name, spec in TABLE.items() if (wrong := wrong_with(name, spec))} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "help_", "wrong"),
+    [
+        ("cmt_ingest_lag", "gauge", "Records.", ["ending"]),
+        ("cmt_ingest_lag_ms", "gauge", "Milliseconds.", ["ending"]),
+        ("cmt_ingest_windows", "counter", "Windows.", ["ending"]),
+        ("cmt_bank_rows_total", "gauge", "Rows.", ["ending"]),
+        ("ingest_lag_records", "gauge", "Records.", ["part"]),
+        ("cmt_serve_wait_seconds", "histogram", "Seconds.", ["part"]),
+        ("cmt_query__wait_seconds", "histogram", "Seconds.", ["part", "characters"]),
+        ("cmt_query_wait_seconds", "histogram", "seconds", ["help"]),
+    ],
+)
+def test_a_name_without_its_unit_or_kind_is_found(name: str, kind: Any, help_: str, wrong: list[str]) -> None:
+    assert wrong_with(name, MetricSpec(kind, help_)) == wrong
 
 
 def test_snapshot_is_a_copy() -> None:
