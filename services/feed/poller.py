@@ -104,6 +104,11 @@ class Poller:
             got, documents, skipped = look.result()
         except FeedError as error:
             return self._failed(url, memory, error)
+        except Exception as error:  # noqa: BLE001 - one feed, whatever it holds, must not end the look at the others
+            shown = (
+                f"{without_secrets(url)}: can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
+            return self._failed(url, memory, FeedError(shown))
         self._schedule(memory, self._settings.interval_s)
         memory.failures = 0
         if got.body is not None:

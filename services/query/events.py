@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -14,6 +15,7 @@ from services.query.responses import ArticleInfo, Stats
 
 __all__ = ["NewsEvents"]
 
+_log = logging.getLogger(__name__)
 _LOOK_S = 0.5
 _HEARTBEAT_S = 10.0  # a proxy or a dead connection is noticed by then
 _REMEMBERED = 100  # articles a listener is told at most for one look
@@ -58,6 +60,9 @@ class NewsEvents:
                     seen = await self._look(_REMEMBERED, namespace)
                 except ApiError as error:
                     yield _event("problem", {"message": str(error), "status": error.status})
+                except Exception as error:  # noqa: BLE001 - the page is told, and the next look may succeed
+                    _log.warning("a look for the event streams failed: %s", type(error).__name__)
+                    yield _event("problem", {"message": f"internal error: {type(error).__name__}", "status": 500})
         finally:
             self._count(-1)
 
