@@ -30,11 +30,13 @@ from cmt_core.evaluation.metrics import contains_answer
 from services.feed.fetch import read_all
 from services.feed.play import play
 from services.ingest.pipeline import IngestHandle, start_ingest
+from services.interrupts import interruptible
+from services.model_check import check_checkpoint
 from services.models import fetch_models
 from services.query import app
 from services.query.client import ask_service
 from services.query.proxy import proxy_environment
-from services.runtime import interruptible, ray_session
+from services.runtime import ray_session
 from services.sample_news import SAMPLE_NEWS, read_questions, sample_locations
 from services.settings import Settings
 from services.stream.broker import open_broker
@@ -48,6 +50,7 @@ _MIN_SHARE_AFTER = 0.60
 _MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
 _CATCH_UP_S = 180.0
+_STOP_S = 2.5
 
 console = Terminal()
 
@@ -94,7 +97,6 @@ def run_demo(settings: Settings, *, news: Path | None, rate_per_s: float, once: 
     questions = read_questions(folder)
     app.refuse_taken_port(settings.serve.host, settings.serve.port)  # before anything slow
     with ExitStack() as stack:
-        wait = stack.enter_context(interruptible())
         settings = stack.enter_context(_own_bank_and_topic(settings))
         url, ingest, producer = _start(stack, settings)
         outcome = _before_and_after(settings, url, ingest, producer, folder, questions, rate_per_s)
@@ -102,13 +104,14 @@ def run_demo(settings: Settings, *, news: Path | None, rate_per_s: float, once: 
         if report is not None:
             _write(report, outcome)
         if not once:
-            _stay(url, ingest, questions[0]["question"], wait)
+            _stay(url, ingest, questions[0]["question"])
     return 0 if outcome.passed else 1
 
 
 def _start(stack: ExitStack, settings: Settings) -> tuple[str, IngestHandle, DocumentProducer]:
     with _step("models"):
         fetch_models(settings.model, console)
+        check_checkpoint(settings.model)
     with _step("Kafka" if settings.kafka.bootstrap_servers else "embedded Kafka-compatible broker"):
         bootstrap = stack.enter_context(open_broker(settings.kafka))
         ensure_topics(settings.kafka, bootstrap)
@@ -116,12 +119,12 @@ def _start(stack: ExitStack, settings: Settings) -> tuple[str, IngestHandle, Doc
     proxy_environment(os.environ)
     with _step("Ray"):
         stack.enter_context(ray_session(settings.ray))
-    with _step("query service, ingest actors and bank writer"), ThreadPoolExecutor(1) as pool:
+    with _step("query service, ingest actors and bank writer"), _threads(1) as pool:
         starting = pool.submit(start_ingest, settings, bootstrap)  # both load the LLM, which leaves a core idle
         url = app.start(settings)
         stack.callback(app.remove)
         ingest = starting.result()
-        stack.callback(ingest.stop, 20.0)
+        stack.callback(ingest.kill)  # the bank is the demo's own, and goes with it
     return url, ingest, producer
 
 
@@ -158,7 +161,7 @@ def _play(settings: Settings, ingest: IngestHandle, producer: DocumentProducer, 
 def _ask_all(
     url: str, settings: Settings, questions: Sequence[dict[str, Any]], model: str, label: str
 ) -> list[dict[str, Any]]:
-    with _bar() as bar, ThreadPoolExecutor(_CONCURRENCY) as pool:
+    with _bar() as bar, _threads(_CONCURRENCY) as pool:
         task = bar.add_task(label, total=len(questions))
 
         def ask(question: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _print(outcome: DemoReport) -> None:
         console.print(f"below the bar: {bar}", style="red")
 
 
-def _stay(url: str, ingest: IngestHandle, question: str, wait: Any) -> None:
+def _stay(url: str, ingest: IngestHandle, question: str) -> None:
     body = json.dumps({"model": "cmt", "messages": [{"role": "user", "content": question}]}).replace("'", "")
     console.print(f"\nThe page: {url}/")
     console.print(
@@ -218,8 +221,9 @@ def _stay(url: str, ingest: IngestHandle, question: str, wait: Any) -> None:
         soft_wrap=True,
     )
     console.print("Ctrl-C ends the demo.")
-    while not wait(1.0):
-        ingest.raise_if_failed()
+    with interruptible(_STOP_S) as wait:
+        while not wait(1.0):
+            ingest.raise_if_failed()
     console.print("stopping")
 
 
@@ -251,6 +255,18 @@ def _step(label: str) -> Iterator[None]:
     console.print(f"  {label} ...", end="")
     yield
     console.print(f" {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that is waited for at the end of the block, unless that is interrupted."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextmanager

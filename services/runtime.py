@@ -1,22 +1,20 @@
-"""What every long-running command stands on: a Ray session, and a wait for Ctrl-C or SIGTERM."""
+"""What every long-running command stands on: a Ray session."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from services.errors import ServiceError
+from services.interrupts import own_signals
 from services.settings import RaySettings
 from services.threads import available_cores
 
-__all__ = ["interruptible", "ray_session"]
+__all__ = ["ray_session"]
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # memories travel in small batches; Ray's default would take a third of the machine
 _MIN_LOGICAL_CPUS = 4  # actors reserve one each, and share the cores
@@ -36,28 +34,17 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         options |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         # Ray's C++ core announces the log level it was given, past every log level
-        with _no_stderr(), _own_signals():
+        with _no_stderr(), own_signals():  # Ray ends the driver on SIGTERM at once, with nothing flushed
             ray.init(address=settings.address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions, too
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ServiceError(f"Ray at {settings.address!r} can't be reached: {reason}") from None
+        if settings.address == "local":
+            raise ServiceError(f"Ray can't be started on this machine: {reason}") from None
+        raise ServiceError(f"Ray at {settings.address!r} (ray.address) can't be reached: {reason}") from None
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray ends the driver on SIGTERM at once, with nothing flushed: what to do then is for `interruptible` to say."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, kept)
 
 
 @contextmanager
@@ -73,22 +60,3 @@ def _no_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[float | None], bool]]:
-    """Gives `wait(seconds)`, which is true as soon as Ctrl-C or SIGTERM came; a second signal ends the process at once."""
-    stopped = threading.Event()
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in old:
-        signal.signal(number, stop)
-    try:
-        yield stopped.wait
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -183,7 +183,9 @@ class IngestSettings(_Group):
     consumer_timeout_s: float = Field(
         20.0, gt=0, description="a consumer that does not answer for so long is killed and started again"
     )
-    stop_within_s: float = Field(30.0, gt=0, description="how long a graceful stop may take")
+    stop_within_s: float = Field(
+        2.0, gt=0, description="how long a graceful stop may take; what is not finished then is read again"
+    )
 
 
 class ServeSettings(_Group):

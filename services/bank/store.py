@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import logging
-import os
-import re
-import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lancedb
 
+from services.bank.failures import bank_errors
 from services.bank.indexed_words import create_words_index
 from services.bank.location import local_folder
+from services.bank.lock import WriterLock, require_free
 from services.bank.migrations import migrate
 from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
-from services.errors import BankError, BankFull, BankMismatch, BankUnavailable, is_panic
+from services.errors import BankMismatch
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
 
 _log = logging.getLogger(__name__)
-_NO_SPACE = ("no space left on device", "disk quota exceeded", "os error 28", "os error 122")
-_LOCK_FILE = ".writer.lock"
 
 
 class BankStore:
@@ -102,15 +96,7 @@ class BankStore:
 
     def require_free(self, min_free_bytes: int) -> None:
         """Raises BankFull when less is free on the disk of a local bank."""
-        if self.folder is None or min_free_bytes <= 0:
-            return
-        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free_bytes = shutil.disk_usage(existing).free
-        if free_bytes < min_free_bytes:
-            raise BankFull(
-                f"bank {self.uri}: {free_bytes / 2**20:.0f} MiB are free on its disk, "
-                f"bank.min_free_bytes asks for {min_free_bytes / 2**20:.0f} MiB"
-            )
+        require_free(self, min_free_bytes)
 
     def _connect(self) -> Any:
         if self._connection is None:
@@ -138,84 +124,3 @@ class BankStore:
         parent = next(path for path in folder.parents if path.exists())
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(parent))
-
-
-class WriterLock:
-    """Keeps a second writer away from a local bank, because concurrent upserts duplicate rows.
-
-    The kernel frees the lock when the process dies. Object stores have no such lock: there the writer notices after
-    a commit that versions were skipped.
-    """
-
-    def __init__(self, store: BankStore) -> None:
-        self._store = store
-        self._file: IO[bytes] | None = None
-
-    def acquire(self, wait_s: float) -> None:
-        """Takes the lock; BankUnavailable when another writer still holds it after `wait_s` seconds."""
-        if self._store.folder is None:
-            return
-        deadline = time.monotonic() + wait_s
-        with bank_errors(self._store.uri):
-            self._store.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self._store.folder / _LOCK_FILE).open("a+b")
-            while not self._try():
-                if time.monotonic() >= deadline:
-                    holder = self._holder()
-                    self.release()
-                    raise BankUnavailable(
-                        f"bank {self._store.uri}: another writer has it open{holder}, and a bank has only one"
-                    )
-                time.sleep(0.05)
-            self._file.truncate(0)
-            self._file.write(str(os.getpid()).encode())
-            self._file.flush()
-
-    def release(self) -> None:
-        """Gives the lock back; may be called twice."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _holder(self) -> str:
-        assert self._file is not None
-        self._file.seek(0)
-        pid = self._file.read(20)
-        return f" (process {pid.decode()})" if pid.isdigit() else ""
-
-    def _try(self) -> bool:
-        assert self._file is not None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                return True  # some network file systems know no locks
-            raise
-        return True
-
-
-@contextlib.contextmanager
-def bank_errors(uri: str) -> Iterator[None]:
-    """Turns errors of the disk, the object store and Lance into BankFull or BankUnavailable."""
-    try:
-        yield
-    except BankError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, OSError | RuntimeError | ValueError) and not is_panic(error):
-            raise
-        reason = _reason(error)
-        if any(sign in str(error).lower() for sign in _NO_SPACE) or getattr(error, "errno", None) == errno.ENOSPC:
-            raise BankFull(f"bank {uri}: no space is left on its disk") from error
-        raise BankUnavailable(f"bank {uri} can't be used: {reason}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, without Lance's wrapping and the source location at its end."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f" ({error.filename})" if error.filename else "")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    first = re.sub(r"^(lance error: )?(LanceError\(\w+\): )?", "", first)
-    return re.sub(r",? \S+\.rs:\d+(:\d+)?$", "", first)[:300]

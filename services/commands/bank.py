@@ -10,12 +10,12 @@ import typer
 
 from services.commands.options import Bank, Config, progress, read_settings
 from services.errors import BankUnavailable
-from services.settings import BankSettings
 from services.terminal import echo
 
 if TYPE_CHECKING:
     from services.bank.store import BankStore
     from services.bank.writer import BankWriter
+    from services.settings import BankSettings
 
 __all__ = ["app"]
 

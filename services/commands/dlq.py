@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.commands.options import Bootstrap, Config, Topic, progress, read_settings
 from services.errors import RecordError, SettingsError
-from services.stream.dead_letter_reader import DeadLetter, read_letters
 from services.terminal import echo, echo_json, on_one_line
+
+if TYPE_CHECKING:
+    from services.stream.dead_letter_reader import DeadLetter
 
 __all__ = ["app"]
 
@@ -31,6 +33,8 @@ def dlq_list(
 ) -> None:
     """Every dead letter: its place, when and why it came, where the record stood, and its key."""
     settings, bootstrap = _broker(config, topic, bootstrap_servers)
+    from services.stream.dead_letter_reader import read_letters
+
     count = 0
     for letter in read_letters(settings.kafka, bootstrap):
         if reason not in (None, letter.reason):
@@ -57,6 +61,8 @@ def dlq_show(
 ) -> None:
     """One dead letter with all that is known about it."""
     settings, bootstrap = _broker(config, topic, bootstrap_servers)
+    from services.stream.dead_letter_reader import read_letters
+
     found = next((one for one in read_letters(settings.kafka, bootstrap) if one.place == place), None)
     if found is None:
         raise RecordError("no_letter", f"{settings.kafka.dlq_topic} has no dead letter at {place}")

@@ -11,11 +11,11 @@ import typer
 
 from services.commands.options import progress, read_settings
 from services.errors import SettingsError
-from services.settings import Settings
 from services.terminal import echo
 
 if TYPE_CHECKING:
     from cmt_core.data.qa import QAExample
+    from services.settings import Settings
 
 __all__ = [
     "SQUAD",

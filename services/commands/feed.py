@@ -36,13 +36,13 @@ def feed_play(
     speed: Annotated[float, typer.Option(min=0.001, help="With --own-times: so many times as fast.")] = 1.0,
 ) -> None:
     """Send every item of the sources into the topic, once."""
-    from services.sample_news import sample_locations
-
-    locations = [*(sample_locations() if sample_news else []), *(sources or [])]
-    if not locations:
+    if not sources and not sample_news:
         raise SettingsError("name files, folders or URLs to play, or --sample-news")
     settings = read_settings(config, kafka__topic=topic, kafka__bootstrap_servers=bootstrap_servers)
     from services.feed.run import play_once
+    from services.sample_news import sample_locations
+
+    locations = [*(sample_locations() if sample_news else []), *(sources or [])]
 
     report = play_once(settings, locations, rate, progress, speed if own_times else None)
     echo(

@@ -44,6 +44,7 @@ def ingest(
     )
     if from_beginning and from_time:
         raise SettingsError("--from-beginning and --from-time exclude each other")
+    progress.print(f"starting ingest of {settings.kafka.topic} into {settings.bank.uri}")
     from services.ingest.run import Backfill, run_ingest
 
     backfill = Backfill(_moment(from_time) if from_time else None) if from_beginning or from_time else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.logs import set_up_logging
-from services.settings import Settings, load_settings
 from services.terminal import Terminal
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 __all__ = ["Bank", "Bootstrap", "Config", "RayAddress", "Topic", "progress", "read_settings"]
 
@@ -27,6 +29,8 @@ RayAddress = Annotated[str | None, typer.Option("--ray", help="Ray cluster: loca
 
 def read_settings(config: Path | None, **flags: Any) -> Settings:
     """The effective settings; sets the log level. Raises SettingsError."""
+    from services.settings import load_settings
+
     settings = load_settings(config, **flags)
     set_up_logging(settings.log_level)
     return settings

@@ -55,6 +55,7 @@ def train(
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, then the memory."""
     settings = read_settings(config, ray__address=ray)
+    progress.print("starting the training")
     if not prefix_steps and start is None:
         raise SettingsError("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory")
     from cmt_core.checkpoint import checkpoint_folder

@@ -11,8 +11,8 @@ from services.feed.fetch import read_all
 from services.feed.play import PlayReport, play
 from services.feed.poller import Found, Poller
 from services.feed.state import FeedState
+from services.interrupts import ENDS_WITHIN_S, interruptible
 from services.metrics import Metrics
-from services.runtime import interruptible
 from services.settings import Settings
 from services.stream.broker import running_broker
 from services.stream.producer import DocumentProducer
@@ -52,7 +52,7 @@ def poll_forever(settings: Settings, urls: Sequence[str], console: Terminal, *, 
     metrics = Metrics()
     poller = Poller(urls, settings.feed, FeedState(settings.feed.state_file), metrics)
     failed: set[str] = set()
-    with _producer(settings) as producer, interruptible() as wait:
+    with _producer(settings) as producer, interruptible(ENDS_WITHIN_S) as wait:
         while True:
             for found in poller.due():
                 (failed.add if found.error else failed.discard)(found.url)

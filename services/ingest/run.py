@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.bank.lock import check_place
 from services.ingest.drain import noted_ingest
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
+from services.interrupts import interruptible
+from services.model_check import check_checkpoint
 from services.models import fetch_models, load_cmt
-from services.runtime import interruptible, ray_session
+from services.runtime import ray_session
 from services.settings import Settings
 from services.stream.broker import open_broker
 from services.stream.rewind import rewind
+from services.stream.topics import ensure_topics
 from services.terminal import Terminal
 
 __all__ = ["Backfill", "run_ingest"]
 
 _STATUS_EVERY_S = 10.0
 _CATCH_UP_S = 24 * 3600.0
+_END_S = 0.8  # for the actors' and Ray's ends, after the graceful stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +48,25 @@ def run_ingest(
     The first signal stops polling, finishes what was begun and commits it, within `stop_within_s`; a second one ends the
     process at once. Either way the next start goes on from what is committed. `model_factory` None is the real model.
     """
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    check_place(settings.bank)
     if model_factory is None:
         fetch_models(settings.model, console)
-
-    with (
-        interruptible() as wait,
-        noted_ingest(settings),
-        open_broker(settings.kafka) as bootstrap,
-        ray_session(settings.ray),
-    ):
+        check_checkpoint(settings.model)
+    with ExitStack() as stack:
+        stack.enter_context(noted_ingest(settings))
+        bootstrap = stack.enter_context(open_broker(settings.kafka))
+        ensure_topics(settings.kafka, bootstrap)
+        say(f"Kafka is at {bootstrap}; starting Ray")
+        stack.enter_context(ray_session(settings.ray))
+        say("loading the LLM and opening the bank")
 
         def move_offsets() -> None:
             assert backfill is not None
-            moved = rewind(settings.kafka, bootstrap, backfill.since)
-            console.print(f"reading again from offsets {moved}")
+            say(f"reading again from offsets {rewind(settings.kafka, bootstrap, backfill.since)}")
 
         handle = start_ingest(
             settings,
@@ -63,12 +74,27 @@ def run_ingest(
             model_factory=model_factory or load_cmt,
             rewind=move_offsets if backfill else None,
         )
-        try:
-            console.print(f"ingesting {settings.kafka.topic} at {bootstrap} into {settings.bank.uri}")
+        stop_s = settings.ingest.stop_within_s
+        with _stopped(handle, stop_s, say), interruptible(stop_s + _END_S) as wait:
+            say(f"ingesting {settings.kafka.topic} at {bootstrap} into {settings.bank.uri}")
             _run(handle, wait, until_caught_up, console)
-        finally:
-            console.print("stopping: flushing what is in flight")
-            handle.stop(settings.ingest.stop_within_s)
+
+
+@contextmanager
+def _stopped(handle: IngestHandle, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
+    """Stops the actors behind the block: in order, or at once where a signal came before anybody was to finish."""
+    interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        if interrupted:
+            handle.kill()
+        else:
+            say("stopping: flushing what is in flight")
+            handle.stop(within_s)
 
 
 def _run(handle: IngestHandle, wait: Callable[[float | None], bool], until_caught_up: bool, console: Terminal) -> None:

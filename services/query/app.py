@@ -8,8 +8,10 @@ stop()
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,13 +21,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from services.errors import ServiceError
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher, hub_handle
 from services.models import load_cmt
 from services.query.addresses import refuse_open_door, refuse_taken_port
 from services.query.api import create_api
 from services.query.asks import Ask, Event, Failure, Found, Loaded, Overview, Versions
+from services.query.deployment_errors import error_of
 from services.query.hot_swap import HotSwap, Target, target_of, with_target
 from services.query.lazy_reader import LazyReader
 from services.query.live import LiveEngine
@@ -185,8 +187,8 @@ def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: Ban
 def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = open_bank) -> str:
     """Deploys the service, waits until the LLM is loaded, and gives its URL.
 
-    Raises SettingsError when strangers could ask, PortInUse when the port is taken and ServiceError when the engine can't
-    start; Ray must be initialised.
+    Raises SettingsError when strangers could ask, PortInUse when the port is taken, and what the engine failed with; Ray must
+    be initialised.
     """
     host, port = settings.serve.host, settings.serve.port
     refuse_open_door(settings.serve)
@@ -200,9 +202,12 @@ def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_fa
             build_app(settings, model_factory, bank_factory), name=APP_NAME, route_prefix="/", logging_config=logs
         )
     except (RuntimeError, RayError, RayServeException) as error:
-        reason = _why_not_deployed() or last_line(str(error))
-        serve.shutdown()
-        raise ServiceError(f"the query service can't start: {reason}") from None
+        trace = _why_not_deployed() or str(error)
+        remove()
+        raise error_of(trace, last_line(trace)) from None
+    except BaseException:  # interrupted: a cluster must not go on with what nobody waits for
+        remove()
+        raise
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     return f"http://{shown}:{port}"
 
@@ -213,10 +218,15 @@ def why_not_ready() -> str | None:
     return reason
 
 
-def remove() -> None:
-    """Takes this application down after its open requests; Serve itself and other applications stay."""
-    if ray.is_initialized():
-        serve.delete(APP_NAME)
+def remove(within_s: float = 0.0) -> None:
+    """Takes this application down after its open requests, and waits `within_s` for that; Serve and other applications stay."""
+    if not ray.is_initialized():
+        return
+    end = time.monotonic() + within_s
+    with suppress(RayError, RayServeException, RuntimeError):
+        serve.delete(APP_NAME, _blocking=False)
+        while time.monotonic() < end and APP_NAME in serve.status().applications:
+            time.sleep(0.05)
 
 
 def stop() -> None:
@@ -226,7 +236,7 @@ def stop() -> None:
 
 
 def _why_not_deployed() -> str | None:
-    """What a deployment's constructor raised; Serve's own error only names the deployment."""
+    """The trace of what a deployment's constructor raised; Serve's own error only names the deployment."""
     application = serve.status().applications.get(APP_NAME)
     messages = [one.message for one in application.deployments.values()] if application else []
-    return next((last_line(message) for message in messages if "Traceback" in message), None)
+    return next((message for message in messages if "Traceback" in message), None)

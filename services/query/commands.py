@@ -7,20 +7,20 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmt_core.query import Mode
 from services.errors import SettingsError
-from services.query.client import service_url, stream_answer
-from services.query.moments import moment_of
-from services.settings import Settings
 from services.terminal import Terminal, echo, echo_json, on_one_line
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 __all__ = ["register"]
 
-Load = Callable[..., Settings]
+Load = Callable[..., "Settings"]
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; default ./cmt.yaml where there is one.")]
 Url = Annotated[str | None, typer.Option(help="The query service; default from the settings.")]
 AsOf = Annotated[str | None, typer.Option("--as-of", help='Ask the past: "2 days ago", "yesterday", 2026-01-31T08:00.')]
@@ -47,6 +47,8 @@ def register(app: typer.Typer, load: Load) -> None:
     ) -> None:
         """Ask the running query service one question; the answer is printed as it is written."""
         settings = load(config)
+        from services.query.client import service_url
+
         asked = _question(question)
         body = _body([{"role": "user", "content": asked}], mode, as_of, top_k, namespace)
         answer = _print_answer(url or service_url(settings), settings, body, quiet=as_json)
@@ -64,6 +66,8 @@ def register(app: typer.Typer, load: Load) -> None:
     ) -> None:
         """Talk with the running query service; a question may build on the ones before. An empty line or Ctrl-D ends it."""
         settings = load(config)
+        from services.query.client import service_url
+
         messages: list[dict[str, str]] = []
         while asked := _next_question():
             messages.append({"role": "user", "content": asked})
@@ -101,6 +105,8 @@ def _body(
 ) -> dict[str, Any]:
     cmt: dict[str, Any] = {"mode": mode}
     if as_of is not None:
+        from services.query.moments import moment_of
+
         cmt["as_of"] = moment_of(as_of, datetime.now().astimezone()).isoformat()
     if top_k is not None:
         cmt["top_k"] = top_k
@@ -111,6 +117,8 @@ def _body(
 
 def _print_answer(url: str, settings: Settings, body: dict[str, Any], *, quiet: bool = False) -> dict[str, Any]:
     """Prints an answer as it comes, then its sources; gives answer, sources and cmt."""
+    from services.query.client import stream_answer
+
     text, last = "", dict[str, Any]()
     for chunk in stream_answer(url, settings, body):
         piece = chunk["choices"][0]["delta"].get("content") or "" if chunk["choices"] else ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.settings import Settings
 from services.terminal import Terminal
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 __all__ = ["serve_app"]
 
@@ -49,6 +51,7 @@ def serve_app(load: Callable[..., Settings], console: Terminal) -> typer.Typer:
             serve__allow_anonymous=allow_anonymous or None,
             ray__address=ray,
         )
+        console.print("starting the query service")
         from services.query.run import run_serve
 
         run_serve(settings, console)

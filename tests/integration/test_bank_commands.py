@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from services.bank.reader import BankReader
 from services.bank.writer import BankWriter
-from services.cli import app
+from services.commands.tree import app
 from services.errors import BankUnavailable
 from tests.integration.test_bank import LAYOUT, T0, at, delete, seconds_clock, texts, write
 

@@ -8,7 +8,7 @@ import os
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli import app
+from services.commands.tree import app
 from services.errors import RecordError, ServiceError, SettingsError, TopicMissing
 from services.settings import KafkaSettings
 from services.stream.dead_letter_reader import DeadLetter, read_letters

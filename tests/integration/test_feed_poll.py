@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli import app
+from services.commands.tree import app
 from services.errors import FeedError
 from services.feed.addresses import is_private
 from services.feed.download import FeedGone, download

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
-from services.cli import app
+from services.commands.tree import app
 from services.errors import BrokerUnreachable, SettingsError, TopicMissing
 from services.query.stream_look import StreamView, look_at_kafka
 from services.settings import KafkaSettings

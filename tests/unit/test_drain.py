@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import app
+from services.commands.tree import app
 from services.errors import ServiceError
 from services.ingest import drain as draining
 from services.settings import Settings, load_settings

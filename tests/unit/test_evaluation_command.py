@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import app
+from services.commands.tree import app
 from tests.unit.conftest import TinyFolders
 
 STABLE_KEYS = {

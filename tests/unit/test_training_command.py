@@ -10,8 +10,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cmt_core.errors import ConfigError
-from services.cli import app
 from services.commands.training_bar import TrainingBar
+from services.commands.tree import app
 from services.errors import SettingsError
 
 

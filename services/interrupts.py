@@ -1,0 +1,138 @@
+"""Ctrl-C and SIGTERM, the same in every command from its first line on: one line, exit code 130, within two seconds.
+
+1. the first signal raises KeyboardInterrupt in the main thread, so that `with` blocks close what they have opened
+2. a thread ends the process after `ENDS_WITHIN_S` if that has not, whatever library or native code holds the main thread
+3. a second signal ends it at once
+Inside `interruptible(within_s)` the first signal is a request to finish: it raises nothing, and 2. waits for `within_s`.
+
+Nothing is lost by an end at once: what is not committed is read again, and children die with their parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+__all__ = ["ENDS_WITHIN_S", "INTERRUPTED", "Interrupts", "interruptible", "own_signals"]
+
+ENDS_WITHIN_S = 2.0
+INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
+
+
+class Interrupts:
+    """The signals of this process; there is one, made by `main`, and tests make their own in a process of their own."""
+
+    current: Interrupts | None = None
+
+    def __init__(self) -> None:
+        self.came = False
+        self.graceful = False  # what came was taken as a request to finish
+        self._stopping: threading.Event | None = None
+        self._within_s = ENDS_WITHIN_S
+        self._stderr = os.dup(2)  # Ray's start turns the other one away for a while
+        self._woken, self._wake = os.pipe()
+        self._before: dict[signal.Signals, Any] = {}
+        os.set_blocking(self._wake, False)
+        Interrupts.current = self
+
+    def watch(self) -> None:
+        """Takes the signals over; to be called in the main thread, before anything slow is imported."""
+        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        # the interpreter writes the signal's number here at once, also while native code holds the main thread
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        threading.Thread(target=self._end_in_time, name="interrupts", daemon=True).start()  # noqa: TID251 - it ends the process
+
+    def release(self) -> None:
+        """Gives the signals back; what has come is forgotten."""
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.write(self._wake, b"\0")  # tells the thread to end
+        Interrupts.current = None
+
+    @contextmanager
+    def finishing(self, within_s: float) -> Iterator[Callable[[float | None], bool]]:
+        """See `interruptible`."""
+        stopping = threading.Event()
+        self._stopping, self._within_s = stopping, within_s
+        try:
+            yield stopping.wait
+        finally:
+            self._stopping = None
+            if not self.came:
+                self._within_s = ENDS_WITHIN_S
+
+    def end(self, line: bytes = b"cmt: interrupted", code: int = INTERRUPTED) -> NoReturn:
+        """Ends the process at once with one line, past exit handlers and threads that would hold it."""
+        with contextlib.suppress(OSError):
+            terminal = os.isatty(self._stderr)
+            os.write(self._stderr, b"%s%s\n" % (_SHOW_CURSOR + b"\n" if terminal else b"", line))
+        os._exit(code)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            return  # the thread ends the process
+        self.came = True
+        sys.unraisablehook = lambda unraisable: None  # an interrupt inside a destructor is printed as a trace
+        if self._stopping is not None:
+            self.graceful = True
+            self._stopping.set()
+        else:
+            raise KeyboardInterrupt
+
+    def _end_in_time(self) -> None:
+        end_s: float | None = None
+        while True:
+            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+            if not select.select([self._woken], [], [], left_s)[0]:
+                if self.graceful:
+                    self.end(b"cmt: stopped in the middle of what was under way; the next start does it again", 0)
+                self.end()
+            for number in os.read(self._woken, 64):
+                if number == 0:
+                    return
+                if number not in _SIGNALS:
+                    continue
+                if end_s is not None:
+                    self.end()
+                end_s = time.monotonic() + self._within_s
+
+
+@contextmanager
+def interruptible(within_s: float) -> Iterator[Callable[[float | None], bool]]:
+    """Gives `wait(seconds)`, true as soon as Ctrl-C or SIGTERM came; the process then has `within_s` seconds to finish."""
+    known = Interrupts.current
+    interrupts = known or Interrupts()
+    if known is None:  # the process is not the command line's: its signals are borrowed
+        interrupts.watch()
+    try:
+        with interrupts.finishing(within_s) as wait:
+            yield wait
+    finally:
+        if known is None:
+            interrupts.release()
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Gives the signals back to whom they belong, when a library has taken them inside the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

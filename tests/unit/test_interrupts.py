@@ -1,0 +1,158 @@
+"""Ctrl-C and SIGTERM whatever the process is doing: it ends in time, with one line and the documented code, without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+END_S = 60.0  # a bound for a busy machine; the process sets its own, of two seconds
+
+PROGRAM = """
+import ctypes, sys, threading, time
+from services.interrupts import Interrupts, interruptible
+interrupts = Interrupts()
+interrupts.watch()
+def ready():
+    print("ready", flush=True)
+def run():
+{body}
+try:
+    run()
+except KeyboardInterrupt:
+    pass
+if interrupts.came and not interrupts.graceful:
+    interrupts.end()
+print("done", flush=True)
+"""
+WAITS = "ready(); time.sleep(600)"
+SWALLOWS = """
+try:
+    ready(); time.sleep(600)
+except BaseException:
+    time.sleep(600)
+"""
+NATIVE = """
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+libc.pthread_mutex_lock(mutex)
+ready()
+libc.pthread_mutex_lock(mutex)  # never returns to the interpreter, and no signal wakes it
+"""
+DESTRUCTOR = """
+class Slow:
+    def __del__(self):
+        ready(); time.sleep(600)
+slow = Slow()
+del slow
+time.sleep(600)
+"""
+THREADS = """
+threading.Thread(target=time.sleep, args=(600,)).start()
+ready(); time.sleep(600)
+"""
+FINISHES = """
+with interruptible(600.0) as wait:
+    ready(); wait(600.0)
+"""
+HANGS = """
+with interruptible(0.2) as wait:
+    ready(); wait(600.0); time.sleep(600)
+"""
+HANGS_LONG = """
+with interruptible(600.0) as wait:
+    ready(); wait(600.0); ready(); time.sleep(600)
+"""
+CLEANS = """
+try:
+    ready(); time.sleep(600)
+finally:
+    print("cleaned", flush=True)
+"""
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    program = PROGRAM.format(body="\n".join(f"    {line}" for line in body.strip().splitlines()))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_ready(process)
+    return process
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.stderr.read() if process.stderr else ""
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=END_S)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("body", [WAITS, SWALLOWS, NATIVE, DESTRUCTOR, THREADS])
+def test_signal_ends_the_process_whatever_holds_it(body: str, number: int) -> None:
+    process = start(body)
+    process.send_signal(number)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
+
+
+def test_what_was_opened_is_closed_first() -> None:
+    process = start(CLEANS)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, "cleaned\n", "cmt: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_request_to_finish_raises_nothing_and_ends_as_the_program_says(number: int) -> None:
+    process = start(FINISHES)
+    process.send_signal(number)
+    assert ended(process) == (0, "done\n", "")
+
+
+def test_one_that_does_not_finish_in_its_time_is_ended() -> None:
+    process = start(HANGS)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = ended(process)
+    assert (code, out) == (0, "")
+    assert "the next start does it again" in err
+
+
+def test_second_signal_ends_at_once() -> None:
+    process = start(HANGS_LONG)
+    process.send_signal(signal.SIGINT)
+    wait_until_ready(process)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("config", "show"), ("ingest",), ("demo",), ("serve",), ("eval",)])
+def test_command_is_interrupted_while_it_is_being_imported(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not _catches(process.pid, signal.SIGTERM):  # the interpreter itself does not: from here on it is ours
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
+
+
+def _catches(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
