@@ -7,7 +7,6 @@ So where one comes up, the tokens' bytes are read here.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,8 +23,7 @@ class Decoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        decoder = json.dumps(json.loads(self._backend.to_str())["decoder"])
-        self._bytes = _bytes_of_letters() if '"ByteLevel"' in decoder else None
+        self._bytes = _bytes_of_letters() if "ByteLevel" in str(self._backend.decoder) else None
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens without the special ones; bytes that are no whole character are left out."""

@@ -7,6 +7,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from cmt_core.normalisation import normalised
+
 __all__ = ["contains_answer", "exact_match", "f1", "normalise", "papers_exact_match"]
 
 _PUNCTUATION = set(string.punctuation)
@@ -14,7 +16,7 @@ _PUNCTUATION = set(string.punctuation)
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
-    bare = "".join(char for char in text.lower() if char not in _PUNCTUATION)
+    bare = "".join(char for char in normalised(text).lower() if char not in _PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def test_normalisation_is_squads() -> None:
     assert normalise("  The  Cat's, a hat! ") == "cats hat"
+    assert normalise("Joa\u0303o\u00ad Pe\u0301res") == normalise("João Péres")
 
 
 @pytest.mark.parametrize(

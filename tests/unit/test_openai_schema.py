@@ -68,6 +68,13 @@ def test_question_is_the_last_user_message() -> None:
     assert engine.asked[0].question == "second\npart"
 
 
+@pytest.mark.parametrize("question", ["", " \u00a0", "\u200b\u200b", "\ufeff\u00ad", "\x00\x1b"])
+def test_question_of_which_nothing_can_be_seen_is_empty(question: str) -> None:
+    reply = chat(LocalEngine(), messages=[{"role": "user", "content": question}])
+    assert reply.status_code == 400
+    assert "is empty" in reply.json()["error"]["message"]
+
+
 def test_extension_fields_reach_the_engine() -> None:
     engine = LocalEngine()
     options = {
