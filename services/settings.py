@@ -256,7 +256,7 @@ class FeedSettings(_Group):
         False, description="follow redirects to addresses that are not on the public internet"
     )
     state_file: Path = Field(
-        Path("./data/feeds.json"), description="what `cmt feed poll` has seen, so that a restart sends nothing again"
+        Path("./data/feeds.json"), description="what `cmt feed poll` has sent, so that a restart sends nothing again"
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from services.bank.failures import bank_errors
 from services.bank.location import local_folder
 from services.errors import BankFull, BankUnavailable
+from services.file_lock import FileLock
 from services.settings import BankSettings
 
 __all__ = ["BankPlace", "WriterLock", "check_place", "require_free"]
@@ -44,51 +43,27 @@ class WriterLock:
 
     def __init__(self, place: BankPlace) -> None:
         self._place = place
-        self._file: IO[bytes] | None = None
+        self._lock = FileLock(place.folder / _LOCK_FILE) if place.folder is not None else None
 
     def acquire(self, wait_s: float) -> None:
         """Takes the lock; BankUnavailable when another writer still holds it after `wait_s` seconds."""
-        if self._place.folder is None:
+        if self._place.folder is None or self._lock is None:
             return
         deadline = time.monotonic() + wait_s
         with bank_errors(self._place.uri):
             self._place.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self._place.folder / _LOCK_FILE).open("a+b")
-            while not self._try():
+            while not self._lock.acquire():
                 if time.monotonic() >= deadline:
-                    holder = self._holder()
-                    self.release()
+                    holder = self._lock.holder()
                     raise BankUnavailable(
                         f"bank {self._place.uri}: another writer has it open{holder}, and a bank has only one"
                     )
                 time.sleep(0.05)
-            self._file.truncate(0)
-            self._file.write(str(os.getpid()).encode())
-            self._file.flush()
 
     def release(self) -> None:
         """Gives the lock back; may be called twice."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _holder(self) -> str:
-        assert self._file is not None
-        self._file.seek(0)
-        pid = self._file.read(20)
-        return f" (process {pid.decode()})" if pid.isdigit() else ""
-
-    def _try(self) -> bool:
-        assert self._file is not None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                return True  # some network file systems know no locks
-            raise
-        return True
+        if self._lock is not None:
+            self._lock.release()
 
 
 class _Local:

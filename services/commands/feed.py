@@ -47,7 +47,8 @@ def feed_play(
     report = play_once(settings, locations, rate, progress, speed if own_times else None)
     echo(
         f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
-        f"{report.skipped} items without text, {report.unreadable} feeds or lines unreadable"
+        f"{report.skipped} items without text, {report.merged} the same as another, "
+        f"{report.unreadable} feeds or lines unreadable"
     )
     if report.unreadable:
         sys.exit(5)

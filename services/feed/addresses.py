@@ -1,27 +1,92 @@
-"""Tells public addresses from private ones, so that a feed can't send us to a machine inside the network."""
+"""Keeps a feed from sending us to a machine inside the network: every connection is checked before it is used."""
 
 from __future__ import annotations
 
 import ipaddress
-import socket
+from contextlib import suppress
+from typing import Any
 
-__all__ = ["is_private"]
+import httpx
+
+__all__ = ["ConnectionGuard", "PrivateAddress", "is_public"]
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def is_private(host: str, port: int) -> bool:
-    """Whether any address of the host is not on the public internet: private, loopback, link-local, or reserved.
+class PrivateAddress(Exception):
+    """A redirect led to an address that is not on the public internet; nothing was asked there."""
 
-    A host that has no address counts as public: connecting to it fails by itself.
+
+class ConnectionGuard:
+    """Lets redirects reach public addresses only, and the place that the operator named.
+
+    `trace` belongs into the extension `trace` of every request of one download (httpx calls it at every step of a
+    connection, before anything is sent through it): what is checked is the address that the connection has, whatever a name
+    meant when it was looked up before. The first connection is the operator's choice. A later one may go to a private
+    address only if that is the first one's, under the same name, and its port is the same or a default one, as when an
+    intranet's http leads to https. Through a proxy only the proxy knows the address of a name: it decides.
     """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return False
-    return any(not _is_public(str(address[0])) for *_, address in found)
+
+    def __init__(self, url: httpx.URL) -> None:
+        self._host, self._port = url.host, _port(url)
+        self._now = (url.host, self._port)
+        self._asked = ""
+        self._first: str | None = None
+
+    def next(self, url: httpx.URL) -> None:
+        """Says where the following request goes. Raises PrivateAddress when the address itself stands there."""
+        self._now = (url.host, _port(url))
+        with suppress(ValueError):
+            self._check(str(ipaddress.ip_address(url.host)))
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Checks a connection as soon as it stands. Raises PrivateAddress."""
+        if event == "connection.connect_tcp.started":
+            self._asked = _text(info.get("host"))
+        if event != "connection.connect_tcp.complete":
+            return
+        if self._asked.lower() != self._now[0].lower():
+            return  # a proxy's
+        stream = info["return_value"]
+        address = str(stream.get_extra_info("server_addr")[0])
+        if self._first is None:
+            self._first = address
+            return
+        try:
+            self._check(address)
+        except PrivateAddress:
+            stream.close()
+            raise
+
+    def _check(self, address: str) -> None:
+        if not is_public(address) and not self._is_home(address):
+            raise PrivateAddress(self._now[0])
+
+    def _is_home(self, address: str) -> bool:
+        host, port = self._now
+        defaults = _DEFAULT_PORTS.values()
+        return (
+            (host, address) == (self._host, self._first)
+            and (port == self._port or (port in defaults and self._port in defaults))
+        )  # fmt: skip
 
 
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address.is_global and not address.is_multicast
+def is_public(address: str) -> bool:
+    """Whether an IP address is on the public internet: not private, loopback, link-local, multicast or reserved."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1] or _behind_nat64(ip) or ip
+    return ip.is_global and not ip.is_multicast
+
+
+def _behind_nat64(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+
+
+def _text(host: object) -> str:
+    return host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)

@@ -10,18 +10,15 @@ from services.errors import FeedError
 from services.feed.download import download, without_secrets
 from services.feed.items import FeedQueue, Item
 from services.feed.jsonl import parse_jsonl
+from services.feed.packed import unpacked
 from services.feed.parse import parse_feed
 from services.settings import FeedSettings
 
-__all__ = ["fetch", "read_all", "read_any"]
+__all__ = ["read_all", "read_any"]
 
 _JSONL = (".jsonl", ".jsonl.gz")
-_SUFFIXES = (".xml", ".rss", ".atom", ".rdf", ".json", *_JSONL)
-
-
-def fetch(url: str, settings: FeedSettings) -> bytes:
-    """The body of an http or https address; see `services.feed.download` for limits. Raises FeedError."""
-    return download(url, settings).body or b""
+_FEEDS = (".xml", ".rss", ".atom", ".rdf", ".json")
+_SUFFIXES = (*_FEEDS, *(f"{one}.gz" for one in _FEEDS), *_JSONL)
 
 
 def read_any(location: str, settings: FeedSettings) -> FeedQueue:
@@ -69,7 +66,8 @@ def _fail(message: str) -> Iterator[Item]:
 
 
 def _open_url(url: str, settings: FeedSettings) -> Iterator[Item]:
-    return parse_feed(fetch(url, settings), without_secrets(url))
+    got = download(url, settings)
+    return parse_feed(got.body or b"", without_secrets(url), url=got.url, content_type=got.content_type)
 
 
 def _open_file(path: Path, settings: FeedSettings) -> Iterator[Item]:
@@ -82,4 +80,4 @@ def _open_file(path: Path, settings: FeedSettings) -> Iterator[Item]:
         raise FeedError(f"{path}: can't be read: {error.strerror}") from None
     if len(data) > settings.max_bytes:
         raise FeedError(f"{path}: more than {settings.max_bytes} bytes")
-    return parse_feed(data, str(path))
+    return parse_feed(unpacked(data, settings.max_bytes, str(path)), str(path))

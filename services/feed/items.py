@@ -15,19 +15,14 @@ Item: TypeAlias = Document | Tombstone
 
 
 class FeedItems(Iterator[Item]):
-    """Items of one feed; `skipped` counts those left out so far because they hold no text."""
+    """Items of one feed; of those left out, `skipped` hold no text, and `merged` are the same as another one."""
 
-    def __init__(self, items: Iterable[Item | None]) -> None:
-        """None in `items` stands for an item without text."""
+    def __init__(self, items: Iterable[Item], *, skipped: int = 0, merged: int = 0) -> None:
         self._items = iter(items)
-        self.skipped = 0
+        self.skipped, self.merged = skipped, merged
 
     def __next__(self) -> Item:
-        for item in self._items:
-            if item is not None:
-                return item
-            self.skipped += 1
-        raise StopIteration
+        return next(self._items)
 
 
 class FeedQueue(Iterator[Item]):
@@ -40,21 +35,18 @@ class FeedQueue(Iterator[Item]):
     def __init__(self, openers: Iterable[Callable[[], Iterator[Item]]]) -> None:
         self._openers = iter(openers)
         self._current: Iterator[Item] = iter(())
-        self._skipped = 0
-
-    @property
-    def skipped(self) -> int:
-        """Items left out so far because they hold no text."""
-        return self._skipped + int(getattr(self._current, "skipped", 0))
+        self.skipped = self.merged = 0
 
     def __next__(self) -> Item:
         while True:
             try:
                 return next(self._current)
             except StopIteration:
-                self._skipped = self.skipped
                 self._current = iter(())
-            self._current = next(self._openers)()
+            opened = next(self._openers)()
+            self.skipped += int(getattr(opened, "skipped", 0))
+            self.merged += int(getattr(opened, "merged", 0))
+            self._current = opened
 
 
 class InOrderOfTime(Iterator[Item]):
@@ -70,6 +62,11 @@ class InOrderOfTime(Iterator[Item]):
     def skipped(self) -> int:
         """Items left out because they hold no text."""
         return int(getattr(self._items, "skipped", 0))
+
+    @property
+    def merged(self) -> int:
+        """Items left out because they are the same as another one."""
+        return int(getattr(self._items, "merged", 0))
 
     def __next__(self) -> Item:
         if self._sorted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import logging
 import zlib
@@ -55,6 +56,8 @@ class _Lines(Iterator[Item]):
             line = file.readline(self._limit + 1)
             self._number += 1
             too_long = len(line) > self._limit
+            if self._number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             while len(line) > self._limit and not line.endswith(b"\n"):
                 line = file.readline(self._limit + 1)
         except (OSError, EOFError, zlib.error) as error:

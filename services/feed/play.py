@@ -38,13 +38,14 @@ class Producer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlayReport:
-    """Documents and deletions that Kafka has acknowledged, items without text left out, and feeds or lines that could
-    not be read."""
+    """Documents and deletions that Kafka has acknowledged; items left out because they hold no text, or are the same as
+    another one of their feed; and feeds or lines that could not be read."""
 
     sent: int
     deleted: int
     skipped: int
     unreadable: int = 0
+    merged: int = 0
 
 
 def play(
@@ -75,7 +76,7 @@ def play(
         items = InOrderOfTime(items)
     while player.take(items):
         pass
-    return player.report(int(getattr(items, "skipped", 0)))
+    return player.report(int(getattr(items, "skipped", 0)), int(getattr(items, "merged", 0)))
 
 
 class _Player:
@@ -115,12 +116,14 @@ class _Player:
         self._send(item)
         return True
 
-    def report(self, skipped: int) -> PlayReport:
+    def report(self, skipped: int, merged: int) -> PlayReport:
         """The counts, once everything has arrived."""
         self._flush()
         if skipped:
             self._metrics.count("cmt_feed_items_total", skipped, outcome="skipped")
-        return PlayReport(self._sent, self._deleted, skipped, self._unreadable)
+        if merged:
+            self._metrics.count("cmt_feed_items_total", merged, outcome="merged")
+        return PlayReport(self._sent, self._deleted, skipped, self._unreadable, merged)
 
     def _wait(self) -> None:
         """Until the next item is due; time lost to a slow feed or broker is not made up in a burst."""

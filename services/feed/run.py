@@ -9,13 +9,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from services.feed.download import without_secrets
 from services.feed.fetch import read_all
 from services.feed.play import PlayReport, play
-from services.feed.poller import Found, Poller
-from services.feed.state import FeedState
+from services.feed.poller import FeedLook, Poller
+from services.feed.state import FeedState, one_poller
 from services.interrupts import ENDS_WITHIN_S, interruptible
 from services.metrics import Metrics
 from services.settings import Settings
 from services.stream.broker import running_broker
 from services.stream.producer import DocumentProducer
+from services.stream.topic_identity import topic_identity
 from services.terminal import Terminal
 
 __all__ = ["play_once", "poll_forever"]
@@ -46,13 +47,15 @@ def play_once(
 def poll_forever(settings: Settings, urls: Sequence[str], console: Terminal, *, once: bool = False) -> int:
     """Looks at the feeds when they are due until Ctrl-C, or `once` at all of them; sends items that are new or changed.
 
-    An item counts as sent when Kafka has acknowledged it: one that is found twice is sent twice, and none is lost. The
-    number of feeds that could not be read at their last look. Raises BrokerError, and FeedError for a broken state file.
+    An item counts as sent when Kafka has acknowledged it, and for the topic that has it: another topic, or one that was
+    made anew, gets all items. The number of feeds that could not be read at their last look. Raises BrokerError, and
+    FeedError for a state file that is broken or used by another poller.
     """
     metrics = Metrics()
-    poller = Poller(urls, settings.feed, FeedState(settings.feed.state_file), metrics)
     failed: set[str] = set()
-    with _producer(settings) as producer, interruptible(ENDS_WITHIN_S) as wait:
+    with _producer(settings) as producer, one_poller(settings.feed.state_file), interruptible(ENDS_WITHIN_S) as wait:
+        topic = topic_identity(settings.kafka, running_broker(settings.kafka))
+        poller = Poller(urls, settings.feed, FeedState(settings.feed.state_file), metrics, topic)
         while True:
             for found in poller.due():
                 (failed.add if found.error else failed.discard)(found.url)
@@ -65,20 +68,22 @@ def poll_forever(settings: Settings, urls: Sequence[str], console: Terminal, *, 
                 return len(failed)
 
 
-def _send(producer: DocumentProducer, found: Found, metrics: Metrics) -> None:
+def _send(producer: DocumentProducer, found: FeedLook, metrics: Metrics) -> None:
     for document in found.documents:
         producer.send(document)
     if found.documents:
         producer.flush(_FLUSH_S)
     metrics.count("cmt_feed_items_total", len(found.documents), outcome="sent")
     metrics.count("cmt_feed_items_total", found.skipped, outcome="skipped")
+    metrics.count("cmt_feed_items_total", found.merged, outcome="merged")
 
 
-def _line(found: Found) -> str:
+def _line(found: FeedLook) -> str:
     if found.error:
         return found.error
-    more = f", {found.skipped} without text" if found.skipped else ""
-    return f"{without_secrets(found.url)}: {len(found.documents)} new or changed{more}"
+    skipped = f", {found.skipped} without text" if found.skipped else ""
+    merged = f", {found.merged} the same as another" if found.merged else ""
+    return f"{without_secrets(found.url)}: {len(found.documents)} new or changed{skipped}{merged}"
 
 
 def _producer(settings: Settings) -> DocumentProducer:

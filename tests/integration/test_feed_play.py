@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from services.errors import BrokerError, FeedError
-from services.feed.fetch import fetch, read_all, read_any
+from services.feed.download import download
+from services.feed.fetch import read_all, read_any
 from services.feed.items import Item
 from services.feed.play import PlayReport, play
 from services.metrics import Metrics
@@ -123,7 +124,7 @@ def site() -> Iterator[str]:
 
 @pytest.mark.parametrize("path", ["feed", "zipped", "moved"])
 def test_feed_is_fetched(site: str, path: str) -> None:
-    assert fetch(f"{site}/{path}", SETTINGS) == RSS
+    assert download(f"{site}/{path}", SETTINGS).body == RSS
     assert Handler.agents[-1] == "test-agent/1"
 
 
@@ -145,7 +146,7 @@ def test_feed_is_fetched(site: str, path: str) -> None:
 def test_every_failure_is_one_line_in_time(site: str, path: str, what: str) -> None:
     started = time.monotonic()
     with pytest.raises(FeedError) as caught:
-        fetch(f"{site}/{path}", SETTINGS)
+        download(f"{site}/{path}", SETTINGS)
     assert time.monotonic() - started < 3.5
     assert str(caught.value).startswith(f"{site}/{path}: ")
     assert what in str(caught.value)
@@ -158,12 +159,12 @@ def test_every_failure_is_one_line_in_time(site: str, path: str, what: str) -> N
 )
 def test_address_that_is_no_web_server_is_one_line(url: str) -> None:
     with pytest.raises(FeedError, match=r"^[^\n]+$"):
-        fetch(url, SETTINGS)
+        download(url, SETTINGS)
 
 
 def test_password_in_an_address_is_never_shown(site: str) -> None:
     with pytest.raises(FeedError) as caught:
-        fetch(site.replace("//", "//ada:secret@") + "/missing", SETTINGS)
+        download(site.replace("//", "//ada:secret@") + "/missing", SETTINGS)
     assert "secret" not in str(caught.value)
 
 

@@ -213,7 +213,7 @@ def test_every_feed_document_is_a_valid_record(data: bytes) -> None:
         ("before<script>if (a < b) {}</script>after<style>p{}</style>", "beforeafter"),
         ("x<template><template>a</template>b</template>y", "xy"),
         ("<!-- note -->text<!DOCTYPE x>", "text"),
-        ("<table><tr><td>1</td><td>2</td></tr></table>", "1\n2"),
+        ("<table><tr><td>1</td><td>2</td></tr><tr><td>3</td></tr></table>", "1 2\n3"),
         ("<![if !IE]>seen", "seen"),
         ("\ud800a\x00b\u200b", "ab"),
         ("  \n ", ""),
