@@ -36,7 +36,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
             "grpc",
         ),
     ),
-    "feeds": ("feedparser",),
+    "feeds": ("feedparser", "resiliparse", "dateutil"),
     "train": ("ray.train", "ray.data", "pandas"),
     "plot": ("matplotlib",),
 }

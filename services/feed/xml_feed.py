@@ -47,7 +47,7 @@ def xml_entries(parsed: Any, url: str) -> Iterator[Entry | None]:
         published, updated, created = (_time(entry, kind) for kind in _TIMES)
         yield make_entry(
             guid=entry.get("id"),
-            link=entry.get("link"),
+            link=_link(entry),
             title=_plain(entry.get("title_detail"), declares),
             texts=(_plain(one, declares) for one in (*(entry.get("content") or ()), entry.get("summary_detail"))),
             published_at=published,
@@ -66,6 +66,12 @@ def because(error: object) -> str:
     """The parser's reason in brackets, without its name for a stream ("<unknown>:8:15: ...")."""
     text = " ".join(str(error).split()).removeprefix("<unknown>:")[:120] if error else ""
     return f" ({text})" if text else ""
+
+
+def _link(entry: Any) -> str:
+    """The link of an entry; feedparser also takes a guid for one, unless it says isPermaLink="false"."""
+    link = text_of(entry.get("link"))
+    return "" if link == entry.get("id") and "://" not in link else link
 
 
 def _plain(detail: Any, declares: bool) -> str:

@@ -291,6 +291,13 @@ def test_relative_link_is_joined_to_the_feeds_address(kind: str, link: str, addr
     assert found.url == address
 
 
+def test_a_guid_is_a_link_only_when_it_is_an_address() -> None:
+    for guid, address in (("g-1", ""), ("/1", ""), ("http://h.example/1", "http://h.example/1")):
+        feed = f"<rss version='2.0'><channel><item><guid>{guid}</guid><title>a</title></item></channel></rss>"
+        found = only(parse_feed(feed.encode(), "feed", url="http://h.example/a/feed"))
+        assert (found.id, found.url) == (guid, address)
+
+
 def test_feed_without_an_address_is_joined_to_the_one_that_it_names() -> None:
     atom = (
         "<feed xmlns='http://www.w3.org/2005/Atom'><link rel='self' href='http://s.example/f'/><entry><title>a</title>"
