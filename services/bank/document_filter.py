@@ -10,9 +10,13 @@ __all__ = ["DocumentFilter"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentFilter:
-    """Every condition that is given must hold; times are aware, `published_before` is exclusive."""
+    """Every condition that is given must hold; times are aware, `published_before` is exclusive.
+
+    `labels` has alternatives: of each group of labels (`services.bank.labels`) a document must have one.
+    """
 
     sources: tuple[str, ...] = ()
     doc_ids: tuple[str, ...] = ()
     published_after: datetime | None = None
     published_before: datetime | None = None
+    labels: tuple[tuple[str, ...], ...] = ()

@@ -55,6 +55,7 @@ def matching(wanted: DocumentFilter) -> str:
         parts.append(f"published_at >= {_literal(wanted.published_after)}")
     if wanted.published_before is not None:
         parts.append(f"published_at < {_literal(wanted.published_before)}")
+    parts += [f"array_has_any(labels, [{', '.join(quoted(one) for one in group)}])" for group in wanted.labels]
     return " AND ".join(parts) or "true"
 
 

@@ -65,11 +65,19 @@ def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch([pa.array(list(memories), pa.binary())], names=["trimmed"])
 
 
+def _keep_metadata(table: Any) -> None:
+    names = table.schema.names
+    added = (pa.field("metadata", pa.string()), pa.field("labels", pa.list_(pa.string())))
+    if missing := [field for field in added if field.name not in names]:
+        table.to_lance().add_columns(missing)
+
+
 MIGRATIONS: Sequence[Migration] = (
     Migration(2, "producers can number the versions of a document", _number_versions),
     Migration(3, "the words of the texts are indexed", _index_words),
     Migration(4, "memories are kept without the zeros at their end", _trim_memories),
     Migration(5, "the words are a column of their own, also of scripts without spaces", _index_words),
+    Migration(6, "metadata is kept, with labels to filter by", _keep_metadata),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ _VERSION_ABOUT = [
     *("title", "url", "source", "published_at", "ingested_at"),
     *("superseded_at", "deleted_at", "expires_at"),
 ]
-_VERSION_COLUMNS = ["chunk_no", "text", *_VERSION_ABOUT]
+_VERSION_COLUMNS = ["chunk_no", "text", *_VERSION_ABOUT, "metadata"]
 _INFO_COLUMNS = ["namespace", "n_chunks", "record_time", *_ABOUT_COLUMNS]
 
 
@@ -99,7 +100,13 @@ class BankReader:
             where += f" AND {matching(wanted)}"
         request = Request(queries, texts, k, where, self._ranking, every_chunk)
         empty: list[list[Hit]] = [[] for _ in queries]
-        return self._read(lambda table: search_table(table, request, self._index_state(table)), empty)
+
+        def found(table: Any) -> list[list[Hit]]:
+            if wanted is not None and wanted.labels and "labels" not in table.schema.names:
+                return empty  # a bank before version 6 has none
+            return search_table(table, request, self._index_state(table))
+
+        return self._read(found, empty)
 
     def stats(self) -> BankStats:
         """Size and version of the bank, from counts and table metadata."""
@@ -211,7 +218,8 @@ def _document(table: Any, where: str) -> DocumentInfo | None:
 
 
 def _versions(table: Any, where: str) -> list[DocumentVersion]:
-    rows = table.search().where(where).select(_VERSION_COLUMNS).to_arrow().to_pylist()
+    columns = [name for name in _VERSION_COLUMNS if name in table.schema.names]
+    rows = table.search().where(where).select(columns).to_arrow().to_pylist()
     by_start: dict[datetime, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: int(row["chunk_no"])):
         by_start.setdefault(row["ingested_at"], []).append(row)
@@ -219,6 +227,7 @@ def _versions(table: Any, where: str) -> list[DocumentVersion]:
         DocumentVersion(
             text="\n".join(row["text"] for row in chunks),
             chunks=len(chunks),
+            metadata=json.loads(chunks[0].get("metadata") or "null"),
             **{name: chunks[0][name] for name in _VERSION_ABOUT},
         )
         for _, chunks in sorted(by_start.items(), reverse=True)

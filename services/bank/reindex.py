@@ -145,7 +145,11 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
         "model_id": pa.array([layout.model_id] * rows.num_rows, pa.string()),
     }
     schema = layout.arrow_schema()
-    return pa.table([new[name] if name in new else rows[name] for name in schema.names], schema=schema)
+    for field in schema:
+        if field.name not in new:  # a bank before version 6 has no metadata
+            known = field.name in rows.column_names
+            new[field.name] = rows[field.name] if known else pa.nulls(rows.num_rows, field.type)
+    return pa.table([new[name] for name in schema.names], schema=schema)
 
 
 def _settle(source: Any, target: Any, layout: BankLayout, encode: Encode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from services.bank.indexed_words import indexed_words
+from services.bank.labels import labels_of
 from services.bank.schema import GUARD_CHUNK, BankLayout, Chunk, DocumentDelete, DocumentWrite
 
 __all__ = ["key_column", "record_rows"]
@@ -61,6 +63,8 @@ def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]
         "source": write.source,
         "published_at": write.published_at,
         "expires_at": write.expires_at,
+        "metadata": json.dumps(write.metadata, ensure_ascii=False) if write.metadata else None,
+        "labels": labels_of(write.metadata) or None,
     }
     return [
         _identity(write, number)

@@ -40,7 +40,7 @@ __all__ = [
 TABLE_NAME = "memories"
 GUARD_CHUNK = -1
 """`chunk_no` of the row that stands for a delete."""
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of the table's columns and indexes; `migrations` lists the steps."""
 SCHEMA_KEY = b"cmt.schema"
 MOVED_KEY = b"cmt.moved_to"
@@ -87,6 +87,8 @@ class BankLayout:
                 pa.field("n_tokens", pa.int32(), nullable=False),
                 pa.field("key", pa.list_(pa.float16(), self.d_key), nullable=False),
                 pa.field("memory", pa.binary()),  # without the zeros at its end
+                pa.field("metadata", pa.string()),  # as JSON
+                pa.field("labels", pa.list_(pa.string())),  # of the metadata, for filters
             ],
             metadata={
                 _METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode(),
@@ -168,7 +170,10 @@ def _chunk(text: str, key: bytes, dtype: str, memory: bytes, n_tokens: int) -> C
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DocumentWrite:
-    """A new version of a document with all its chunks; at least one, or the bank could not remember the position."""
+    """A new version of a document with all its chunks; at least one, or the bank could not remember the position.
+
+    `metadata` is any JSON; an empty object or list is none.
+    """
 
     namespace: str
     doc_id: str
@@ -179,6 +184,7 @@ class DocumentWrite:
     expires_at: datetime | None
     position: Position
     chunks: tuple[Chunk, ...]
+    metadata: Any = None
 
     def __post_init__(self) -> None:
         if not self.chunks:
@@ -224,6 +230,7 @@ class Hit:
     rank: float
     memory: bytes
     n_tokens: int
+    metadata: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +267,7 @@ class DocumentVersion:
     expires_at: datetime | None
     chunks: int
     text: str
+    metadata: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ _Matrix = npt.NDArray[np.float32]
 
 _HIT_COLUMNS = [
     *("namespace", "doc_id", "chunk_no", "title", "url", "source", "text"),
-    *("published_at", "ingested_at", "n_tokens", "memory"),
+    *("published_at", "ingested_at", "n_tokens", "memory", "metadata"),
 ]
 _PROBES = 32  # partitions of the keys index that a search looks into
 _REFINE = 4  # quantised distances are exact again for so many times the rows asked for
@@ -122,11 +123,13 @@ def _hits(table: Any, chosen: list[list[_Place]]) -> list[list[Hit]]:
     row_ids = sorted({place.row_id for places in chosen for place in places})
     if not row_ids:
         return [[] for _ in chosen]
-    rows = table.take_row_ids(row_ids).select(_HIT_COLUMNS).with_row_id().to_arrow()
+    columns = [name for name in _HIT_COLUMNS if name in table.schema.names]  # banks before version 6 have no metadata
+    rows = table.take_row_ids(row_ids).select(columns).with_row_id().to_arrow()
     by_id = dict(zip(rows["_rowid"].to_pylist(), rows.drop_columns(["_rowid"]).to_pylist(), strict=True))
     memory_bytes = BankLayout.from_schema(table.schema).memory_bytes
     for row in by_id.values():
         row["memory"] = row["memory"].ljust(memory_bytes, b"\0")
+        row["metadata"] = json.loads(row.get("metadata") or "null")
     return [[Hit(**by_id[one.row_id], score=one.cosine, rank=one.rank) for one in places] for places in chosen]
 
 

@@ -123,6 +123,7 @@ class BatchWork:
             expires_at=decoded.expires_at,
             position=_position(taken, decoded.seq),
             chunks=tuple(chunks),
+            metadata=decoded.metadata,
         )
 
     def _committed(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:

@@ -26,6 +26,14 @@ Url = Annotated[str | None, typer.Option(help="The query service; default from t
 AsOf = Annotated[str | None, typer.Option("--as-of", help='Ask the past: "2 days ago", "yesterday", 2026-01-31T08:00.')]
 TopK = Annotated[int | None, typer.Option(min=1, max=64, help="Memories to read.")]
 Namespace = Annotated[str | None, typer.Option(help="Namespace of the documents.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME=VALUE",
+        help="Only documents whose metadata says so; may be given again: another value of a name will do, too.",
+    ),
+]
 AskMode = Annotated[Mode, typer.Option(help="What the model reads.")]
 
 _console = Terminal(stderr=True)
@@ -43,6 +51,7 @@ def register(app: typer.Typer, load: Load) -> None:
         as_of: AsOf = None,
         top_k: TopK = None,
         namespace: Namespace = None,
+        metadata: Metadata = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
     ) -> None:
         """Ask the running query service one question; the answer is printed as it is written."""
@@ -50,7 +59,7 @@ def register(app: typer.Typer, load: Load) -> None:
         from services.query.client import service_url
 
         asked = _question(question)
-        body = _body([{"role": "user", "content": asked}], mode, as_of, top_k, namespace)
+        body = _body([{"role": "user", "content": asked}], mode, as_of, top_k, namespace, metadata)
         answer = _print_answer(url or service_url(settings), settings, body, quiet=as_json)
         if as_json:
             echo_json(answer, indent=2)
@@ -63,6 +72,7 @@ def register(app: typer.Typer, load: Load) -> None:
         as_of: AsOf = None,
         top_k: TopK = None,
         namespace: Namespace = None,
+        metadata: Metadata = None,
     ) -> None:
         """Talk with the running query service; a question may build on the ones before. An empty line or Ctrl-D ends it."""
         settings = load(config)
@@ -71,7 +81,7 @@ def register(app: typer.Typer, load: Load) -> None:
         messages: list[dict[str, str]] = []
         while asked := _next_question():
             messages.append({"role": "user", "content": asked})
-            body = _body(messages, mode, as_of, top_k, namespace)
+            body = _body(messages, mode, as_of, top_k, namespace, metadata)
             answer = _print_answer(url or service_url(settings), settings, body)
             messages.append({"role": "assistant", "content": answer["answer"]})
 
@@ -101,7 +111,12 @@ def _next_question() -> str:
 
 
 def _body(
-    messages: list[dict[str, str]], mode: Mode, as_of: str | None, top_k: int | None, namespace: str | None
+    messages: list[dict[str, str]],
+    mode: Mode,
+    as_of: str | None,
+    top_k: int | None,
+    namespace: str | None,
+    metadata: list[str] | None,
 ) -> dict[str, Any]:
     cmt: dict[str, Any] = {"mode": mode}
     if as_of is not None:
@@ -112,7 +127,20 @@ def _body(
         cmt["top_k"] = top_k
     if namespace is not None:
         cmt["namespace"] = namespace
+    if metadata:
+        cmt["filters"] = {"metadata": _by_name(metadata)}
     return {"model": "cmt", "messages": messages, "cmt": cmt}
+
+
+def _by_name(given: list[str]) -> dict[str, list[str]]:
+    """The values of each NAME=VALUE by their name."""
+    wanted: dict[str, list[str]] = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not (name and sign):
+            raise SettingsError(f"--metadata {one!r}: give NAME=VALUE, such as section=local")
+        wanted.setdefault(name, []).append(value)
+    return wanted
 
 
 def _print_answer(url: str, settings: Settings, body: dict[str, Any], *, quiet: bool = False) -> dict[str, Any]:

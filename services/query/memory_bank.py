@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.bank.document_filter import DocumentFilter
+from services.bank.labels import labels_of
 
 __all__ = ["InMemoryBank", "StoredDocument", "StoredStats", "StoredVersion", "StoredWindow"]
 
@@ -31,6 +32,7 @@ class StoredWindow:
     ingested_at: datetime | None = None
     record_time: datetime | None = None
     score: float = 0.0
+    metadata: Any = None
 
     @property
     def rank(self) -> float:
@@ -84,6 +86,7 @@ class StoredVersion:
     superseded_at: datetime | None = None
     deleted_at: datetime | None = None
     expires_at: datetime | None = None
+    metadata: Any = None
 
 
 class InMemoryBank:
@@ -136,7 +139,8 @@ class InMemoryBank:
         rows = [row for _, row in self._rows if (row.namespace, row.doc_id) == (namespace, doc_id)]
         text = "\n".join(row.text for row in rows)
         return [
-            StoredVersion(r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), text) for r in rows[:1]
+            StoredVersion(r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), text, metadata=r.metadata)
+            for r in rows[:1]
         ]
 
     def stats(self) -> StoredStats:
@@ -154,12 +158,13 @@ def _known(row: StoredWindow, as_of: datetime | None) -> bool:
 def _wanted(row: StoredWindow, wanted: DocumentFilter | None) -> bool:
     if wanted is None:
         return True
-    at = row.published_at
+    at, labels = row.published_at, set(labels_of(row.metadata))
     return (
         (not wanted.sources or row.source in wanted.sources)
         and (not wanted.doc_ids or row.doc_id in wanted.doc_ids)
         and (wanted.published_after is None or (at is not None and at >= wanted.published_after))
         and (wanted.published_before is None or (at is not None and at < wanted.published_before))
+        and all(labels.intersection(group) for group in wanted.labels)
     )
 
 

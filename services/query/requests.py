@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cmt_core.query import Mode, Sampling
 from services.bank.document_filter import DocumentFilter
+from services.bank.labels import label
 from services.query.asks import MODELS, Ask
 from services.query.conversation import (
     Conversation,
@@ -47,12 +49,57 @@ def _moment(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
+_MOST_NAMES, _MOST_CONTENTS, _LONGEST_CONTENT = 16, 64, 512
+_CONTENT: dict[str, Any] = {
+    "anyOf": [{"type": "string", "maxLength": _LONGEST_CONTENT}, {"type": "boolean"}, {"type": "number"}]
+}
+
+
+def _metadata(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Checked here and not by a union of types, whose errors name every branch."""
+    if len(wanted) > _MOST_NAMES:
+        raise ValueError(f"has {len(wanted)} names, {_MOST_NAMES} are allowed")
+    for name, content in wanted.items():
+        contents = content if isinstance(content, list) else [content]
+        if any("\ud800" <= char <= "\udfff" for text in (name, *contents) if isinstance(text, str) for char in text):
+            raise ValueError(f"{name!a}: must be valid Unicode")
+        if not (name and 0 < len(contents) <= _MOST_CONTENTS and all(_comparable(one) for one in contents)):
+            raise ValueError(
+                f"{name!a}: give a text of at most {_LONGEST_CONTENT} characters, a number, true or false, "
+                f"or a list of 1 to {_MOST_CONTENTS} of these"
+            )
+    return wanted
+
+
+def _comparable(content: Any) -> bool:
+    if isinstance(content, str):
+        return len(content) <= _LONGEST_CONTENT
+    return isinstance(content, int) or (isinstance(content, float) and math.isfinite(content))
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 Namespace = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_name)]
 Values = Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
+Metadata = Annotated[
+    dict[str, Any],
+    AfterValidator(_metadata),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": _MOST_NAMES,
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": {
+                "anyOf": [
+                    *_CONTENT["anyOf"],
+                    {"type": "array", "items": _CONTENT, "minItems": 1, "maxItems": _MOST_CONTENTS},
+                ]
+            },
+        }
+    ),
+]
 TopK = Annotated[int, Field(ge=1, le=64)]
 Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 
@@ -67,17 +114,27 @@ class Limits(BaseModel):
 
 
 class Filters(_Body):
-    """Only documents of these sources or ids, or published in this time, are read; every condition given must hold."""
+    """Only documents of these sources, ids, times or metadata are read; every condition that is given must hold."""
 
     sources: Values | None = None
     doc_ids: Values | None = None
     published_after: Moment | None = None
     published_before: Moment | None = None
+    metadata: Metadata | None = Field(
+        None, description="by (dotted) name the content of a document's metadata, or a list of which one will do"
+    )
 
     def wanted(self) -> DocumentFilter | None:
         """The filter, None when nothing was asked for."""
         asked = DocumentFilter(
-            tuple(self.sources or ()), tuple(self.doc_ids or ()), self.published_after, self.published_before
+            tuple(self.sources or ()),
+            tuple(self.doc_ids or ()),
+            self.published_after,
+            self.published_before,
+            tuple(
+                tuple(label(name, one) for one in (content if isinstance(content, list) else [content]))
+                for name, content in (self.metadata or {}).items()
+            ),
         )
         return None if asked == DocumentFilter() else asked
 

@@ -169,6 +169,7 @@ class SearchHit(_Sent):
     ingested_at: datetime | None
     score: float
     text: str
+    metadata: Any
 
 
 class SearchResult(_Sent):
@@ -193,6 +194,7 @@ class VersionInfo(_Sent):
     expires_at: datetime | None
     chunks: int
     text: str
+    metadata: Any
 
 
 class Document(_Sent):

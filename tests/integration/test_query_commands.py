@@ -28,9 +28,8 @@ def served() -> Iterator[Served]:
     engine = LocalEngine()
     hostile = "Storm \x1b[31mwarning\x07 <b>"
     old = datetime.now(UTC) - timedelta(days=1)
-    publish(
-        engine.bank, engine.model, "ferry", "The ferry to Samso was cancelled by a storm.", hostile, ingested_at=old
-    )
+    about = {"ingested_at": old, "metadata": {"section": "sea", "tags": ["ferry", "a=b"]}}
+    publish(engine.bank, engine.model, "ferry", "The ferry to Samso was cancelled by a storm.", hostile, **about)
     running = Served(api_of(engine))
     yield running
     running.stop()
@@ -76,6 +75,28 @@ def test_ask_in_the_past_and_in_another_mode(served: Served, tmp_path: Path) -> 
     assert "storm" in later.stdout
     closed = cmt(tmp_path, "ask", question, "--mode", "closed", "--url", served.url)
     assert closed.stdout.splitlines() == ["I do not know."]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "known"),
+    [
+        (["section=sea"], True),
+        (["section=land"], False),
+        (["section=land", "section=sea"], True),
+        (["section=sea", "tags=a=b"], True),
+        (["section=sea", "tags=bus"], False),
+    ],
+)
+def test_ask_of_documents_with_some_metadata(served: Served, tmp_path: Path, metadata: list[str], known: bool) -> None:
+    options = [word for one in metadata for word in ("--metadata", one)]
+    done = cmt(tmp_path, "ask", "Why was the ferry to Samso cancelled?", *options, "--url", served.url)
+    assert ("storm" in done.stdout) == known, done.stdout + done.stderr
+
+
+def test_metadata_without_a_value_is_one_line(served: Served, tmp_path: Path) -> None:
+    done = cmt(tmp_path, "ask", "Why?", "--metadata", "section", "--url", served.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == ["cmt: --metadata 'section': give NAME=VALUE, such as section=local"]
 
 
 def test_title_from_a_feed_can_not_write_to_the_terminal(served: Served, tmp_path: Path) -> None:

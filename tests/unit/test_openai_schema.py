@@ -81,7 +81,11 @@ def test_extension_fields_reach_the_engine() -> None:
         "top_k": 2,
         "as_of": "2026-01-02T03:04:05Z",
         "namespace": "sport",
-        "filters": {"sources": ["The Example"], "published_after": "2026-01-01T00:00:00Z"},
+        "filters": {
+            "sources": ["The Example"],
+            "published_after": "2026-01-01T00:00:00Z",
+            "metadata": {"section": "local", "tags": ["market", 7], "pinned": True},
+        },
         "mode": "hybrid",
         "memory_weight": 1.5,
         "min_score": 0.1,
@@ -96,7 +100,12 @@ def test_extension_fields_reach_the_engine() -> None:
         top_k=2,
         as_of=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         namespace="sport",
-        wanted=DocumentFilter(("The Example",), (), datetime(2026, 1, 1, tzinfo=UTC)),
+        wanted=DocumentFilter(
+            ("The Example",),
+            (),
+            datetime(2026, 1, 1, tzinfo=UTC),
+            labels=(("section=local",), ("tags=market", "tags=7"), ("pinned=true",)),
+        ),
         min_score=0.1,
         memory_weight=1.5,
         sampling=Sampling(0.5, 0.9, 3),
@@ -224,6 +233,11 @@ def test_stream_that_cannot_begin_is_a_plain_refusal() -> None:
         ({"cmt": {"mode": "magic"}}, "cmt.mode"),
         ({"cmt": {"memory_weight": 3}}, "cmt.memory_weight"),
         ({"cmt": {"filters": {"author": "x"}}}, "cmt.filters.author"),
+        ({"cmt": {"filters": {"metadata": {"": "x"}}}}, "cmt.filters.metadata"),
+        ({"cmt": {"filters": {"metadata": {"a": None}}}}, "cmt.filters.metadata"),
+        ({"cmt": {"filters": {"metadata": {"a": []}}}}, "cmt.filters.metadata"),
+        ({"cmt": {"filters": {"metadata": {"a": ["b", {"c": "d"}]}}}}, "cmt.filters.metadata"),
+        ({"cmt": {"filters": {"metadata": {str(n): n for n in range(17)}}}}, "cmt.filters.metadata"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
@@ -254,6 +268,8 @@ def test_text_that_is_not_unicode_is_a_400() -> None:
         ("/v1/chat/completions", QUESTION | {"messages": [{"role": "user", "content": "\ud800"}]}),
         ("/v1/search", {"query": "\ud800"}),
         ("/v1/search", {"query": "x", "namespace": "\ud800"}),
+        ("/v1/search", {"query": "x", "filters": {"metadata": {"\ud800": "x"}}}),
+        ("/v1/search", {"query": "x", "filters": {"metadata": {"x": ["y", "\udfff"]}}}),
     ):
         answer = call("POST", path, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
         assert answer.status_code == 400
