@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,9 @@ demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends a
 
 test: $(VENV)/.dev browser prometheus check  ## all checks and tests
 	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev  ## unit tests and layer contracts, on two cores: within two minutes where they are idle
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/contract
 
 image-test: $(VENV)/.dev  ## builds the image and runs it as any user, read-only, without a network (needs a Docker engine)
 	@$(BIN)/python -m pytest -s tests/container/test_image.py
