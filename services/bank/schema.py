@@ -103,12 +103,12 @@ class BankLayout:
             stored = json.loads((schema.metadata or {})[_METADATA_KEY])
             if stored.pop("format") != 1 or schema_version(schema) > SCHEMA_VERSION:
                 raise BankUnavailable(
-                    f"the bank is of version {schema_version(schema)}, this program knows versions up to "
+                    f"it is of version {schema_version(schema)}, this program knows versions up to "
                     f"{SCHEMA_VERSION}: update this program"
                 )
             return cls(**stored)
         except (KeyError, TypeError, ValueError):
-            raise BankUnavailable(f"a table `{TABLE_NAME}` is there, but it is not a memory bank") from None
+            raise BankUnavailable(f"its table `{TABLE_NAME}` is not a memory bank, or is damaged") from None
 
 
 def schema_version(schema: pa.Schema) -> int:

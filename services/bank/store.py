@@ -17,7 +17,7 @@ from services.bank.location import local_folder
 from services.bank.lock import WriterLock, require_free
 from services.bank.migrations import migrate
 from services.bank.schema import MOVED_KEY, TABLE_NAME, BankLayout
-from services.errors import BankMismatch
+from services.errors import BankMismatch, BankUnavailable
 
 __all__ = ["BankStore", "WriterLock", "bank_errors"]
 
@@ -52,7 +52,7 @@ class BankStore:
                 if "was not found" in str(error):
                     return None
                 raise
-            self._require_layout(BankLayout.from_schema(table.schema), layout)
+            self._require_layout(self._layout_of(table), layout)
             return table
 
     def open_or_create(self, layout: BankLayout) -> Any:
@@ -103,6 +103,12 @@ class BankStore:
             # no read_consistency_interval: a handle must not change its version between the two steps of a search
             self._connection = lancedb.connect(self.folder or self.uri, storage_options=self._storage_options or None)
         return self._connection
+
+    def _layout_of(self, table: Any) -> BankLayout:
+        try:
+            return BankLayout.from_schema(table.schema)
+        except BankUnavailable as error:
+            raise BankUnavailable(f"bank {self.uri} can't be used: {error}") from None
 
     def _require_layout(self, found: BankLayout, wanted: BankLayout | None) -> None:
         if wanted is None or found == wanted:

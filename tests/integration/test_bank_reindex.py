@@ -113,7 +113,7 @@ def test_bank_is_reindexed_again_and_back(uri: str) -> None:
     reindex_bank(uri, None, OTHER, encode)
     reindex_bank(uri, None, third, encode)
     assert len(found(BankReader(uri, third, 0), 9)) == 2
-    assert sorted(lancedb.connect(uri).table_names()) == ["memories", "memories-checkpoint-c", "writer_epochs"]
+    assert sorted(lancedb.connect(uri).list_tables().tables) == ["memories", "memories-checkpoint-c", "writer_epochs"]
 
 
 def test_reindex_without_need_or_without_a_bank_is_refused(uri: str, tmp_path: Path) -> None:

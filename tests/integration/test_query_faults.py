@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from services.errors import ServiceError
 from services.ingest.pipeline import start_ingest
@@ -28,6 +29,7 @@ from services.stream.record import Document
 from tests.integration.serve_desk import Desk, ask, client, ray_for, settings_for, slow_model
 from tests.waiting import until
 
+GATEWAY_KILLS = int(os.environ.get("GATEWAY_KILLS", "2"))
 TOWNS = ("Aarhus", "Samso", "Skagen", "Grenaa", "Ebeltoft", "Viborg", "Randers", "Horsens")
 
 
@@ -71,8 +73,8 @@ class Crowd:
             asked += 1
             try:
                 text, model = self._ask(f"Who was elected mayor of {town}?", streamed=bool(number % 2))
-            except openai.APIError as error:
-                self.refused.append(f"{getattr(error, 'status_code', 'in the stream')}: {error}")
+            except (openai.APIError, httpx.HTTPError) as error:
+                self.refused.append(f"{getattr(error, 'status_code', 'in the stream')}: {error!r}")
                 continue
             self.models.append(model)
             if f"Person{town}" in text:
@@ -119,6 +121,32 @@ def test_killed_replica_costs_only_answers_in_flight_on_it_and_none_is_wrong(des
         crowd.stop()
     assert crowd.wrong == []
     assert len(crowd.refused) <= 4, crowd.refused  # one for each client that had a question on it, at the most
+
+
+def gateway_pid() -> int | None:
+    """The gateway that takes questions; None while there is none."""
+    details = _get_global_client().get_serve_details()
+    replicas = details["applications"][APP_NAME]["deployments"]["Gateway"]["replicas"]
+    return next((one["pid"] for one in replicas if one["state"] == "RUNNING"), None)
+
+
+@pytest.mark.timeout(200 + 60 * GATEWAY_KILLS)
+def test_killed_gateway_costs_streams_under_way_and_no_client_sees_a_500(desk: Desk) -> None:
+    crowd = Crowd(start(settings_for(desk.uri), model_factory=slow_model))
+    try:
+        until(lambda: crowd.right >= 8, 120.0)
+        for _ in range(GATEWAY_KILLS):
+            killed = until(gateway_pid, 60.0)
+            os.kill(killed, signal.SIGKILL)
+            until(lambda gone=killed: gateway_pid() not in (None, gone), 120.0)
+            answered = crowd.right
+            until(lambda least=answered + 8: crowd.right >= least, 120.0, seen=lambda: crowd.refused)
+    finally:
+        crowd.stop()
+    assert crowd.wrong == []
+    told = [one.partition(":")[0] for one in crowd.refused]
+    assert set(told) <= {"503", "in the stream"}, crowd.refused
+    print(f"{GATEWAY_KILLS} kills: {crowd.right} answered, {told.count('503')} refused, {len(told)} not answered")
 
 
 def test_reload_switches_checkpoint_and_bank_without_a_refusal(desk: Desk, tmp_path: Path) -> None:
