@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from services.bank.reader import BankReader
-from services.settings import Settings
+from services.errors import BrokerError
+from services.settings import KafkaSettings, Settings
 from services.stream.broker import running_broker
 from services.stream.progress import PartitionProgress, partition_progress
 
-__all__ = ["IngestProgress", "read_progress", "table"]
+__all__ = ["IngestProgress", "read_progress", "table", "unread"]
 
 _RATE_WINDOW_S = 60.0
 
@@ -49,6 +50,20 @@ def read_progress(settings: Settings) -> IngestProgress:
         documents=stats.documents,
         bank_version=stats.version,
         documents_per_s=round(recent / _RATE_WINDOW_S, 2),
+    )
+
+
+def unread(settings: KafkaSettings, bootstrap: str) -> str:
+    """What the embedded broker takes along when it ends, as one line; empty when everything was read, or it is gone."""
+    try:
+        records = sum(one.lag for one in partition_progress(settings, bootstrap))
+    except BrokerError:
+        return ""
+    if not records:
+        return ""
+    return (
+        f"{records} records were not read, and the embedded broker keeps them in memory only: send them again "
+        "(`cmt feed poll` does by itself)"
     )
 
 

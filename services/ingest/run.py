@@ -11,6 +11,7 @@ from services.bank.lock import check_place
 from services.ingest.drain import noted_ingest
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
+from services.ingest.progress import unread
 from services.interrupts import interruptible
 from services.model_check import check_checkpoint
 from services.models import fetch_models, load_cmt
@@ -78,6 +79,8 @@ def run_ingest(
         with _stopped(handle, stop_s, say), interruptible(stop_s + _END_S) as wait:
             say(f"ingesting {settings.kafka.topic} at {bootstrap} into {settings.bank.uri}")
             _run(handle, wait, until_caught_up, console)
+        if not settings.kafka.bootstrap_servers and (lost := unread(settings.kafka, bootstrap)):
+            say(lost)
 
 
 @contextmanager

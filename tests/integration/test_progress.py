@@ -15,6 +15,7 @@ from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
 from services.commands.tree import app
 from services.errors import BrokerUnreachable, SettingsError, TopicMissing
+from services.ingest.progress import unread
 from services.query.stream_look import StreamView, look_at_kafka
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
@@ -170,3 +171,13 @@ def test_page_sees_lag_and_dead_letters_in_kafka_where_ingest_reports_nothing(
     ensure_topics(settings, broker)
     fill(settings.model_copy(update={"topic": settings.dlq_topic}), broker, [NOW_MS] * 3)
     assert look_at_kafka(settings) == StreamView(lag_records=15, committed_records=5, dead_letters=3)
+
+
+def test_what_the_embedded_broker_takes_along_is_told(kafka_settings: KafkaSettings, broker: str) -> None:
+    ensure_topics(kafka_settings, broker)
+    assert unread(kafka_settings, broker) == ""
+    fill(kafka_settings, broker, [NOW_MS] * 3)
+    assert unread(kafka_settings, broker).startswith(
+        "3 records were not read, and the embedded broker keeps them in memory"
+    )
+    assert unread(kafka_settings.model_copy(update={"connect_timeout_s": 0.3}), "127.0.0.1:1") == ""
