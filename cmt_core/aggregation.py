@@ -24,6 +24,7 @@ from cmt_core.backbone import Backbone, KVShape
 __all__ = [
     "Chosen",
     "Select",
+    "adjoining",
     "doubtful",
     "likely",
     "mean_to",
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
-_SCORE_TEMPERATURE = 0.1  # of the softmax over documents' scores (decisions 0006 and 0065)
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _SURE_SHARE = 0.9  # of the best document, from which on no second look is taken at the others
 _CONSIDERED_SHARE = 0.01  # below which a document gets no second look
@@ -68,15 +68,26 @@ def stack(mask: Tensor, window_tokens: int) -> Chosen:
     return Chosen(index, mask.reshape(B, -1).bool(), positions, documents * window_tokens)
 
 
+def adjoining(mask: Tensor) -> Chosen:
+    """All vectors of documents with mask (B, k, T), every document right behind the one before it."""
+    seen = mask.flatten(1).bool()
+    places = seen.long().cumsum(dim=-1)
+    index = torch.arange(seen.shape[1], device=mask.device).expand_as(places)
+    return Chosen(index, seen, (places - 1).clamp_min(0), seen.sum(dim=-1))
+
+
 def rank_prior(mask: Tensor) -> Tensor:
     """Log-prior (B, k) of documents in the order in which the retriever found them; -inf where there is none."""
     ranks = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape[:2])
     return (-_RANK_DECAY * ranks).masked_fill(~mask.bool().any(dim=-1), -math.inf)
 
 
-def score_prior(scores: Tensor, mask: Tensor) -> Tensor:
-    """Log-prior (B, k) of documents with the retriever's scores (B, k), any order; -inf where there is none."""
-    return (scores / _SCORE_TEMPERATURE).masked_fill(~mask.bool().any(dim=-1), -math.inf)
+def score_prior(scores: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
+    """Log-prior (B, k) of documents with the retriever's scores (B, k), any order; -inf where there is none.
+
+    Decisions 0006 and 0065 have the temperature.
+    """
+    return (scores / temperature).masked_fill(~mask.bool().any(dim=-1), -math.inf)
 
 
 def likely(prior: Tensor, least_share: float = _LEAST_SHARE) -> Tensor:

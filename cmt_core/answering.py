@@ -27,7 +27,7 @@ class AnswerBatch:
 
     def prompt_tokens(self, query: Query) -> int:
         """Tokens that a query gives the LLM to read, texts included."""
-        return len(self._prompt(query)) + (len(self._cmt.tokens.ids(_text(query))) if query.mode == "rag" else 0)
+        return len(self._prompt(query)) + (len(self._texts(query)) if query.mode == "rag" else 0)
 
     def join(self, queries: Sequence[Query]) -> list[Started]:
         """Reads the prompts of `queries` and gives their first tokens.
@@ -96,10 +96,13 @@ class AnswerBatch:
                 )
 
     def _prompt(self, query: Query) -> list[int]:
+        prompting, asked = self._cmt.prompting, (query.question, query.earlier, query.instructions)
         if query.mode == "closed":
-            return self._cmt.tokens.closed_prompt(query.question, query.earlier, query.instructions)
-        before = self._cmt.tokens.ids(_text(query)) if query.mode == "hybrid" else []
-        return before + self._cmt.tokens.prompt(query.question, query.earlier)
+            return prompting.closed(*asked)
+        return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked)]
+
+    def _texts(self, query: Query) -> list[int]:
+        return self._cmt.prompting.texts(query.passages)
 
     def _weight(self, query: Query) -> float:
         """The share of the memory's scores; the rest are those of the same prompt without a memory."""
@@ -117,7 +120,3 @@ def _scores(queries: Sequence[Query]) -> list[Sequence[float]] | None:
     """The queries' scores; None when any has none."""
     given = [query.scores for query in queries if query.scores is not None]
     return given if len(given) == len(queries) else None
-
-
-def _text(query: Query) -> str:
-    return "\n\n".join(query.passages)

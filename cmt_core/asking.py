@@ -12,9 +12,8 @@ from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
 from cmt_core.generation import read_rows
 from cmt_core.objective import memory_aware
-from cmt_core.prompt import answer_text
+from cmt_core.prompting import Prompting
 from cmt_core.reading import Reading
-from cmt_core.tokens import Tokens
 
 __all__ = ["Asked", "log_loss"]
 
@@ -23,22 +22,21 @@ __all__ = ["Asked", "log_loss"]
 class Asked:
     """B questions: what each reads, and its prompt (token ids). It is good for one answer: writing extends its contexts.
 
-    `chat` prompts end with the LLM's own template. With `plain`, contexts without a memory, next-token logits are
-    weight * those behind the memory + (1 - weight) * those behind `plain`.
+    `closed` prompts are whole by themselves, in the LLM's own chat template. With `plain`, contexts without a memory,
+    next-token logits are weight * those behind the memory + (1 - weight) * those behind `plain`.
     """
 
     reading: Reading
     prompts: list[list[int]]
-    chat: bool = False
+    closed: bool = False
     plain: Context | None = None
     weight: float = 1.0
 
 
 @torch.inference_mode()
-def log_loss(backbone: Backbone, tokens: Tokens, asked: Asked, answers: Sequence[str]) -> list[float]:
+def log_loss(backbone: Backbone, prompting: Prompting, asked: Asked, answers: Sequence[str]) -> list[float]:
     """Log-loss of each question's answer in nats per token, the token that ends it counted; `asked` stays as it was."""
-    written = [answer_text(answer).lstrip() if asked.chat else answer_text(answer) for answer in answers]
-    targets = [[*tokens.ids(text), tokens.eos_id] for text in written]
+    targets = [prompting.answer(answer, closed=asked.closed) for answer in answers]
     logits = _answer_logits(backbone, asked.reading.context, asked.prompts, targets)
     if asked.plain is not None:
         logits = memory_aware(logits, _answer_logits(backbone, asked.plain, asked.prompts, targets), asked.weight)

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from cmt_core.backbone_family import check_computation, check_parts, sliding_windows
+from cmt_core.backbone_family import (
+    NO_ROTARY,
+    check_computation,
+    check_parts,
+    norms_heads_first,
+    rotary_kinds,
+    sliding_windows,
+)
 from cmt_core.cpu_kernels import grouped_masks, is_grouped, tune_for_cpu
 from cmt_core.errors import ModelSourceError, one_line
 
@@ -75,6 +82,8 @@ class Backbone:
         self.width: int = config.hidden_size
         self.query_heads: int = config.num_attention_heads
         self._windows = sliding_windows(config)
+        self._rotary_kinds = rotary_kinds(model)
+        self._heads_first = norms_heads_first(model)
         check_computation(self)
 
     @classmethod
@@ -138,25 +147,29 @@ class Backbone:
         causal = torch.ones(T, p + T, dtype=torch.bool, device=ids.device).tril(diagonal=p)
         attend = (seen[:, None, :] & causal)[:, None]  # (B, 1, T, p + T)
         cache = self.cache(prefix.expand(B, p, -1), torch.arange(p, device=ids.device).expand(B, p))
-        with self._capture_keys_values() as captured:
+        with self._capture_keys_values() as (keys, values):
             hidden = self._run(ids, positions, attend, cache)
         # per layer (B, T, H * d) for K and V -> (B, T, L * 2 * H * d)
-        return torch.cat([part for layer in captured for part in layer], dim=-1), hidden
+        return torch.cat([part for layer in zip(keys, values, strict=True) for part in layer], dim=-1), hidden
 
     def cache(self, x: Tensor, positions: Tensor) -> PlacedCache:
         """A key/value cache from rows x (B, S, X) with keys before rotary, rotated to `positions` (B, S)."""
         B, S, _ = x.shape
         parts = x.view(B, S, self.shape.layers * 2, self.shape.heads, self.shape.head_dim).unbind(dim=2)
-        cos, sin = self._rotary(x, positions)
+        turns = {kind: self._rotary(x, positions, kind) for kind in set(self._rotary_kinds)}
         cache = PlacedCache(positions)
         # unbind, not a slice per layer: each slice's gradient would fill a tensor of all layers
         for layer, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-            cache.update(_turn(keys, cos, sin).transpose(1, 2), values.transpose(1, 2), layer)
+            turned = _turn(keys, turns[self._rotary_kinds[layer]])
+            cache.update(turned.transpose(1, 2), values.transpose(1, 2), layer)
         return cache
 
-    def _rotary(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The LLM's own rotary: cos and sin (B, S, 1, d) for positions (B, S)."""
-        cos, sin = self.model.model.rotary_emb(like, position_ids=positions)
+    def _rotary(self, like: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
+        """The LLM's own rotary of a kind of layers: cos and sin (B, S, 1, d) for positions (B, S); None where nothing turns."""
+        if kind == NO_ROTARY:
+            return None
+        named = {"layer_type": kind} if kind else {}
+        cos, sin = self.model.model.rotary_emb(like, position_ids=positions, **named)
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Tensor, cache: PlacedCache) -> Tensor:
@@ -188,7 +201,7 @@ class Backbone:
         captured: list[Tensor] = []
         handles = [
             _before_rotary(layer.self_attn, "q").register_forward_hook(
-                lambda module, inputs, output: captured.append(_flat(output))
+                lambda module, inputs, output: captured.append(_flat(output, self._heads_first))
             )
             for layer in self.model.model.layers
         ]
@@ -198,14 +211,14 @@ class Backbone:
             for handle in handles:
                 handle.remove()
 
-    def attention(self, queries: Tensor, keys: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-        """Attention probabilities (B, heads, S) of one query each, before rotary (B, heads * d), over keys (B, H, S, d).
+    def attention(self, layer: int, queries: Tensor, keys: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """A layer's attention (B, heads, S) of one query each, before rotary (B, heads * d), over placed keys (B, H, S, d).
 
         positions (B,) are the queries', seen (B, S) says which keys exist.
         """
         B, H, S, d = keys.shape
-        cos, sin = self._rotary(queries, positions[:, None])
-        turned = _turn(queries.view(B, 1, -1, d), cos, sin)[:, 0]  # (B, heads, d)
+        turn = self._rotary(queries, positions[:, None], self._rotary_kinds[layer])
+        turned = _turn(queries.view(B, 1, -1, d), turn)[:, 0]  # (B, heads, d)
         grouped = turned.view(B, H, -1, d).float() @ keys.float().transpose(-1, -2)  # (B, H, heads / H, S)
         scores = grouped.reshape(B, -1, S) * d**-0.5
         probabilities: Tensor = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
@@ -247,23 +260,23 @@ class Backbone:
                 handle.remove()
 
     @contextmanager
-    def _capture_keys_values(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Collects (K, V) of every layer, each (B, T, H * d), as the projections give them."""
+    def _capture_keys_values(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Collects all layers' keys, and their values, each (B, T, H * d), as they come: a norm of keys may come after values."""
         keys: list[Tensor] = []
-        captured: list[tuple[Tensor, Tensor]] = []
+        values: list[Tensor] = []
 
         def on_key(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            keys.append(_flat(output))
+            keys.append(_flat(output, self._heads_first))
 
         def on_value(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            captured.append((keys.pop(), output))
+            values.append(output)
 
         handles = []
         for layer in self.model.model.layers:
             handles.append(_before_rotary(layer.self_attn, "k").register_forward_hook(on_key))
             handles.append(layer.self_attn.v_proj.register_forward_hook(on_value))
         try:
-            yield captured
+            yield keys, values
         finally:
             for handle in handles:
                 handle.remove()
@@ -275,13 +288,18 @@ def _before_rotary(attention: nn.Module, kind: str) -> nn.Module:
     return module
 
 
-def _flat(output: Tensor) -> Tensor:
-    """(B, T, heads * d) of a projection's output, or of a head norm's (B, T, heads, d)."""
-    return output.flatten(-2) if output.ndim == 4 else output
+def _flat(output: Tensor, heads_first: bool) -> Tensor:
+    """(B, T, heads * d) of a projection's output, or of a head norm's (B, T, heads, d) or (B, heads, T, d)."""
+    if output.ndim == 4:
+        return (output.transpose(1, 2) if heads_first else output).flatten(-2)
+    return output
 
 
-def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates heads (B, S, H, d) by halves, as every rotary family of transformers does."""
+def _turn(heads: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Rotates heads (B, S, H, d) by halves, as every rotary family of transformers does, or leaves them."""
+    if turn is None:
+        return heads
+    cos, sin = turn
     half = heads.shape[-1] // 2
     turned = torch.cat([-heads[..., half:], heads[..., :half]], dim=-1)
     return heads * cos + turned * sin

@@ -6,19 +6,30 @@ our logits are its own. So a new family needs no entry in a list, and one that c
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmt_core.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from cmt_core.backbone import Backbone
 
-__all__ = ["SlidingWindows", "check_computation", "check_parts", "sliding_windows"]
+__all__ = [
+    "NO_ROTARY",
+    "SlidingWindows",
+    "check_computation",
+    "check_parts",
+    "norms_heads_first",
+    "rotary_kinds",
+    "sliding_windows",
+]
 
+NO_ROTARY = "none"
+"""The kind of a layer whose keys are not turned: its memories have no place."""
 _PROBE_TOKENS = 6
 _TOLERANCE = 0.05  # of the true tensor's length: bfloat16 rounds to 1%, another rotary is off by the whole
 
@@ -46,9 +57,40 @@ def sliding_windows(config: Any) -> SlidingWindows | None:
     return SlidingWindows(int(size), mixed=bool(kinds))
 
 
+def rotary_kinds(model: Any) -> list[str]:
+    """Each layer's rotary: a kind that the model's rotary module is asked for, "" where all share one, or NO_ROTARY.
+
+    Gemma 3 turns sliding and full layers by different angles; SmolLM3 leaves every fourth layer unturned.
+    """
+    by_kind = "layer_type" in inspect.signature(model.model.rotary_emb.forward).parameters
+    kinds = model.config.layer_types if by_kind else [""] * len(model.model.layers)
+    turned = [getattr(layer.self_attn, "use_rope", True) for layer in model.model.layers]
+    return [kind if turns else NO_ROTARY for kind, turns in zip(kinds, turned, strict=True)]
+
+
+@torch.no_grad()
+def norms_heads_first(model: Any) -> bool:
+    """Whether the norm of keys gets them as (B, H, T, d), as in Gemma 3, instead of (B, T, H, d): seen on a few tokens."""
+    norm = getattr(model.model.layers[0].self_attn, "k_norm", None)
+    if norm is None:
+        return False
+    shapes: list[tuple[int, ...]] = []
+    handle = norm.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    tokens = int(model.config.num_key_value_heads) + 1  # another number than heads, so that the two are told apart
+    try:
+        model.model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return len(shapes[0]) == 4 and shapes[0][2] == tokens
+
+
 def check_parts(model: Any) -> None:
     """Raises UnsupportedModelError unless the model has the modules that are read and written here."""
     family = str(model.config.model_type)
+    if recurrent := _recurrent_layers(model):
+        raise _unsupported(
+            family, f"it has recurrent layers ({recurrent}): what they keep of a document is not in its keys and values"
+        )
     body = getattr(model, "model", None)
     layers = getattr(body, "layers", None)
     rotary = getattr(body, "rotary_emb", None)
@@ -58,9 +100,18 @@ def check_parts(model: Any) -> None:
         attention = getattr(layer, "self_attn", None)
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")):
             raise _unsupported(family, "its layers have no separate q_proj, k_proj and v_proj")
-    kind = str(getattr(rotary, "rope_type", "default"))
-    if kind in ("dynamic", "longrope"):
-        raise _unsupported(family, f"its rotary positions ({kind}) change with the length of the text")
+    kinds = getattr(rotary, "rope_type", "default")
+    for kind in kinds.values() if isinstance(kinds, dict) else [str(kinds)]:
+        if kind in ("dynamic", "longrope"):
+            raise _unsupported(family, f"its rotary positions ({kind}) change with the length of the text")
+
+
+def _recurrent_layers(model: Any) -> str:
+    """The class of the layers that carry a state from token to token (state spaces, linear attention, convolutions), if any."""
+    for module in model.modules():
+        if hasattr(module, "A_log") or any(isinstance(child, nn.Conv1d) for child in module.children()):
+            return type(module).__name__
+    return ""
 
 
 @torch.no_grad()

@@ -24,18 +24,17 @@ from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.memory_format import KVCodeFormat, MemoryFormat, SoftTokensFormat
 from cmt_core.quantiser import HalfCodes, Quantiser
+from cmt_core.shipped import SHIPPED
 from cmt_core.soft_memory import SoftMemory
 
 __all__ = ["Checkpoint", "checkpoint_folder"]
 
-_SHIPPED = Path(__file__).parent / "checkpoints"
-_DEFAULT = "smollm2-135m-instruct-kv_code"
 _SOFT = "soft."  # before the names of SoftMemory's tensors
 
 
 def checkpoint_folder(name: str) -> Path:
     """`default` is the checkpoint shipped in the package; anything else is a folder."""
-    folder = _SHIPPED / _DEFAULT if name == "default" else Path(name).expanduser()
+    folder = SHIPPED if name == "default" else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"checkpoint {name}: {folder} has no config.json")
     return folder

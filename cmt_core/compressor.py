@@ -35,9 +35,10 @@ class KVCode(nn.Module):
         self.bias = nn.Parameter(torch.zeros(X))
 
     @torch.no_grad()
-    def start_from_pca(self, x: Tensor, shape: KVShape) -> Tensor:
+    def start_from_pca(self, x: Tensor, shape: KVShape, weights: Tensor | None = None) -> Tensor:
         """Sets the statistics and the PCA of sample rows x (N, X) in fp32; returns the codes' deviations sigma (C,).
 
+        `weights` (X,) say how much an error in each number costs; without them each layer's keys, and its values, cost alike.
         Raises ConfigError when N or X is smaller than C.
         """
         C = self.encoder.shape[1]
@@ -47,11 +48,9 @@ class KVCode(nn.Module):
                 f"there are {x.shape[0]} and {x.shape[1]}"
             )
         self.mean.copy_(x.mean(dim=0))
-        centred = x - self.mean
-        blocks = centred.view(-1, shape.layers * 2, shape.heads * shape.head_dim)
-        rms = blocks.square().mean(dim=(0, 2)).sqrt().clamp_min(1e-6)  # (L * 2,)
-        self.scale.copy_(rms.repeat_interleave(shape.heads * shape.head_dim))
-        normed = centred / self.scale
+        normed = x - self.mean
+        self.scale.copy_(_layer_scale(normed, shape) if weights is None else 1 / weights)
+        normed /= self.scale
         _, _, basis = torch.svd_lowrank(normed, q=min(C + 16, *normed.shape), niter=3)
         self.encoder.copy_(basis[:, :C])
         self.decoder.copy_(basis[:, :C].T)
@@ -70,3 +69,10 @@ class KVCode(nn.Module):
     def unscaled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """D (C, X) and the offset (X,) in `dtype` with the scale in them: one pass over the large output less."""
         return (self.decoder * self.scale).to(dtype), (self.mean + self.bias * self.scale).to(dtype)
+
+
+def _layer_scale(centred: Tensor, shape: KVShape) -> Tensor:
+    """The RMS (X,) that each layer's keys, and its values, have in centred rows (N, X)."""
+    blocks = centred.view(-1, shape.layers * 2, shape.heads * shape.head_dim)
+    rms = blocks.square().mean(dim=(0, 2)).sqrt().clamp_min(1e-6)  # (L * 2,)
+    return rms.repeat_interleave(shape.heads * shape.head_dim)

@@ -30,7 +30,10 @@ class MemoryConfig:
     components unrounded instead, for research.
     `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
     `matching` is self-matching, with its weights. `likelihood_weight` is how much a nat of the question's log-likelihood behind
-    a memory adds to the log-prior of ψ `select`; 0 goes by the retriever alone.
+    a memory adds to the log-prior of ψ `select`; 0 goes by the retriever alone. `prior_temperature` is that of the softmax over
+    the retriever's scores, `min_score` the least cosine of a relevant memory.
+    `reading` says what stands around memories: `prefix`, a learned prefix, or `chat`, the LLM's own chat template with
+    `instruction` before them.
     Raises ConfigError on unknown keys and on parts that don't combine.
     """
 
@@ -57,6 +60,10 @@ class MemoryConfig:
     uniformity_weight: float = 1.0
     code_storage: str = "packed"
     likelihood_weight: float = 0.37
+    reading: str = "prefix"
+    instruction: str = ""
+    prior_temperature: float = 0.1
+    min_score: float = 0.3
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -68,6 +75,10 @@ class MemoryConfig:
             raise ConfigError(f"context_vectors {self.context_vectors} is less than one block of 32")
         if self.likelihood_weight < 0:
             raise ConfigError(f"likelihood_weight {self.likelihood_weight:g} is below 0")
+        if self.prior_temperature <= 0:
+            raise ConfigError(f"prior_temperature {self.prior_temperature:g} is not above 0")
+        if self.reading == "chat" and not self.instruction:
+            raise ConfigError("reading chat needs the instruction that memories were written behind")
         if self.window_tokens < 32 or self.prefix_tokens < 1 or self.code_width < 1 or self.top_k < 1:
             raise ConfigError("window_tokens must be at least 32; prefix_tokens, code_width and top_k at least 1")
         if self.bits_per_token % 8:
@@ -129,6 +140,7 @@ _CHOICES = {
     "objective": ("plain", "contrast", "mix"),
     "matching": ("none", "cosine", "infonce"),
     "code_storage": ("packed", "float16"),
+    "reading": ("prefix", "chat"),
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cmt_core.aggregation import (
     Chosen,
     Select,
+    adjoining,
     doubtful,
     likely,
     question_queries,
@@ -20,11 +21,12 @@ from cmt_core.aggregation import (
     rank_prior,
     score_prior,
 )
-from cmt_core.alignment import place, place_rows
+from cmt_core.alignment import place, place_chosen, place_rows
 from cmt_core.backbone import Backbone
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import MemoryFormatError
 from cmt_core.memory_format import MemoryFormat
+from cmt_core.prompting import Prompting
 from cmt_core.question_likelihood import question_log_likelihood
 from cmt_core.reading import DecodedMemories, Reading
 from cmt_core.soft_memory import SoftMemory
@@ -41,6 +43,7 @@ class Contexts:
 
     backbone: Backbone
     tokens: Tokens
+    prompting: Prompting
     config: MemoryConfig
     format: MemoryFormat
     select: Select | None
@@ -69,17 +72,17 @@ class Contexts:
         rooms = [len(row) * self.config.room_tokens for row in memories]
         documents = self._padded(decoded, mask.shape[1:])
         self._keep(memories, decoded)
-        return self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
+        return self._placed(self.reading_prefix, documents, mask, rooms, self.prompting.stop_ids)
 
     def of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
         """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
-        ids = [self.tokens.ids("\n\n".join(row)) for row in passages]
+        ids = [self.prompting.texts(row) for row in passages]
         if not all(ids):
             raise MemoryFormatError("a question without passages has nothing to read; ask it with answer_closed")
         batch, mask = self.tokens.padded(ids)
         exact = self.backbone.read(batch, mask, self.encoding_prefix)
         rooms = [max(self.config.window_tokens, bucket(len(row))) for row in ids]
-        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], rooms, self.tokens.stop_ids)
+        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], rooms, self.prompting.stop_ids)
         return replace(reading, text_tokens=[len(row) for row in ids], passages=[len(row) for row in passages])
 
     def of_nothing(self, rows: int, prefixed: bool) -> Reading:
@@ -87,7 +90,7 @@ class Contexts:
         prefix = self.reading_prefix if prefixed else self.reading_prefix[:0]
         nothing = torch.zeros(rows, 0, 0, self.backbone.shape.width, dtype=self.backbone.dtype)
         mask = torch.zeros(rows, 0, 0, dtype=torch.long, device=self.backbone.device)
-        stop_ids = self.tokens.stop_ids if prefixed else {self.tokens.eos_id}
+        stop_ids = self.prompting.stop_ids if prefixed else self.prompting.closed_stop_ids()
         return self._placed(prefix, nothing.to(self.backbone.device), mask, [0] * rows, stop_ids)
 
     def _selected(
@@ -105,19 +108,24 @@ class Contexts:
         mask = self._mask(decoded)
         left = _rectangle([row[own].tolist() for row, own in zip(prior, kept, strict=True)], -math.inf).to(mask.device)
         chosen = select.choose(self._attention(select, questions, decoded, mask), left, mask)
+        if not self.prompting.room_for_window:
+            chosen = replace(chosen, length=chosen.seen.sum(dim=-1))
         context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
         self._keep(read, decoded)
         original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
         owner = original.gather(1, chosen.index // mask.shape[2])
         prefix = owner.new_full((len(owner), len(self.reading_prefix)), -1)
-        return Reading(context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.tokens.stop_ids)
+        return Reading(
+            context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.prompting.stop_ids
+        )
 
     def _prior(
         self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]] | None
     ) -> Tensor:
         """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out."""
         present = _rectangle([[1] * len(row) for row in memories], 0)[..., None]
-        prior = rank_prior(present) if scores is None else score_prior(_rectangle(scores, 0.0), present)
+        temperature = self.config.prior_temperature
+        prior = rank_prior(present) if scores is None else score_prior(_rectangle(scores, 0.0), present, temperature)
         looked_at = doubtful(prior) if self.config.likelihood_weight else torch.zeros_like(prior, dtype=torch.bool)
         prior[looked_at.any(dim=-1, keepdim=True) & ~looked_at] = -math.inf
         pairs = looked_at.nonzero().tolist()
@@ -136,8 +144,9 @@ class Contexts:
         documents = self._padded(decoded, mask.shape[1:])
         self._keep(single, decoded)
         rooms = [self.config.room_tokens] * len(single)
-        reading = self._placed(self.reading_prefix, documents, mask, rooms, self.tokens.stop_ids)
-        return question_log_likelihood(self.backbone, self.tokens, reading.context, questions)
+        reading = self._placed(self.reading_prefix, documents, mask, rooms, self.prompting.stop_ids)
+        asked = [self.prompting.looked_at(question) for question in questions]
+        return question_log_likelihood(self.backbone, reading.context, asked)
 
     def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Chosen) -> Tensor:
         """Rows (B, p + S, X) of the reading prefix and the chosen vectors, each copied once; zeros where none is seen."""
@@ -164,7 +173,7 @@ class Contexts:
         choice = ((sizes > 0).sum(dim=-1) > 1) | (sizes.sum(dim=-1) > select.context_vectors)
         rows = choice.nonzero().squeeze(1)
         if len(rows):
-            prompts = [self.tokens.prompt(questions[row]) for row in rows.tolist()]
+            prompts = [self.prompting.question(questions[row]) for row in rows.tolist()]
             queries = question_queries(self.backbone, self.reading_prefix, prompts)
             documents = self._padded([decoded[row] for row in rows.tolist()], mask.shape[1:])
             attention[rows] = select.attention(queries, select.keys(documents), mask[rows])
@@ -179,12 +188,12 @@ class Contexts:
         present = torch.arange(k)[None, :] < torch.tensor([len(row) for row in memories])[:, None]  # (B, k)
         documents = vectors.new_zeros(B, k, m, self.config.memory_width)
         documents[present.to(vectors.device)] = vectors
-        prompts = [self.tokens.prompt(question) for question in questions]
+        prompts = [self.prompting.question(question) for question in questions]
         asked = question_states(self.backbone, self.reading_prefix, prompts, soft.source_layer)
         context, shares = soft.aggregate(asked, documents, present.to(vectors.device))
         rows = soft.align(self.backbone, context)[:, None]  # (B, 1, c, X)
         mask = torch.ones(rows.shape[:3], dtype=torch.long, device=rows.device)
-        reading = self._placed(self.reading_prefix, rows, mask, [rows.shape[2]] * B, self.tokens.stop_ids)
+        reading = self._placed(self.reading_prefix, rows, mask, [rows.shape[2]] * B, self.prompting.stop_ids)
         given = [shares[row, : len(own)].tolist() for row, own in enumerate(memories)]
         return replace(reading, sizes=[len(row) for row in memories], shares=given)
 
@@ -219,10 +228,13 @@ class Contexts:
     def _placed(
         self, prefix: Tensor, documents: Tensor, mask: Tensor, rooms: Sequence[int], stop_ids: set[int]
     ) -> Reading:
-        """Each question stands behind its own row's `rooms` positions, however much room its neighbours take."""
+        """Each question stands behind its own row's `rooms` positions, or its last token's, however much its neighbours take."""
         B, k, T = mask.shape
-        context = place(self.backbone, prefix, documents, mask, self.config.room_tokens)
-        context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
+        if self.prompting.room_for_window:
+            context = place(self.backbone, prefix, documents, mask, self.config.room_tokens)
+            context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
+        else:
+            context = place_chosen(self.backbone, prefix, documents.flatten(1, 2), adjoining(mask))
         owners = torch.arange(k, device=mask.device)[:, None].expand(k, T).reshape(-1)
         owner = torch.cat([owners.new_full((len(prefix),), -1), owners]).expand(B, -1)  # (B, S)
         sizes = mask.sum(dim=-1).gt(0).sum(dim=-1).tolist() if k else [0] * B

@@ -42,6 +42,7 @@ class SafeTokenizer:
         self._nonce = secrets.token_hex(8)
         added = backend.get_added_tokens_decoder()
         names = {token.content: id for id, token in added.items() if _is_control(token.content, token.special)}
+        self._control_ids = frozenset(names.values())
         self._secret = {name: f"<{self._nonce}:{id}>" for name, id in names.items()}
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
         self._control = re.compile("|".join(longest_first) or "(?!)")  # (?!) never matches
@@ -55,6 +56,10 @@ class SafeTokenizer:
         """The tokens of a text, or of what `chat` gives, without tokens around it."""
         ids: list[int] = self._backend.encode(normalised(text), add_special_tokens=False).ids
         return ids
+
+    def is_control(self, id: int) -> bool:
+        """Whether a token is one that no text holds."""
+        return id in self._control_ids
 
     def batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts with the tokenizer's own around each, such as BERT's [CLS] and [SEP]."""

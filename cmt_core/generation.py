@@ -112,5 +112,5 @@ def _attention(backbone: Backbone, context: Context, queries: Tensor, positions:
     S = context.seen.shape[1]
     total = torch.zeros(len(positions), S, device=positions.device)
     for layer, cached in enumerate(context.cache.layers):
-        total += backbone.attention(queries[layer], cached.keys, positions, seen)[:, :, :S].mean(dim=1)
+        total += backbone.attention(layer, queries[layer], cached.keys, positions, seen)[:, :, :S].mean(dim=1)
     return total / len(context.cache.layers)

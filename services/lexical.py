@@ -41,6 +41,9 @@ class LexicalModel:
     """Keys are hashed words, memories are text, answers are the sentence with most words of the question."""
 
     default_top_k = 3
+    min_score = 0.3
+    answer_tokens = 32
+    follows_instructions = False
 
     def __init__(self, d_key: int = 64, memory_bytes: int = 1024, model_id: str = "lexical-1") -> None:
         self.d_key = d_key

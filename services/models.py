@@ -1,13 +1,18 @@
-"""The models that the settings name: fetched before any actor needs them, loaded inside it.
+"""The models that the settings name: fetched, and fitted where need be, before any actor needs them; loaded inside it.
 
 python -m services.models [FOLDER]     # fetch them into FOLDER, as the image's build does, or into model.cache_dir
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
+from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig
+from cmt_core.fitting.known import known_checkpoint
 from cmt_core.model_source import resolve_model
+from cmt_core.shipped import shipped_llm
+from services.fit_bar import fit_progress
 from services.settings import ModelSettings, Settings
 from services.terminal import Terminal
 
@@ -16,15 +21,24 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch_models", "load_cmt"]
 
+_log = logging.getLogger(__name__)
+
 
 def fetch_models(model: ModelSettings, console: Terminal) -> None:
-    """Fetches what is not cached yet, in the foreground, where progress and errors can be seen. Raises ModelSourceError."""
+    """Fetches what is not cached yet, and fits a checkpoint where `auto` has none, in the foreground, where progress and errors
+    can be seen. Raises CoreError."""
 
     def say(line: str) -> None:
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
-    for source in (model.llm, model.retriever):
-        resolve_model(source, model.cache_dir.expanduser(), say)
+    cache = model.cache_dir.expanduser()
+    llm, retriever = (resolve_model(source, cache, say) for source in (model.llm, model.retriever))
+    if model.checkpoint != "auto" or model.llm == shipped_llm() or known_checkpoint(cache, llm, retriever, _fit(model)):
+        return
+    from cmt_core.model import CMT
+
+    with fit_progress(console) as progress:
+        CMT.load(**_sources(model), report=say, progress=progress)
 
 
 def load_cmt(settings: Settings) -> CMT:
@@ -32,11 +46,22 @@ def load_cmt(settings: Settings) -> CMT:
     from cmt_core.model import CMT  # torch is loaded in the actor's process only
     from cmt_core.rounding import with_bits
 
-    model = CMT.load(**settings.model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"}))
+    model = CMT.load(**_sources(settings.model), report=_log.warning)
     bits = settings.model.bits_per_token
     if bits is None or bits == model.config.bits_per_token:
         return model
     return with_bits(model, bits, model.decoded.limit_bytes)
+
+
+def _sources(model: ModelSettings) -> dict[str, Any]:
+    named = model.model_dump(include={"llm", "checkpoint", "retriever", "cache_dir", "device"})
+    return named | {"fit": _fit(model)}
+
+
+def _fit(model: ModelSettings) -> FitConfig:
+    """What `auto` fits: memories of as many bits as are asked for."""
+    bits = model.bits_per_token
+    return FitConfig(token_bytes=bits // 8) if bits else DEFAULT_FIT
 
 
 if __name__ == "__main__":

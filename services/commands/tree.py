@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import bank, dlq, evaluation, feed, ingest, train
+from services.commands import bank, dlq, evaluation, feed, fit, ingest, train
 from services.commands.options import Config, progress, read_settings
 from services.query.commands import register
 from services.query.serve_commands import serve_app
@@ -28,6 +28,7 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(feed.app, name="feed")
 app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
+app.command("fit")(fit.fit)
 app.command("train")(train.train)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config_app, name="config")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cmt_core.query import Query, Started
 from services.query.asks import UNKNOWN, Ask, Found, Reply, Source
-from services.query.ports import Hit
+from services.query.ports import AnsweringModel, Hit
 from services.query.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ __all__ = ["AnswerRow", "query_of", "unknown_reply"]
 
 
 class AnswerRow:
-    """An answer that is being written; `finish_reason` is set with its last token."""
+    """An answer of at most `longest` tokens, or as many as were asked for; `finish_reason` is set with its last token."""
 
     def __init__(
         self,
         ticket: Ticket,
         started: Started,
         decode: Callable[[Sequence[int]], str],
+        longest: int,
         notes: Sequence[str] = (),
     ) -> None:
         self.ticket = ticket
@@ -34,6 +35,7 @@ class AnswerRow:
         self._started = started
         self._stream = TextStream(decode, ticket.ask.stop)
         self._tokens = 0
+        self._longest = ticket.ask.max_new_tokens or longest
         self._first_ms = ticket.ms()
 
     def push(self, token: int | None) -> str:
@@ -45,13 +47,13 @@ class AnswerRow:
         text = self._stream.push(token)
         if self._stream.stopped:
             self.finish_reason = "stop"
-        elif self._tokens >= self.ticket.ask.max_new_tokens:
+        elif self._tokens >= self._longest:
             self.finish_reason = "length"
             text += self._stream.finish()
         return text
 
-    def reply(self, model_id: str) -> Reply:
-        """The whole answer."""
+    def reply(self, model: AnsweringModel) -> Reply:
+        """The whole answer of `model`."""
         ask, found = self.ticket.ask, self.ticket.found
         return Reply(
             answer=self._stream.text,
@@ -59,13 +61,13 @@ class AnswerRow:
             prompt_tokens=self._started.prompt_tokens,
             completion_tokens=self._tokens,
             finish_reason=self.finish_reason or "stop",
-            model_id=model_id,
+            model_id=model.model_id,
             bank_version=found.bank_version,
             retrieve_ms=found.retrieve_ms,
             first_token_ms=self._first_ms,
             generate_ms=self.ticket.ms() - self._first_ms,
             mode=ask.mode,
-            notes=(*self._notes, *_notes(ask)),
+            notes=self._notes if model.follows_instructions else (*self._notes, *_notes(ask)),
         )
 
 

@@ -35,7 +35,7 @@ UNKNOWN = "I don't know."
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question. `top_k` and `min_score` None mean the service's defaults, `as_of` None means now.
+    """One question. `top_k`, `min_score` and `max_new_tokens` None mean the service's defaults, `as_of` None means now.
 
     `lookups` are the texts that are looked up in the bank; a hit counts by its best score over them.
     """
@@ -53,7 +53,7 @@ class Ask:
     instructions: str = ""
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
     deadline_s: float = 120.0
 
 

@@ -31,11 +31,15 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class PromptBudget:
-    """`most_tokens` of a prompt, as `count` counts them; without `shorten` what only fits without its middle is refused."""
+    """`most_tokens` of a prompt, as `count` counts them; without `shorten` what only fits without its middle is refused.
+
+    `instructed`: system messages are read in every mode, not in `closed` alone.
+    """
 
     most_tokens: int
     shorten: bool
     count: Callable[[Query], int]
+    instructed: bool = False
 
     def fitted(self, query: Query) -> Fitted | Failure:
         """The query with as much of it as fits; a Failure `too_long` when that is too little."""
@@ -60,7 +64,7 @@ class PromptBudget:
     def _without_middles(self, query: Query) -> Query:
         """Shortens the longest of the texts that count, again and again, until the prompt fits or too little is left."""
         texts = {"question": query.question}
-        if query.mode == "closed":
+        if self.instructed or query.mode == "closed":
             texts["instructions"] = query.instructions
         kept = {name: len(text) for name, text in texts.items()}
         while (size := self.count(query)) > self.most_tokens:

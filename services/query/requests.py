@@ -108,7 +108,7 @@ class Limits(BaseModel):
     """What the service allows and what it takes when a request does not say."""
 
     model_config = ConfigDict(frozen=True)
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
     deadline_s: float = 120.0
     max_question_chars: int = 100_000
 
@@ -200,6 +200,7 @@ class _Generation(_Body):
         mode = self.mode
         self.refuse_unsupported()
         cmt = self.cmt or CmtOptions()
+        longest = wanted_tokens or limits.max_new_tokens
         return Ask(
             question=conversation.question,
             mode=mode,
@@ -214,7 +215,7 @@ class _Generation(_Body):
             instructions=conversation.instructions,
             sampling=self._sampling(),
             stop=self._stops(),
-            max_new_tokens=min(wanted_tokens or limits.max_new_tokens, LONGEST_ANSWER_TOKENS),
+            max_new_tokens=min(longest, LONGEST_ANSWER_TOKENS) if longest else None,
             deadline_s=min(cmt.deadline_s or limits.deadline_s, limits.deadline_s),
         )
 

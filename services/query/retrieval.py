@@ -23,14 +23,14 @@ class Retrieval:
         bank: MemoryReader,
         *,
         top_k: int | None,
-        min_score: float,
+        min_score: float | None,
         every_chunk: bool,
         metrics: Metrics,
     ) -> None:
         self._model = model
         self._bank = bank
         self._top_k = top_k or model.default_top_k
-        self._min_score = min_score
+        self._min_score = model.min_score if min_score is None else min_score
         self._every_chunk = every_chunk
         self._metrics = metrics
         self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once

@@ -48,7 +48,7 @@ class SchedulerOptions:
 
     max_batch: int = 8
     top_k: int | None = None
-    min_score: float = 0.0
+    min_score: float | None = 0.0
     every_chunk: bool = False
     max_prompt_tokens: int = 4096
     shorten: bool = True
@@ -271,13 +271,17 @@ class Scheduler:
 
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
-        batch = self._running_batch()
-        budget = PromptBudget(self._options.max_prompt_tokens, self._options.shorten, batch.prompt_tokens)
+        batch, options = self._running_batch(), self._options
+        budget = PromptBudget(
+            options.max_prompt_tokens, options.shorten, batch.prompt_tokens, self._model.follows_instructions
+        )
         asked = [budget.fitted(query_of(ticket.ask, ticket.found)) for ticket in tickets]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, Fitted)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
-            AnswerRow(ticket, started[i], batch.text, one.notes) if isinstance(one, Fitted) else one
+            AnswerRow(ticket, started[i], batch.text, self._model.answer_tokens, one.notes)
+            if isinstance(one, Fitted)
+            else one
             for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
 
@@ -288,7 +292,7 @@ class Scheduler:
             row.ticket.send(Delta(text))
         if row.finish_reason is None:
             return
-        reply = row.reply(self._model.model_id)
+        reply = row.reply(self._model)
         self._model_thread.worked()
         self._measure(row.ticket.ask, reply)
         row.ticket.send(reply)

@@ -35,6 +35,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen2-mixed": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "Qwen3": {"head_dim": 16},
+    "SmolLM3": {"no_rope_layer_interval": 2},
+    "Gemma3": {
+        "head_dim": 16,
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "Qwen3-mixed": {"head_dim": 16, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
 }
 
@@ -43,7 +49,8 @@ def random_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model of the family with weights, norms and biases that are not at their neutral start."""
     family = name.split("-")[0]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**SMALL, **FAMILIES[name], attn_implementation="sdpa")
+    kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
+    config = kind(**SMALL, **FAMILIES[name], attn_implementation="sdpa")
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,7 +84,7 @@ def test_read_then_placed_gives_the_logits_of_one_plain_pass(name: str, dtype: t
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["Mistral-sliding", "Qwen3-mixed", "Qwen2"])
+@pytest.mark.parametrize("name", ["Mistral-sliding", "Qwen3-mixed", "Qwen2", "SmolLM3", "Gemma3"])
 def test_a_running_batch_continues_as_the_model_itself(name: str) -> None:
     """Slots keep every column's position, so a sliding window moves on with the answer."""
     model = random_model(name)
@@ -99,7 +106,7 @@ def test_a_running_batch_continues_as_the_model_itself(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3", "SmolLM3", "Gemma3"])
 def test_projecting_layer_inputs_gives_the_rows_that_reading_gives(name: str) -> None:
     model = random_model(name)
     backbone = Backbone(model, None)
@@ -133,6 +140,39 @@ def test_family_that_computes_otherwise_is_refused_in_one_line(family: str) -> N
         Backbone(model, None)
     assert str(caught.value).startswith(f"LLM family {config.model_type!r} is not supported: ")
     assert "\n" not in str(caught.value)
+
+
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "Qwen3Next": {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "Qwen3_5": {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "FalconH1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "num_experts": 1},
+    "Bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "Lfm2": {"full_attn_idxs": [1]},
+    "RecurrentGemma": {"attention_window_size": 8, "lru_width": 32},
+}
+
+
+@pytest.mark.parametrize("family", list(HYBRIDS))
+def test_hybrid_with_recurrent_layers_is_refused_and_told_why(family: str) -> None:
+    kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
+    config = kind(**SMALL, **HYBRIDS[family])
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError) as caught:
+        Backbone(model, None)
+    message = str(caught.value)
+    assert message.startswith(f"LLM family {config.model_type!r} is not supported: it has recurrent layers (")
+    assert message.endswith("what they keep of a document is not in its keys and values")
 
 
 def test_rotary_that_changes_with_length_is_refused() -> None:

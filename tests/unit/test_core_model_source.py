@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 
 from cmt_core import model_source
 from cmt_core.errors import ModelSourceError
-from cmt_core.model_source import PYPI_MODELS, PypiModel, file_sha256, resolve_model
+from cmt_core.model_source import file_sha256, resolve_model
+from cmt_core.pypi_models import PYPI_MODELS, PypiModel
 
 INNER = "cmt_tiny_wheel/model"
 NAME = "cmt-tiny-test-model"
@@ -53,7 +55,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def known(wheel: Path) -> Iterator[PypiModel]:
     """The wheel's model under `pypi:` with its right sha256, for one test."""
-    PYPI_MODELS[NAME] = PypiModel("cmt-tiny-wheel", "1.0", file_sha256(wheel), INNER, "Apache-2.0")
+    PYPI_MODELS[NAME] = PypiModel("1.0", (("cmt-tiny-wheel", file_sha256(wheel)),), INNER, "Apache-2.0")
     yield PYPI_MODELS[NAME]
     del PYPI_MODELS[NAME]
 
@@ -92,7 +94,7 @@ def test_wheel_of_another_sha256_is_refused_and_leaves_no_cache(known: PypiModel
 
 
 def test_wheel_without_the_model_is_refused_and_leaves_no_cache(known: PypiModel, wheel: Path, tmp_path: Path) -> None:
-    PYPI_MODELS[NAME] = PypiModel("cmt-tiny-wheel", "1.0", known.sha256, "somewhere/else", "Apache-2.0")
+    PYPI_MODELS[NAME] = dataclasses.replace(known, inner="somewhere/else")
     assert refused(f"pypi:{NAME}", tmp_path / "cache") == f"{wheel.name} does not hold somewhere/else"
     assert visible(tmp_path / "cache") == []
 
@@ -149,7 +151,7 @@ def test_hub_model_is_found_among_the_installed_ones_without_a_hub(
 
 def test_unknown_pypi_name_lists_the_known(tmp_path: Path) -> None:
     message = refused("pypi:gpt-9", tmp_path)
-    assert message == "model pypi:gpt-9 is not known; known are all-minilm-l6-v2, smollm2-135m-instruct"
+    assert message == f"model pypi:gpt-9 is not known; known are {', '.join(sorted(PYPI_MODELS))}"
 
 
 def test_existing_folder_is_used_as_it_is(tmp_path: Path, tiny_llm_folder: Path) -> None:
@@ -193,4 +195,6 @@ def test_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 
 
 def test_pinned_wheels_have_a_whole_sha256() -> None:
-    assert all(len(bytes.fromhex(model.sha256)) == hashlib.sha256().digest_size for model in PYPI_MODELS.values())
+    pins = [sha256 for model in PYPI_MODELS.values() for _, sha256 in model.wheels]
+    assert len(pins) == len(set(pins)) >= 30
+    assert all(len(bytes.fromhex(sha256)) == hashlib.sha256().digest_size for sha256 in pins)

@@ -20,7 +20,9 @@ QUESTION = "Who opened the bridge?"
 def likelihoods(cmt: CMT, questions: list[str], codes: list[bytes] | None = None) -> list[float]:
     """Behind one memory each, or behind nothing."""
     reading = cmt.context(questions, [[code] for code in codes]) if codes else cmt.context_of_nothing(len(questions))
-    return question_log_likelihood(cmt.backbone, cmt.tokens, reading.context, questions)
+    return question_log_likelihood(
+        cmt.backbone, reading.context, [cmt.prompting.looked_at(question) for question in questions]
+    )
 
 
 @pytest.fixture

@@ -428,3 +428,27 @@ def test_prompts_are_read_a_few_at_a_time_and_the_first_words_do_not_wait_for_al
     assert model.sizes[0] <= 2
     model.allow()
     assert {reply(box.end()).answer for box in boxes} == {FERRY}
+
+
+class ChattingModel(LexicalModel):
+    """The lexical model as one that is read in a chat template: it follows system messages and has its own longest answer."""
+
+    answer_tokens = 3
+    min_score = 0.9
+    follows_instructions = True
+
+
+def test_longest_answer_and_least_score_are_the_models_where_nobody_says(start: Callable[..., Scheduler]) -> None:
+    question = "Who opened the bridge in Aarhus?"
+    scheduler = start(ChattingModel(), min_score=0.0)
+    short, asked = (reply(one) for one in answer(scheduler, Ask(question), Ask(question, max_new_tokens=5)))
+    assert (short.completion_tokens, short.finish_reason) == (3, "length")
+    assert asked.completion_tokens == 5
+    assert reply(*answer(start(ChattingModel(), min_score=None), Ask("Aarhus?", min_score=None))).answer == UNKNOWN
+    assert reply(*answer(start(ChattingModel(), min_score=None), Ask("Aarhus?", min_score=0.1))).known
+
+
+def test_system_message_is_said_to_be_without_effect_only_where_it_is(start: Callable[..., Scheduler]) -> None:
+    ask = Ask("Who opened the bridge in Aarhus?", instructions="Answer in French.")
+    assert "no effect" in reply(*answer(start(), ask)).notes[0]
+    assert reply(*answer(start(ChattingModel(), min_score=0.0), ask)).notes == ()

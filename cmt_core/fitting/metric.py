@@ -1,0 +1,48 @@
+"""How much each of a token's X numbers matters to what the LLM answers: the RMS of the answer's gradient with respect to it.
+
+A code spends its numbers and bits where they move the answer, not where keys and values vary most: the loss that coding adds
+falls by half at the same bytes (docs/log.md). The gradient is that of the answer's log-loss with respect to the exact keys
+(before rotary) and values of the document's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmt_core.backbone import KVShape
+from cmt_core.fitting.fit_config import Progress
+from cmt_core.fitting.reader import ChatReader, Item, batches
+
+__all__ = ["gradient_weights"]
+
+_LEAST = 1e-3  # of the mean weight: what no question asked for still gets a number
+
+
+def gradient_weights(reader: ChatReader, items: Sequence[Item], progress: Progress, stage: str) -> Tensor:
+    """Weights (X,) of mean 1 from items with targets; every question counts alike, however sure its answer is."""
+    X = reader.backbone.shape.width
+    squares, rows, done = torch.zeros(X), 0, 0
+    for part in batches(items):
+        leaves = [item.exact.to(reader.backbone.device, reader.backbone.dtype, copy=True) for item in part]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        loss = reader.nats(reader.context(leaves), part).sum()
+        for gradient in torch.autograd.grad(loss, leaves):
+            own = gradient.float().cpu()
+            squares += (own / own.square().mean().sqrt().clamp_min(1e-12)).square().sum(dim=0)
+            rows += len(own)
+        done += len(part)
+        progress(stage, done, len(items))
+    weights = over_rotary_pairs(squares / rows, reader.backbone.shape).sqrt()
+    weights = weights / weights.mean()
+    return weights.clamp_min(_LEAST)
+
+
+def over_rotary_pairs(squares: Tensor, shape: KVShape) -> Tensor:
+    """Squares (X,) with the two numbers of a key that rotary turns into each other averaged: which is which depends on place."""
+    blocks = squares.view(shape.layers, 2, shape.heads, 2, shape.head_dim // 2).clone()
+    blocks[:, 0] = blocks[:, 0].mean(dim=2, keepdim=True)
+    return blocks.flatten()
