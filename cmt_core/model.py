@@ -116,7 +116,7 @@ class CMT:
         parts = Checkpoint.load(folder)
         if fingerprint != parts.llm_fingerprint:
             raise CheckpointError(
-                f"checkpoint {checkpoint} was made for another LLM (weights {parts.llm_fingerprint[:12]}) "
+                f"checkpoint {checkpoint} was trained for another LLM (weights {parts.llm_fingerprint[:12]}) "
                 f"than {llm} ({fingerprint[:12]}): checkpoint auto finds or fits one for this LLM"
             )
         model_id = Checkpoint.model_id(folder, fingerprint, encoder_fingerprint)

@@ -36,8 +36,8 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.token_bytes < 16:
-            raise ConfigError(f"{self.token_bytes} bytes a token are too few for a code: at least 16")
+        if self.token_bytes < 1:
+            raise ConfigError(f"a code of {self.token_bytes} bytes a token holds nothing: at least 1")
         if min(self.windows, self.questions, self.held_out) < 2:
             raise ConfigError("a fit needs at least 2 windows, questions and held-out windows")
 

@@ -19,7 +19,7 @@ def fit(
     llm: Annotated[
         str | None, typer.Option(help="pypi:NAME, a local folder, or a model-hub id; default the settings'.")
     ] = None,
-    token_bytes: Annotated[int, typer.Option("--bytes", min=16, help="Bytes that a memory keeps of a token.")] = 288,
+    token_bytes: Annotated[int, typer.Option("--bytes", min=1, help="Bytes that a memory keeps of a token.")] = 288,
     texts: Annotated[
         Path | None, typer.Option(help="Plain text to read (.txt, a folder, .jsonl); default articles in the package.")
     ] = None,

@@ -103,7 +103,7 @@ def test_a_named_checkpoint_of_other_weights_is_refused_with_the_way_out(
     load: Load, tiny_folders: TinyFolders, other_llm: Path
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=r"was made for another LLM .* checkpoint auto finds or fits one"
+        CheckpointError, match=r"was trained for another LLM .* checkpoint auto finds or fits one"
     ) as caught:
         load(other_llm, checkpoint=str(tiny_folders.checkpoint))
     assert "\n" not in str(caught.value)
