@@ -54,8 +54,14 @@ def of_kind(found: list[Object], kind: str, name: str = "") -> Object:
     return one
 
 
-def templates(found: list[Object]) -> Iterator[tuple[str, Object]]:
-    """(where, pod template) of every pod that these objects lead to."""
+def templates(found: list[Object]) -> list[tuple[str, Object]]:
+    """(where, pod template) of every pod that these objects lead to; there is one at least, so that a loop is no empty claim."""
+    made = list(_templates(found))
+    assert made
+    return made
+
+
+def _templates(found: list[Object]) -> Iterator[tuple[str, Object]]:
     for one in found:
         cluster = one["spec"] if one["kind"] == "RayCluster" else one.get("spec", {}).get("rayClusterConfig")
         if cluster is not None:

@@ -240,7 +240,7 @@ def test_keys_in_the_values_reach_the_pods_through_a_secret() -> None:
     found = ci_objects("s3")
     secret = of_kind(found, "Secret")
     assert json.loads(secret["stringData"]["api-keys"]) == ci_values("s3")["auth"]["apiKeys"]
-    _, head = next(templates([of_kind(found, "RayService")]))
+    _, head = templates([of_kind(found, "RayService")])[0]
     keys = next(one for one in head["spec"]["containers"][0]["env"] if one["name"] == "CMT_SERVE__API_KEYS")
     assert keys["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "api-keys"}
     for _, template in templates([of_kind(found, "RayCluster")]):

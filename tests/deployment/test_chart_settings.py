@@ -61,7 +61,7 @@ def test_the_program_takes_what_every_pod_is_given(name: str, monkeypatch: pytes
 
 
 def test_secrets_and_settings_come_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _, head = next(templates([of_kind(ci_objects("s3"), "RayCluster")]))
+    _, head = templates([of_kind(ci_objects("s3"), "RayCluster")])[0]
     settings = settings_in("s3", head, monkeypatch, tmp_path)
     options = {name: one.get_secret_value() for name, one in settings.bank.storage_options.items()}
     assert options == {
@@ -72,7 +72,7 @@ def test_secrets_and_settings_come_together(monkeypatch: pytest.MonkeyPatch, tmp
         "secret_access_key": "a secret",
     }
     assert settings.bank.uri == "s3://news/bank"
-    _, secure = next(templates([of_kind(ci_objects("secure"), "RayService")]))
+    _, secure = templates([of_kind(ci_objects("secure"), "RayService")])[0]
     settings = settings_in("secure", secure, monkeypatch, tmp_path)
     assert settings.kafka.sasl_password is not None
     assert str(settings.kafka.ssl_keyfile) == "/etc/cmt/kafka/tls.key"
@@ -81,7 +81,7 @@ def test_secrets_and_settings_come_together(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_pool_that_may_grow_has_the_pods_to_grow_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cluster = of_kind(ci_objects("gpu"), "RayCluster")
-    _, head = next(templates([cluster]))
+    _, head = templates([cluster])[0]
     settings = settings_in("gpu", head, monkeypatch, tmp_path)
     assert settings.ingest.max_compressors == cluster["spec"]["workerGroupSpecs"][0]["maxReplicas"] == 4
     assert settings.ingest.compressor_gpus == 1.0
@@ -107,7 +107,7 @@ def test_the_serve_application_is_built_from_the_pods_settings(monkeypatch: pyte
     config = yaml.safe_load(of_kind(ci_objects("secure"), "RayService")["spec"]["serveConfigV2"])
     (one,) = config["applications"]
     assert one["import_path"] == f"{application.__module__}:{application.__name__}"
-    _, head = next(templates([of_kind(ci_objects("secure"), "RayService")]))
+    _, head = templates([of_kind(ci_objects("secure"), "RayService")])[0]
     settings = settings_in("secure", head, monkeypatch, tmp_path)
     built = application(one.get("args", {}))
     engine = next(iter(one["deployments"]))

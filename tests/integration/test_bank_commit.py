@@ -80,6 +80,7 @@ def test_closed_row_keeps_every_column_and_gets_its_end(uri: str) -> None:
         writer.commit([write("a", at(2), "new"), delete("b", at(3))])
         after = rows_by_place(uri)
     end = T0 + timedelta(seconds=2)
+    assert len(before) == 3
     for place, row in before.items():
         closed = "deleted_at" if place[0] == "b" else "superseded_at"
         assert after[place] == row | {closed: end}
