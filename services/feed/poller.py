@@ -121,6 +121,7 @@ class Poller:
             return self._failed(url, self._state.feed(url), error)
         except Exception as error:  # noqa: BLE001 - one feed, whatever it holds, must not end the look at the others
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            _log.debug("an odd feed", exc_info=True)
             odd = FeedError(f"{without_secrets(url)}: can't be read: {reason}")
             return self._failed(url, self._state.feed(url), odd)
         self._metrics.count("cmt_feed_items_total", look.items.unchanged, outcome="unchanged")
@@ -134,7 +135,6 @@ class Poller:
         wait_s = self._spread(min(longer_s, self._settings.longest_backoff_s))
         memory.due_s = self._clock() + max(wait_s, error.retry_after_s or 0.0)
         self._metrics.count("cmt_feed_errors_total")
-        _log.warning("%s", error)
         return FeedLook(url, error=str(error))
 
     def _spread(self, seconds: float) -> float:

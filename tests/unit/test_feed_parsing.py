@@ -302,6 +302,22 @@ def test_jsonl_field_that_cannot_be_understood_is_left_out_and_logged(
     assert caplog.messages == [f"{path}:2: published_at can't be understood and is left out"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """Neither of records, nor of a feed, packed or not."""
+    mark = b"\xef\xbb\xbf"
+    for name, data in (
+        ("a.jsonl", JSONL),
+        ("b.jsonl.gz", JSONL),
+        ("c.json", JSON_FEED),
+        ("d.xml.gz", RSS),
+        ("e.atom", ATOM),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(mark + data) if name.endswith("gz") else mark + data)
+    items, errors = drain(read_any(str(tmp_path), FeedSettings()))
+    assert len(items) == 2 * len(JSONL_ITEMS) + 2 + 4 + 1
+    assert len(errors) == 6
+
+
 def test_jsonl_line_above_the_limit_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
     path.write_bytes(b'{"id": "1", "text": "' + b"x" * 1000 + b'"}\n{"id": "2", "text": "Two."}\n')
