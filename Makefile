@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast test-kafka image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test-fast: $(VENV)/.dev  ## unit tests and layer contracts, on two cores: within
 
 image-test: $(VENV)/.dev  ## builds the image and runs it as any user, read-only, without a network (needs a Docker engine)
 	@$(BIN)/python -m pytest -s tests/container/test_image.py
+
+test-kafka: $(VENV)/.dev  ## stream, ingest and faults on a real Apache Kafka, one broker and three (needs Java and Maven, or CMT_TEST_KAFKA=host:port)
+	@FAULT_RECORDS=$${FAULT_RECORDS:-100000} $(BIN)/python -m pytest --durations=0 tests/kafka
 
 faults: $(VENV)/.dev  ## the fault tests on 100,000 records
 	@FAULT_RECORDS=100000 $(BIN)/python -m pytest --durations=0 tests/faults

@@ -55,7 +55,7 @@ class DeadLetter:
         return f"{self.letter_partition}:{self.letter_offset}"
 
 
-def read_letters(settings: KafkaSettings, bootstrap: str, idle_s: float = 1.0) -> Iterator[DeadLetter]:
+def read_letters(settings: KafkaSettings, bootstrap: str) -> Iterator[DeadLetter]:
     """All dead letters that the topic holds now.
 
     A crash between a letter and the commit of its offset sends it twice: the second is left out here. Records in the
@@ -63,7 +63,7 @@ def read_letters(settings: KafkaSettings, bootstrap: str, idle_s: float = 1.0) -
     BrokerUnreachable or BrokerError.
     """
     seen: set[tuple[str, int, int, int | None]] = set()
-    for record in read_topic(settings, bootstrap, settings.dlq_topic, idle_s=idle_s):
+    for record in read_topic(settings, bootstrap, settings.dlq_topic):
         letter = _letter(record)
         origin = (letter.topic, letter.partition, letter.offset, letter.epoch)
         if letter.reason and origin in seen:

@@ -22,10 +22,11 @@ _MAX_REQUEST_BYTES = 64 * 2**20
 _OWN_SHAPE = [(CONTENT_TYPE_HEADER, CONTENT_TYPE)]
 
 
-def open_producer(settings: KafkaSettings, bootstrap: str) -> Any:
-    """An idempotent kafka-python producer: acknowledged by all replicas, in order, no automatic topics.
+def open_producer(settings: KafkaSettings, bootstrap: str, *, idempotent: bool = True) -> Any:
+    """A kafka-python producer: acknowledged by all replicas, no automatic topics; when idempotent, in order and once.
 
-    A record that is not delivered within three times `connect_timeout_s` fails.
+    A record that is not delivered within three times `connect_timeout_s` fails. After a record that the broker refuses (too
+    large) an idempotent one refuses everything.
     """
     timeout_ms = int(settings.connect_timeout_s * 1000)
     return connect(
@@ -33,7 +34,7 @@ def open_producer(settings: KafkaSettings, bootstrap: str) -> Any:
         settings,
         bootstrap,
         acks="all",
-        enable_idempotence=True,
+        enable_idempotence=idempotent,
         allow_auto_create_topics=False,
         linger_ms=5,
         batch_size=256 * 1024,

@@ -26,6 +26,7 @@ from services.stream.broker import EmbeddedBroker
 from services.stream.dead_letter_reader import read_letters
 from services.stream.producer import DocumentProducer
 from tests.faults.stream_model import MAX_RECORD_BYTES, StreamModel
+from tests.kafka.server import KafkaCluster
 from tests.waiting import until
 
 CATCH_UP_S = 200.0
@@ -53,7 +54,7 @@ def fault_settings(folder: Path, name: str, **flags: Any) -> Settings:
 class World:
     """One topic and one bank; `during` sends a part of the stream and lets a fault happen in its middle."""
 
-    broker: EmbeddedBroker
+    broker: EmbeddedBroker | KafkaCluster
     settings: Settings
     model: StreamModel
     rate_per_s: float = 1500.0
@@ -101,7 +102,7 @@ class World:
         assert self.live_texts() == self.expected_texts()
         self.check_rows_are_unique()
         kafka = self.settings.kafka
-        letters = [(one.key, one.value) for one in read_letters(kafka, self.broker.bootstrap, idle_s=0.5)]
+        letters = [(one.key, one.value) for one in read_letters(kafka, self.broker.bootstrap)]
         assert len(letters) == len(self.model.poison)
         assert set(letters) == self.model.poison
         assert self.committed() == self.model.sent
@@ -156,6 +157,10 @@ class World:
     @contextmanager
     def silent_broker(self) -> Iterator[None]:
         """The broker's processes are stopped: connections stay open and nothing answers."""
+        if isinstance(self.broker, KafkaCluster):
+            with self.broker.silent():
+                yield
+            return
         assert self.broker._process is not None
         os.killpg(self.broker._process.pid, signal.SIGSTOP)
         try:

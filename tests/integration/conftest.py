@@ -1,16 +1,13 @@
-"""Fixtures with a real broker, the same for the whole run, and a fresh topic and group for every test.
-
-It is an embedded broker, or the one at CMT_TEST_KAFKA (host:port), which `make test-kafka` sets.
-"""
+"""Fixtures with a real broker: one embedded broker for the whole run, and a fresh topic and group for every test."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -35,10 +32,7 @@ def find_free_port() -> int:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
-    """Bootstrap string of the broker."""
-    if outside := os.environ.get("CMT_TEST_KAFKA"):
-        yield outside
-        return
+    """Bootstrap string of an embedded broker on a free port."""
     with EmbeddedBroker(find_free_port()) as running:
         assert running.owned
         yield running.bootstrap
@@ -46,13 +40,13 @@ def broker() -> Iterator[str]:
 
 @pytest.fixture
 def kafka_settings(broker: str) -> KafkaSettings:
-    """Settings whose broker is `broker`, with a topic and a group that no other test uses."""
+    """Settings whose embedded broker is `broker`, with a topic and a group that no other test uses."""
+    return unique_kafka_settings(embedded_port=int(broker.rpartition(":")[2]), connect_timeout_s=3)
+
+
+def unique_kafka_settings(**changes: Any) -> KafkaSettings:
+    """Settings with a topic of two partitions and a group that no other test uses."""
     name = uuid.uuid4().hex[:12]
-    return KafkaSettings(
-        bootstrap_servers=os.environ.get("CMT_TEST_KAFKA"),
-        embedded_port=int(broker.rpartition(":")[2]),
-        topic=f"documents-{name}",
-        group_id=f"group-{name}",
-        partitions=2,
-        connect_timeout_s=3,
+    return KafkaSettings.model_validate(
+        {"topic": f"documents-{name}", "group_id": f"group-{name}", "partitions": 2} | changes
     )

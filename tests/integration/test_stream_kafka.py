@@ -337,7 +337,7 @@ def test_wrong_field_map_is_told_before_anything_is_read(broker: str, kafka_sett
 
 
 def test_vanished_broker_is_told_by_all_that_write(kafka_settings: KafkaSettings, free_port: int) -> None:
-    settings = kafka_settings.model_copy(update={"connect_timeout_s": 1.0})
+    settings = kafka_settings.model_copy(update={"bootstrap_servers": None, "connect_timeout_s": 1.0})
     with EmbeddedBroker(free_port) as own:
         source = KafkaSource(settings, own.bootstrap)
         producer = DocumentProducer(settings, own.bootstrap)

@@ -1,0 +1,3 @@
+"""The claims of tests/integration/test_hostile_stream.py on Apache Kafka."""
+
+from tests.integration.test_hostile_stream import *  # noqa: F403
