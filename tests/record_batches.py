@@ -34,7 +34,11 @@ Record = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
 
 
 def batch(
-    records: Sequence[Record], base_offset: int = 0, codec: str = "none", producer_id: int = -1, time_ms: int = 1000
+    records: Sequence[Record],
+    base_offset: int = 0,
+    codec: str = "none",
+    producer_id: int = -1,
+    time_ms: int = 1_764_057_600_000,
 ) -> bytes:
     """One batch of message format 2 with records (key, value, headers); of a transaction when it has a producer."""
     transactional = producer_id >= 0

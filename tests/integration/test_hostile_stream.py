@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from typer.testing import CliRunner
 
-from services.cli import app
+from services.commands.tree import app
 from services.errors import RecordError
 from services.settings import KafkaSettings
 from services.stream.dead_letter_reader import DeadLetter, read_letters

@@ -24,7 +24,7 @@ from services.stream.source import KafkaSource
 from services.stream.topics import ensure_topics, topic_partitions
 from tests.waiting import until
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def produce(settings: KafkaSettings, broker: str, count: int, start: int = 0) -> None:

@@ -234,8 +234,9 @@ class KafkaCluster:
             "broker.heartbeat.interval.ms": 500,
             "broker.session.timeout.ms": 4000,
             "log.initial.task.delay.ms": 500,
-            "log.retention.check.interval.ms": 500,
             "log.cleaner.backoff.ms": 200,
+            "log.retention.check.interval.ms": 500,
+            "log.retention.ms": -1,  # tests write records of any time; those about retention ask for it
         }
         if self._certificate:
             found |= {

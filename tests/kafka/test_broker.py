@@ -249,6 +249,21 @@ def test_a_topic_that_retention_has_emptied_is_no_lag(kafka: KafkaCluster, kafka
         assert ingest.records == []
 
 
+def test_records_that_retention_removes_by_their_time_are_no_lag(
+    kafka: KafkaCluster, kafka_settings: KafkaSettings
+) -> None:
+    settings = kafka_settings.model_copy(update={"partitions": 1})
+    create(kafka, settings.topic, retention_ms=3_600_000)
+    with KafkaProducer(bootstrap_servers=kafka.bootstrap) as producer:
+        for number in range(20):
+            producer.send(settings.topic, article(number).to_json(), key=f"d{number}".encode(), timestamp_ms=1000)
+    until(lambda: list(read_topic(settings, kafka.bootstrap, settings.topic)) == [], 60.0)
+    send(settings, kafka.bootstrap, article(20))
+    with Ingest(settings, kafka.bootstrap) as ingest:
+        ingest.until_caught_up()
+        assert ingest.live() == {"d20"}
+
+
 def test_compaction_under_a_slow_reader_keeps_the_newest_of_every_document(
     kafka: KafkaCluster, kafka_settings: KafkaSettings
 ) -> None:

@@ -34,7 +34,7 @@ def test_every_codec_is_read(codec: str) -> None:
     assert behind == 160
     assert [one.offset for one in records] == list(range(10, 160))
     assert [(one.key, one.value, list(one.headers)) for one in records[:3]] == GOOD
-    assert {(one.topic, one.partition, one.timestamp_ms) for one in records} == {("documents", 3, 1000)}
+    assert {(one.topic, one.partition, one.timestamp_ms) for one in records} == {("documents", 3, 1_764_057_600_000)}
 
 
 @pytest.mark.parametrize(
