@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cmt_core.normalisation import normalised
 from cmt_core.query import Query, Started
 from cmt_core.windows import Window, split_document
+from cmt_core.words import words
 from services.settings import Settings
 
 __all__ = ["LexicalBatch", "LexicalMemory", "LexicalModel", "load_lexical"]
@@ -100,7 +101,7 @@ def load_lexical(settings: Settings) -> LexicalModel:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", normalised(text).lower())) - _COMMON
+    return {word.lower() for word in words(text)} - _COMMON
 
 
 @dataclass(slots=True)
@@ -148,8 +149,8 @@ class LexicalBatch:
 
     def text(self, ids: Sequence[int]) -> str:
         """The words with spaces between them."""
-        words = list(self._numbers)
-        return " ".join(words[number] for number in ids)
+        written = list(self._numbers)
+        return " ".join(written[number] for number in ids)
 
     def _start(self, query: Query, texts: Sequence[str]) -> Started:
         sampling = query.sampling
