@@ -285,10 +285,15 @@ def test_page_is_up_while_the_llm_loads_and_readiness_says_so(local_ray: None, t
     url = f"http://127.0.0.1:{settings.serve.port}"
     starter = threading.Thread(target=lambda: start(settings, model_factory=loads_after(12.0)), daemon=True)
     starter.start()
-    seen: list[int | None] = [None]
-    while seen[-1] != 200:
-        seen.append(until(lambda: get(url, "/healthz"), within_s=120.0))
-    assert set(seen) <= {None, 200, 503}  # never 404, though the route is not there at first
+    seen: set[int | None] = set()
+
+    def is_up() -> bool:
+        status = get(url, "/healthz")
+        seen.add(status)
+        return status == 200
+
+    until(is_up, within_s=120.0, seen=lambda: seen)
+    assert seen <= {None, 200, 503}  # never 404, though the route is not there at first
     waiting = httpx.get(f"{url}/readyz", timeout=10.0)
     assert waiting.status_code == 503
     assert "loading" in waiting.json()["reason"]
