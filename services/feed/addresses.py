@@ -29,14 +29,14 @@ class ConnectionGuard:
     """
 
     def __init__(self, url: httpx.URL) -> None:
-        self._host, self._port = url.host, _port(url)
-        self._now = (url.host, self._port)
+        self._home = self._now = _place(url)
+        self._redirected = False
         self._asked = ""
         self._first: str | None = None
 
     def next(self, url: httpx.URL) -> None:
         """Says where the following request goes. Raises PrivateAddress when the address itself stands there."""
-        self._now = (url.host, _port(url))
+        self._now, self._redirected = _place(url), True
         with suppress(ValueError):
             self._check(str(ipaddress.ip_address(url.host)))
 
@@ -46,11 +46,11 @@ class ConnectionGuard:
             self._asked = _text(info.get("host"))
         if event != "connection.connect_tcp.complete":
             return
-        if self._asked.lower() != self._now[0].lower():
+        if self._asked.lower() != self._now[0]:
             return  # a proxy's
         stream = info["return_value"]
         address = str(stream.get_extra_info("server_addr")[0])
-        if self._first is None:
+        if not self._redirected:
             self._first = address
             return
         try:
@@ -64,12 +64,9 @@ class ConnectionGuard:
             raise PrivateAddress(self._now[0])
 
     def _is_home(self, address: str) -> bool:
-        host, port = self._now
-        defaults = _DEFAULT_PORTS.values()
-        return (
-            (host, address) == (self._host, self._first)
-            and (port == self._port or (port in defaults and self._port in defaults))
-        )  # fmt: skip
+        (host, port), (home, home_port) = self._now, self._home
+        same_port = port == home_port or {port, home_port} <= set(_DEFAULT_PORTS.values())
+        return (host, address) == (home, self._first) and same_port
 
 
 def is_public(address: str) -> bool:
@@ -84,8 +81,9 @@ def _behind_nat64(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
 
 
-def _port(url: httpx.URL) -> int:
-    return url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+def _place(url: httpx.URL) -> tuple[str, int]:
+    """Host, as it is asked for (an international name in its ASCII form), and port."""
+    return url.raw_host.decode("ascii").lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0)
 
 
 def _text(host: object) -> str:

@@ -357,14 +357,15 @@ class Names:
 
 def test_a_name_that_changes_its_address_leads_nowhere_private(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS rebinding: public when it is looked at, private when it is used. What counts is the connection itself."""
-    names = Names(home=["127.0.0.1"], evil=["8.8.8.8", "127.0.0.1"])
-    monkeypatch.setattr(socket, "getaddrinfo", names)
     port = site.server.server_port
-    site.answers["/out"] = (302, {"Location": f"http://evil.example:{port}/secret"})
-    socket.getaddrinfo("evil.example", port)  # what a check before the connection would have seen
-    with pytest.raises(FeedError, match=r"redirects to evil\.example, which is not on the public internet"):
-        download(f"http://home.example:{port}/out", FeedSettings())
-    assert [asked[0] for asked in site.asked] == ["/out"]
+    for host in ("evil.example", "EVIL.example", "xn--bse-sna.example"):
+        names = Names(home=["127.0.0.1"], **{host.lower().partition(".")[0]: ["8.8.8.8", "127.0.0.1"]})
+        monkeypatch.setattr(socket, "getaddrinfo", names)
+        site.answers["/out"] = (302, {"Location": f"http://{host}:{port}/secret"})
+        socket.getaddrinfo(host.lower(), port)  # what a check before the connection would have seen
+        with pytest.raises(FeedError, match=f"redirects to {host.lower()}, which is not on the public internet"):
+            download(f"http://home.example:{port}/out", FeedSettings())
+    assert [asked[0] for asked in site.asked] == ["/out"] * 3
 
 
 class Stream:
@@ -378,10 +379,11 @@ class Stream:
         self.closed = True
 
 
-def connect(guard: ConnectionGuard, url: str, address: str, *, asked: str = "") -> Stream:
+def connect(guard: ConnectionGuard, url: str, address: str, *, asked: str = "", first: bool = False) -> Stream:
     """What httpx tells of a connection to `asked`, by default the host of the URL."""
     stream = Stream(address)
-    guard.next(httpx.URL(url))
+    if not first:
+        guard.next(httpx.URL(url))
     guard.trace("connection.connect_tcp.started", {"host": asked or httpx.URL(url).host})
     guard.trace("connection.connect_tcp.complete", {"return_value": stream})
     return stream
@@ -402,7 +404,7 @@ def connect(guard: ConnectionGuard, url: str, address: str, *, asked: str = "") 
 )
 def test_every_connection_is_checked(first: tuple[str, str], then: tuple[str, str], allowed: bool) -> None:
     guard = ConnectionGuard(httpx.URL(first[0]))
-    assert not connect(guard, *first).closed
+    assert not connect(guard, *first, first=True).closed
     if allowed:
         assert not connect(guard, *then).closed
     else:
@@ -412,8 +414,10 @@ def test_every_connection_is_checked(first: tuple[str, str], then: tuple[str, st
 
 def test_a_proxy_may_be_private_but_an_address_behind_it_may_not() -> None:
     guard = ConnectionGuard(httpx.URL("http://a.example/"))
-    assert not connect(guard, "http://a.example/", "10.9.9.9", asked="proxy.intra").closed
+    assert not connect(guard, "http://a.example/", "10.9.9.9", asked="proxy.intra", first=True).closed
     assert not connect(guard, "http://b.example/", "10.9.9.9", asked="proxy.intra").closed
+    with pytest.raises(PrivateAddress):
+        connect(guard, "http://intra.example/", "10.1.1.1")  # past the proxy
     with pytest.raises(PrivateAddress):
         guard.next(httpx.URL("http://169.254.169.254/latest"))
 
