@@ -37,6 +37,11 @@ def test_every_codec_is_read(codec: str) -> None:
     assert {(one.topic, one.partition, one.timestamp_ms) for one in records} == {("documents", 3, 1_764_057_600_000)}
 
 
+def readable(value: object) -> str:
+    """A test's name without packed bytes, which hold the time at which they were packed."""
+    return value if isinstance(value, str) else "bytes"
+
+
 @pytest.mark.parametrize(
     ("codec", "packed"),
     [
@@ -47,6 +52,7 @@ def test_every_codec_is_read(codec: str) -> None:
         ("snappy", snappy.compress(b"abcd")),
         ("none", b"abcd"),
     ],
+    ids=readable,
 )
 def test_what_compressors_of_other_languages_write_is_read(codec: str, packed: bytes) -> None:
     assert decompressed(CODECS[codec], packed, 100) == b"abcd"
@@ -72,6 +78,7 @@ def test_data_that_would_fill_the_memory_are_refused(codec: str) -> None:
         (changed(batch(GOOD, 3), RECORDS_COUNT_AT, struct.pack(">i", -1)), "left behind"),
         (changed(batch(GOOD, 3), RECORDS_COUNT_AT, struct.pack(">i", 2)), "left behind"),
     ],
+    ids=readable,
 )
 def test_a_batch_that_cant_be_decoded_is_set_aside_alone(broken: bytes, why: str) -> None:
     log = batch(GOOD, 0) + broken + batch(GOOD, 6)
