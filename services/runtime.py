@@ -39,7 +39,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions, too
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if settings.address == "local":
-            raise ServiceError(f"Ray can't be started on this machine: {reason}") from None
+            raise ServiceError(f"Ray can't be started on this machine (too busy? try again): {reason}") from None
         raise ServiceError(f"Ray at {settings.address!r} (ray.address) can't be reached: {reason}") from None
     try:
         yield

@@ -231,7 +231,7 @@ class ServeSettings(_Group):
         "shorten", description="a question beyond max_prompt_tokens: leave out its middle, or HTTP 400"
     )
     max_body_bytes: int = Field(
-        16 * 2**20, ge=1024, description="larger requests get HTTP 413; clients send pictures of earlier turns along"
+        8 * 2**20, ge=1024, description="larger requests get HTTP 413; clients send pictures of earlier turns along"
     )
     read_staleness_s: float = Field(0.0, ge=0, description="how old the view of the bank may be; 0 looks every time")
     api_keys: dict[str, str] = Field(

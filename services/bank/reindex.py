@@ -56,9 +56,7 @@ def reindex_bank(
     `lock_wait_s` seconds; BankFull.
     """
     store = BankStore(uri, storage_options)
-    source = store.open(None)
-    if source is None:
-        raise BankUnavailable(f"there is no bank at {uri}")
+    source = store.existing()
     if BankLayout.from_schema(source.schema) == layout:
         raise BankUnavailable(f"bank {uri} is of checkpoint {layout.model_id} already")
     with bank_errors(uri):

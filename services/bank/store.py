@@ -55,6 +55,13 @@ class BankStore:
             self._require_layout(self._layout_of(table), layout)
             return table
 
+    def existing(self) -> Any:
+        """As `open`, in whatever layout; raises BankUnavailable when there is no bank, too."""
+        table = self.open(None)
+        if table is None:
+            raise BankUnavailable(f"there is no bank at {self.uri}: correct bank.uri (--bank)")
+        return table
+
     def open_or_create(self, layout: BankLayout) -> Any:
         """A handle at the latest version of the bank, which is created when it is missing."""
         table = self.open(layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.bank.location import one_spelling
 from services.bank.reader import BankReader
 from services.errors import BankUnavailable
 from services.settings import BankSettings
@@ -14,7 +15,7 @@ def summarise(settings: BankSettings) -> dict[str, str | int]:
     options = {name: secret.get_secret_value() for name, secret in settings.storage_options.items()}
     stats = BankReader(settings.uri, None, 0.0, options).stats()
     if stats.version == 0:
-        raise BankUnavailable(f"there is no bank at {settings.uri}")
+        raise BankUnavailable(f"there is no bank at {one_spelling(settings.uri)}: correct bank.uri (--bank)")
     return {
         "bank": settings.uri,
         "documents": stats.documents,

@@ -19,16 +19,20 @@ _BATCH_ROWS = 256  # of some 40 kB each
 def export_bank(store: BankStore, path: Path) -> int:
     """Writes all rows of the bank's latest version, closed ones and guards included; gives their number.
 
-    Raises BankUnavailable when there is no bank, or the file can't be written.
+    Until it is whole the file has another name. Raises BankUnavailable when there is no bank, and OSError when the file can't
+    be written.
     """
-    table = store.open(None)
-    if table is None:
-        raise BankUnavailable(f"there is no bank at {store.uri}")
+    table = store.existing()
     rows = 0
-    with bank_errors(store.uri), pq.ParquetWriter(path, table.schema, compression="zstd") as file:
-        for batch in table.to_lance().to_batches(batch_size=_BATCH_ROWS):
-            file.write_batch(batch)
-            rows += batch.num_rows
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with pq.ParquetWriter(part, table.schema, compression="zstd") as file, bank_errors(store.uri):
+            for batch in table.to_lance().to_batches(batch_size=_BATCH_ROWS):
+                file.write_batch(batch)
+                rows += batch.num_rows
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return rows
 
 
@@ -37,6 +41,8 @@ def import_bank(store: BankStore, path: Path) -> int:
 
     Raises BankUnavailable when the file is no such export, the bank has rows already, or another writer has it open.
     """
+    if not path.is_file():
+        raise BankUnavailable(f"{path.absolute()} is no file: name one that `cmt bank export` wrote")
     with bank_errors(store.uri):
         try:
             file = pq.ParquetFile(path)

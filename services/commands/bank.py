@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.commands.options import Bank, Config, progress, read_settings
-from services.errors import BankUnavailable
 from services.terminal import echo
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ def reindex(
     from services.commands.encoding import encoder
     from services.models import fetch_models, load_cmt
 
-    if _store(settings.bank).open(None) is None:
-        raise BankUnavailable(f"there is no bank at {settings.bank.uri}")
+    _store(settings.bank).existing()  # told before the model is fetched
     fetch_models(settings.model, progress)
     model = load_cmt(settings)
     layout = BankLayout(model.model_id, model.d_key, model.memory_bytes)
@@ -132,12 +130,9 @@ def _writer(settings: BankSettings) -> BankWriter:
     from services.bank.schema import BankLayout
     from services.bank.writer import BankWriter
 
-    table = _store(settings).open(None)
-    if table is None:
-        raise BankUnavailable(f"there is no bank at {settings.uri}")
     return BankWriter(
         settings.uri,
-        BankLayout.from_schema(table.schema),
+        BankLayout.from_schema(_store(settings).existing().schema),
         0,
         settings.options(),
         maintain_every=0,

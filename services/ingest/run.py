@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from services.bank.lock import check_place
 from services.ingest.drain import noted_ingest
-from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
-from services.ingest.progress import unread
 from services.interrupts import interruptible
 from services.model_check import check_checkpoint
 from services.models import fetch_models, load_cmt
@@ -21,6 +20,9 @@ from services.stream.broker import open_broker
 from services.stream.rewind import rewind
 from services.stream.topics import ensure_topics
 from services.terminal import Terminal
+
+if TYPE_CHECKING:
+    from services.ingest.pipeline import IngestHandle
 
 __all__ = ["Backfill", "run_ingest"]
 
@@ -63,6 +65,9 @@ def run_ingest(
         ensure_topics(settings.kafka, bootstrap)
         say(f"Kafka is at {bootstrap}; starting Ray")
         stack.enter_context(ray_session(settings.ray))
+        from services.ingest.pipeline import start_ingest
+        from services.ingest.progress import unread
+
         say("loading the LLM and opening the bank")
 
         def move_offsets() -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 
-import ray
-
 from services.interrupts import interruptible
 from services.model_check import check_checkpoint
 from services.models import fetch_models
-from services.query import app
 from services.query.addresses import refuse_open_door, refuse_taken_port
-from services.query.proxy import proxy_environment
 from services.query.session_note import forget_session, remember_session
 from services.runtime import ray_session
 from services.settings import Settings
@@ -32,9 +28,15 @@ def run_serve(settings: Settings, console: Terminal) -> None:
     refuse_taken_port(settings.serve.host, settings.serve.port)
     fetch_models(settings.model, console)
     check_checkpoint(settings.model)
-    proxy_environment(os.environ)
     console.print("starting Ray")
+    from services.query.proxy import proxy_environment
+
+    proxy_environment(os.environ)
     with ray_session(settings.ray):
+        import ray
+
+        from services.query import app  # with Ray Serve, seconds of imports
+
         console.print("loading the LLM")
         url = app.start(settings)
         remember_session(settings, ray.get_runtime_context().gcs_address)
