@@ -7,6 +7,7 @@ CoreError
 ├── CheckpointError      a checkpoint that is damaged or belongs to another LLM
 ├── MissingPackageError  an optional package that this needs is not installed
 ├── MemoryFormatError    a packed memory whose size or layout is not this checkpoint's
+├── BankFileError        a saved bank that can't be read or written
 └── DataError            a dataset row that can't be read; says file and line
 
 Every class says whether trying again can help (`retriable`).
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BankFileError",
     "CheckpointError",
     "ConfigError",
     "CoreError",
@@ -68,6 +70,10 @@ class MemoryFormatError(CoreError):
 
 class MissingPackageError(CoreError):
     """An optional package is needed and not installed; the text says how to get it."""
+
+
+class BankFileError(CoreError):
+    """A saved bank can't be read or written; the text names the folder."""
 
 
 class DataError(CoreError):

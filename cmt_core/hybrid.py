@@ -1,8 +1,7 @@
-"""Finding by meaning and by words together: cosine of the retrieval keys, a share of BM25, and proximity among the best.
+"""Exact search over texts in memory, in the order of any bank: candidates by key and by words, ranked together (ranking.py).
 
 A small sentence encoder misses names and numbers that stand word for word in a text; BM25 (Robertson and Zaragoza 2009) finds
-them. BM25 is divided by the question's best score, so that the two are of one size. Whether the words stand together is looked
-at in the best `RERANKED` texts.
+them.
 """
 
 from __future__ import annotations
@@ -17,64 +16,77 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
-from cmt_core.proximity import RERANKED, proximity
+from cmt_core.ranking import CANDIDATES, HYBRID, Name, Ranking
 from cmt_core.words import words
 
 __all__ = ["Found", "HybridIndex"]
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 _STOP_WORDS = frozenset(STOPWORDS_EN)
-LEXICAL_WEIGHT = 0.4  # chosen on squad_dev's whole bank: recall@1 61 dense, 77 BM25, 80 both; flat from 0.3 to 0.5
+_Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A row that was found, with its score."""
+    """A row that was found: its ranking score, and the cosine of its key."""
 
     row: int
     score: float
+    cosine: float = 0.0
 
 
 class HybridIndex:
-    """Exact search over N texts with keys (N, d); small enough for memory, as in evaluation."""
+    """N texts with keys (N, d); `names` say which document each is a part of (each is its own without them)."""
 
     def __init__(
-        self, texts: Sequence[str], keys: NDArray[np.floating], lexical_weight: float = LEXICAL_WEIGHT
+        self,
+        texts: Sequence[str],
+        keys: NDArray[np.floating],
+        ranking: Ranking = HYBRID,
+        names: Sequence[Name] | None = None,
     ) -> None:
-        self._texts, self._keys, self._asked_weight = texts, keys.astype(np.float32), lexical_weight
+        self._texts, self._keys, self._ranking = texts, _unit(keys), ranking
+        self._names = dict(enumerate(names or [("", row) for row in range(len(texts))]))
+        self._own_documents = names is None
         self._stemmer = Stemmer.Stemmer("english")
         self._bm25 = bm25s.BM25(k1=1.2, b=0.75)
-        indexed = self._words(texts) if lexical_weight else []
-        self._weight = lexical_weight if any(indexed) else 0.0
-        if self._weight:
+        indexed = [self._stems(text) for text in texts] if ranking.reads_words else []
+        self._has_words = any(indexed)
+        if self._has_words:
             self._bm25.index(indexed, show_progress=False)
 
     def part(self, rows: Sequence[int]) -> HybridIndex:
         """The index of these rows only; BM25's statistics are theirs, too."""
-        return HybridIndex([self._texts[row] for row in rows], self._keys[list(rows)], self._asked_weight)
+        names = None if self._own_documents else [self._names[row] for row in rows]
+        return HybridIndex([self._texts[row] for row in rows], self._keys[list(rows)], self._ranking, names)
 
-    def scores(self, questions: Sequence[str], keys: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Scores (B, N) of all texts for questions with keys (B, d), without proximity."""
-        cosine: NDArray[np.float32] = keys.astype(np.float32) @ self._keys.T
-        if not self._weight:
-            return cosine
-        bm25 = np.stack([self._words_score(asked) for asked in self._words(questions)])
-        best = np.maximum(bm25.max(axis=1, keepdims=True), 1e-6)
-        both: NDArray[np.float32] = cosine + np.float32(self._weight) * (bm25 / best).astype(np.float32)
-        return both
+    def nearest(
+        self, questions: Sequence[str], keys: NDArray[np.floating], k: int, *, every_chunk: bool = False
+    ) -> list[list[Found]]:
+        """The k best rows of every question with keys (B, d), best first; of a document the best one unless `every_chunk`."""
+        cosines: _Scores = _unit(keys) @ self._keys.T  # (B, N)
+        return [
+            self._best(question, near, self._words_score(question), k, every_chunk or self._own_documents)
+            for question, near in zip(questions, cosines, strict=True)
+        ]
 
-    def nearest(self, questions: Sequence[str], keys: NDArray[np.float16], k: int) -> list[list[Found]]:
-        """The k best rows of every question, best first."""
-        scores = self.scores(questions, keys)
-        if self._weight:
-            for question, own in zip(questions, scores, strict=True):
-                best = np.argsort(-own, kind="stable")[:RERANKED]
-                own[best] += np.asarray(proximity(question, [self._texts[row] for row in best]), dtype=np.float32)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return [[Found(int(row), float(own[row])) for row in rows] for own, rows in zip(scores, order, strict=True)]
-
-    def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        return [self._stems(text) for text in texts]
+    def _best(self, question: str, near: _Scores, bm25: _Scores, k: int, every_chunk: bool) -> list[Found]:
+        """Candidates are widened until k documents are found or all rows were seen."""
+        pool = max(k, CANDIDATES)
+        while True:
+            rows = {*_top(near, pool), *(row for row in _top(bm25, pool) if bm25[row] > 0)}
+            ranks = self._ranking.combined(
+                {row: float(near[row]) for row in rows}, {row: float(bm25[row]) for row in rows if bm25[row] > 0}
+            )
+            order = self._ranking.order(ranks, self._names)
+            if self._has_words and self._ranking.reads_texts:
+                firsts = {row: self._texts[row] for row in self._ranking.first(order)}
+                ranks = self._ranking.with_proximity(question, ranks, firsts)
+                order = self._ranking.order(ranks, self._names)
+            chosen = order if every_chunk else self._ranking.one_a_document(order, self._names)
+            if len(chosen) >= k or pool >= len(self._texts):
+                return [Found(row, ranks[row], float(near[row])) for row in chosen[:k]]
+            pool *= 4
 
     def _stems(self, text: str) -> list[str]:
         """Stems without stop words and single letters, as bm25s takes them; single characters of other scripts are words."""
@@ -83,8 +95,22 @@ class HybridIndex:
         stems: list[str] = self._stemmer.stemWords(kept)
         return stems
 
-    def _words_score(self, asked: list[str]) -> NDArray[np.float32]:
+    def _words_score(self, question: str) -> _Scores:
+        """BM25 (N,) of all texts."""
+        asked = self._stems(question) if self._has_words else []
         if not asked:  # a question of stop words
             return np.zeros(len(self._keys), dtype=np.float32)
-        scores: NDArray[np.float32] = self._bm25.get_scores(asked)
-        return scores
+        return np.asarray(self._bm25.get_scores(asked), dtype=np.float32)
+
+
+def _unit(vectors: NDArray[np.floating]) -> _Scores:
+    wide = vectors.astype(np.float32)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _top(scores: _Scores, size: int) -> list[int]:
+    """The rows of the `size` highest scores, in no order."""
+    if size >= len(scores):
+        return list(range(len(scores)))
+    rows: list[int] = np.argpartition(-scores, size)[:size].tolist()
+    return rows

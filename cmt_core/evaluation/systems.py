@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from cmt_core.asking import Asked
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.evaluation.bank import EvaluationBank
 from cmt_core.hybrid import Found
+from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
 from cmt_core.prompt import SHORT_ANSWERS
 
@@ -26,7 +26,7 @@ SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "close
 
 _BATCH = 8
 
-Ask = Callable[[EvaluationBank, Sequence[str], Sequence[Sequence[Found]]], Asked]
+Ask = Callable[[MemoryBank, Sequence[str], Sequence[Sequence[Found]]], Asked]
 _Key = tuple[
     str, str, tuple[str, ...], tuple[float, ...], int
 ]  # question, gold, windows read, their scores, longest answer
@@ -56,7 +56,7 @@ class System:
     _made: dict[_Key, Answered] = field(default_factory=dict)
 
     def answers(
-        self, bank: EvaluationBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
     ) -> list[Answered]:
         """One answer a question from its own rows of the bank."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
@@ -69,7 +69,7 @@ class System:
         return [self._made[key] for key in keys]
 
     def _answered(
-        self, bank: EvaluationBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
     ) -> list[Answered]:
         model = bank.model if self.reads == "memory" else self.model
         started = time.perf_counter()
@@ -81,13 +81,13 @@ class System:
         each_took = (reading + time.perf_counter() - started) / len(asked)
         return [Answered(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
 
-    def _key(self, bank: EvaluationBank, asked: QAExample, rows: Sequence[Found], max_new_tokens: int) -> _Key:
+    def _key(self, bank: MemoryBank, asked: QAExample, rows: Sequence[Found], max_new_tokens: int) -> _Key:
         if self.reads == "nothing":
             return asked.question, asked.answers[0], (), (), max_new_tokens
         # scores say how likely a document is beside the others: none are needed for one alone, and text has no such weights
         weighed = self.reads == "memory" and len(rows) > 1
         scores = tuple(one.score for one in rows) if weighed else ()
-        read = tuple(bank.windows[one.row].reading for one in rows)
+        read = tuple(bank.rows[one.row].window.reading for one in rows)
         return asked.question, asked.answers[0], read, scores, max_new_tokens
 
 
@@ -142,12 +142,12 @@ def _stacked(model: CMT) -> CMT:
     return stacked
 
 
-def _memory(bank: EvaluationBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
+def _memory(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
     codes = bank.codes([[one.row for one in row] for row in rows])
     return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], SHORT_ANSWERS)
 
 
 def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked]) -> Ask:
     return lambda bank, asked, rows: ask(
-        asked, [[bank.windows[one.row].reading for one in row] for row in rows], SHORT_ANSWERS
+        asked, [[bank.rows[one.row].window.reading for one in row] for row in rows], SHORT_ANSWERS
     )

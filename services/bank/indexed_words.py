@@ -12,9 +12,9 @@ from services.bank.index_state import WORDS_INDEX
 __all__ = ["create_words_index", "indexed_words", "words_column"]
 
 
-def indexed_words(text: str) -> str:
-    """The words of a text or a question with spaces between them."""
-    return " ".join(words(text))
+def indexed_words(text: str, title: str | None = None) -> str:
+    """The words of a question, or of a row's title and text, with spaces between them."""
+    return " ".join(words(f"{title}\n{text}" if title else text))
 
 
 def words_column(table: Any) -> str:

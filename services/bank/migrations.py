@@ -37,15 +37,16 @@ def _index_words(table: Any) -> None:
     if "words" not in table.schema.names:
         if WORDS_INDEX in {one.name for one in table.list_indices()}:
             table.drop_index(WORDS_INDEX)
-        table.to_lance().add_columns(_words_of_texts, read_columns=["text"], batch_size=1024)
+        table.to_lance().add_columns(_words_of_texts, read_columns=["title", "text"], batch_size=1024)
         table.checkout_latest()
     if WORDS_INDEX not in {one.name for one in table.list_indices()}:
         create_words_index(table)
 
 
 def _words_of_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
-    found = (None if text is None else indexed_words(text) for text in batch["text"].to_pylist())
-    return pa.record_batch([pa.array(list(found), pa.string())], names=["words"])
+    rows = zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True)
+    found = [None if text is None else indexed_words(text, title) for title, text in rows]
+    return pa.record_batch([pa.array(found, pa.string())], names=["words"])
 
 
 def _trim_memories(table: Any) -> None:

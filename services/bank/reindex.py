@@ -136,7 +136,10 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
     for n, (key, memory, count) in zip(numbers, codes, strict=True):
         keys[n], memories[n], tokens[n] = key, memory.rstrip(b"\0"), count
     new: dict[str, Any] = {
-        "words": pa.array([None if text is None else indexed_words(text) for text in texts], pa.string()),
+        "words": pa.array(
+            [None if text is None else indexed_words(text, title) for title, text in zip(titles, texts, strict=True)],
+            pa.string(),
+        ),
         "key": key_column(keys),
         "memory": pa.array(memories, pa.binary()),
         "n_tokens": pa.array(tokens, pa.int32()),

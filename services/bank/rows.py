@@ -71,7 +71,7 @@ def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]
         | about
         | {
             "text": chunk.text,
-            "words": indexed_words(chunk.text),
+            "words": indexed_words(chunk.text, write.title),
             "n_tokens": chunk.n_tokens,
             "key": _checked_key(chunk, layout, write.doc_id),
             "memory": chunk.memory.rstrip(b"\0"),  # a short window leaves a third of its memory empty; padded when read

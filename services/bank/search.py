@@ -109,10 +109,9 @@ def _with_proximity(
 ) -> list[dict[int, float]]:
     """The ranks with the proximity of each question's first rows added."""
     firsts = [request.ranking.first(order) for order in orders]
-    rows = (
-        table.take_row_ids(sorted({row for first in firsts for row in first})).select(["text"]).with_row_id().to_arrow()
-    )
-    texts = {row: text or "" for row, text in zip(rows["_rowid"].to_pylist(), rows["text"].to_pylist(), strict=True)}
+    wanted = sorted({row for first in firsts for row in first})
+    rows = table.take_row_ids(wanted).select(["title", "text"]).with_row_id().to_arrow().to_pylist()
+    texts = {row["_rowid"]: "\n".join(filter(None, (row["title"], row["text"]))) for row in rows}
     return [
         request.ranking.with_proximity(question, own, {row: texts[row] for row in first})
         for question, own, first in zip(request.texts, ranks, firsts, strict=True)

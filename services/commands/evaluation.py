@@ -83,8 +83,9 @@ def stream(
 
     A system NAME@K reads K documents a question, whatever --k says.
     """
+    from cmt_core.evaluation.bank import ranking_of
     from cmt_core.evaluation.stream import evaluate_stream
-    from cmt_core.hybrid import LEXICAL_WEIGHT
+    from cmt_core.ranking import HYBRID
 
     asked = Experiment.of(config, dataset, questions, k, seed)
     examples = asked.examples(since)
@@ -96,7 +97,7 @@ def stream(
         documents=documents,
         k=k,
         seed=seed,
-        lexical_weight=LEXICAL_WEIGHT if lexical_weight is None else lexical_weight,
+        ranking=HYBRID if lexical_weight is None else ranking_of(lexical_weight),
         single_context=asked.model(single_context) if single_context else None,
         report=say,
     )

@@ -12,6 +12,7 @@ from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
 from cmt_core.hybrid import Found, HybridIndex
+from cmt_core.ranking import DENSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,10 +119,10 @@ def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_f
 
 
 def test_answer_is_made_once_and_keeps_the_seconds_it_took(tiny_cmt: CMT) -> None:
-    from cmt_core.evaluation.bank import EvaluationBank
+    from cmt_core.evaluation.bank import filled_bank
     from cmt_core.evaluation.systems import system
 
-    bank = EvaluationBank.fill(tiny_cmt, [(f"d{i}", "", f"Town {i} has {i} bells.") for i in range(3)])
+    bank = filled_bank(tiny_cmt, [(f"d{i}", "", f"Town {i} has {i} bells.") for i in range(3)])
     two, one = (QAExample(f"d{i}", "", "", f"Where are {i} bells?", (f"Town {i}",)) for i in (2, 1))
     compared = system("stack", tiny_cmt)
     first = compared.answers(bank, [two, one], [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
@@ -142,8 +143,8 @@ def rows_of(found: Sequence[Sequence[Found]]) -> list[list[int]]:
 def test_hybrid_search_finds_a_name_that_the_keys_miss() -> None:
     texts = ["The harbour of Aru opened.", "Whales were seen in Belo bay.", "Prices rose in May."]
     keys = np.eye(3, dtype=np.float16)
-    asked, key = ["Who saw a whale in Belo?"], np.array([[0.3, 0.0, 0.1]], dtype=np.float16)
-    assert rows_of(HybridIndex(texts, keys, lexical_weight=0).nearest(asked, key, 1)) == [[0]]
+    asked, key = ["Who saw a whale in Belo?"], np.array([[0.61, 0.55, 0.57]], dtype=np.float16)
+    assert rows_of(HybridIndex(texts, keys, DENSE).nearest(asked, key, 1)) == [[0]]
     assert rows_of(HybridIndex(texts, keys).nearest(asked, key, 2)) == [[1, 0]]
 
 

@@ -16,7 +16,8 @@ from cmt_core.errors import ConfigError, DataError
 from cmt_core.evaluation.report import markdown_table, write_experiment
 
 if TYPE_CHECKING:
-    from cmt_core.model import CMT
+    from cmt_core.hybrid import Found
+from cmt_core.model import CMT
 
 EXAMPLES = [
     QAExample(f"d{i}", "", f"Town number {i} has {i + 100} bells.", f"How many bells has town {i}?", (str(i + 100),))
@@ -29,11 +30,11 @@ def as_answered(model: CMT, name: str) -> list[QAExample]:
 
     A random model is right about nothing, so that its scores alone would be 0 whatever it reads.
     """
-    from cmt_core.evaluation.bank import EvaluationBank, Found
+    from cmt_core.evaluation.bank import filled_bank, own_window
     from cmt_core.evaluation.systems import system
 
-    bank = EvaluationBank.fill(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES], compress=False)
-    own = [[Found(bank.own_window(row), 1.0)] for row in EXAMPLES]
+    bank = filled_bank(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES])
+    own = [[Found(own_window(bank, row), 1.0)] for row in EXAMPLES]
     said = system(name, model).answers(bank, EXAMPLES, own, 24)
     return [replace(row, answers=(one.answer.text,)) for row, one in zip(EXAMPLES, said, strict=True)]
 
@@ -89,10 +90,10 @@ def test_scaling_counts_each_window_of_a_long_article(tiny_cmt: CMT) -> None:
 
 
 def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
-    from cmt_core.evaluation.bank import EvaluationBank
+    from cmt_core.evaluation.bank import filled_bank
 
     documents = [(row.doc_id, row.title, row.text) for row in EXAMPLES[:4]]
-    lazy, full = (EvaluationBank.fill(tiny_cmt, documents, compress=now) for now in (False, True))
+    lazy, full = (filled_bank(tiny_cmt, documents, compress=now) for now in (False, True))
     assert lazy.made == []
     assert lazy.codes([[2], [0, 2]]) == full.codes([[2], [0, 2]])
     assert len(lazy.made) == 2

@@ -1,0 +1,316 @@
+"""A memory bank in this process, for a script, a notebook, or an evaluation; it ranks as the service's LanceDB bank does.
+
+bank = MemoryBank()
+bank.add("The Tarn ferry sails from pier 9 since Monday.", title="New pier")
+print(bank.ask("From which pier does the Tarn ferry sail?").text)
+
+It keeps everything in memory and is not thread-safe; `save` and `load` keep it in a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cmt_core.errors import BankFileError, CheckpointError, ConfigError
+from cmt_core.hybrid import Found, HybridIndex
+from cmt_core.model import CMT, Memory
+from cmt_core.ranking import HYBRID, Ranking
+from cmt_core.windows import Window
+
+__all__ = ["BankAnswer", "BankHit", "BankRow", "Entry", "MemoryBank"]
+
+UNKNOWN = "I don't know."
+_ROWS, _TENSORS, _FORMAT = "rows.jsonl", "memories.safetensors", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document to remember; `published_at` is timezone-aware."""
+
+    text: str
+    title: str = ""
+    doc_id: str = ""
+    url: str = ""
+    source: str = ""
+    published_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BankHit:
+    """A window that was found: its document, its text, the cosine of its key and its ranking score."""
+
+    entry: Entry
+    window: int
+    text: str
+    score: float
+    rank: float
+
+
+@dataclass(frozen=True, slots=True)
+class BankAnswer:
+    """An answer with the windows that it was read from; `weights` are their shares of the LLM's attention (sum 1)."""
+
+    text: str
+    sources: list[BankHit]
+    weights: list[float]
+
+
+@dataclass(slots=True)
+class BankRow:
+    """One window; a memory that is None is compressed when it is first read: it is the same memory then."""
+
+    entry: Entry
+    window: Window
+    key: NDArray[np.float16]
+    memory: Memory | None
+
+
+class MemoryBank:
+    """Documents as memories of one checkpoint, found by meaning and by words and read by its frozen LLM.
+
+    `model` is `CMT.load()` unless one is given. Below `min_score` (cosine, the checkpoint's own threshold when None) a memory
+    is not relevant to a question.
+    """
+
+    def __init__(self, model: CMT | None = None, *, ranking: Ranking = HYBRID, min_score: float | None = None) -> None:
+        self.model = model or CMT.load()
+        self.ranking, self.min_score = ranking, self.model.min_score if min_score is None else min_score
+        self._rows: list[BankRow] = []
+        self._index: HybridIndex | None = None
+
+    def __len__(self) -> int:
+        """How many documents it holds."""
+        return len(self.doc_ids)
+
+    def add(
+        self,
+        text: str,
+        *,
+        title: str = "",
+        doc_id: str = "",
+        url: str = "",
+        source: str = "",
+        published_at: datetime | None = None,
+    ) -> str:
+        """Remembers a document, in the place of the one with its `doc_id`, and gives its id (a new one without).
+
+        Raises ValueError for a text without words and for a time without a zone.
+        """
+        (added,) = self.extend([Entry(text, title, doc_id, url, source, published_at)])
+        return added
+
+    def extend(self, entries: Iterable[Entry], *, compress: bool = True) -> list[str]:
+        """Remembers documents as `add` does, in batches; those without `compress` are compressed when they are first read."""
+        named = [entry if entry.doc_id else replace(entry, doc_id=uuid.uuid4().hex) for entry in entries]
+        latest = {entry.doc_id: entry for entry in named}
+        made = [(entry, window) for entry in latest.values() for window in self._windows(entry)]
+        windows = [window for _, window in made]
+        keys = self.model.document_keys(windows)
+        memories: Sequence[Memory | None] = self.model.compress(windows) if compress else [None] * len(windows)
+        self._rows = [row for row in self._rows if row.entry.doc_id not in latest]
+        self._rows += [BankRow(*one, key, memory) for one, key, memory in zip(made, keys, memories, strict=True)]
+        self._index = None
+        return [entry.doc_id for entry in named]
+
+    def delete(self, doc_id: str) -> bool:
+        """Forgets a document; whether there was one."""
+        kept = [row for row in self._rows if row.entry.doc_id != doc_id]
+        found = len(kept) < len(self._rows)
+        self._rows, self._index = kept, None if found else self._index
+        return found
+
+    def search(self, question: str, k: int | None = None) -> list[BankHit]:
+        """The k documents (the checkpoint's top_k by default) whose best window fits a question best, relevant or not."""
+        if not self._rows:
+            return []
+        (found,) = self.nearest([question], k or self.model.default_top_k)
+        return [self._hit(one) for one in found]
+
+    def ask(self, question: str, k: int | None = None, *, max_new_tokens: int | None = None) -> BankAnswer:
+        """Answers a question from the memories of the k best documents; "I don't know." when none is relevant."""
+        hits = self.search(question, k)
+        found = [Found(row, hit.rank) for row, hit in self._placed(hits) if hit.score >= self.min_score]
+        if not found:
+            return BankAnswer(UNKNOWN, [], [])
+        rows, ranks = [one.row for one in found], [one.score for one in found]
+        longest = max_new_tokens or self.model.answer_tokens
+        (answer,) = self.model.answer([question], self.codes([rows]), max_new_tokens=longest, scores=[ranks])
+        return BankAnswer(answer.text, [hit for hit in hits if hit.score >= self.min_score], answer.weights)
+
+    @property
+    def doc_ids(self) -> list[str]:
+        """The ids of all documents, in the order in which they came."""
+        return list(dict.fromkeys(row.entry.doc_id for row in self._rows))
+
+    @property
+    def rows(self) -> Sequence[BankRow]:
+        """Every window of every document; rows are numbered in this order."""
+        return self._rows
+
+    @property
+    def index(self) -> HybridIndex:
+        """What finds rows, made anew after a change."""
+        if self._index is None:
+            names = [(row.entry.doc_id, row.window.number) for row in self._rows]
+            keys = np.stack([row.key for row in self._rows])
+            self._index = HybridIndex([row.window.reading for row in self._rows], keys, self.ranking, names)
+        return self._index
+
+    @property
+    def made(self) -> list[Memory]:
+        """The memories that were compressed so far."""
+        return [row.memory for row in self._rows if row.memory is not None]
+
+    def nearest(self, questions: Sequence[str], k: int) -> list[list[Found]]:
+        """The rows of the k best documents of every question, best first."""
+        return self.index.nearest(questions, self.model.query_keys(questions), k)
+
+    def codes(self, rows: Sequence[Sequence[int]]) -> list[list[bytes]]:
+        """Packed memories of several lists of rows, those compressed now that were not."""
+        missing = sorted({r for row in rows for r in row if self._rows[r].memory is None})
+        for r, memory in zip(missing, self.model.compress([self._rows[r].window for r in missing]), strict=True):
+            self._rows[r].memory = memory
+        return [[one.code for r in row if (one := self._rows[r].memory) is not None] for row in rows]
+
+    def read_by(self, model: CMT) -> MemoryBank:
+        """The same windows, found alike, with the memories that `model` reads: these, or its own where it is another
+        checkpoint, compressed when they are first read.
+
+        Raises ConfigError when the other checkpoint splits documents elsewhere.
+        """
+        if model.config.window_tokens != self.model.config.window_tokens:
+            raise ConfigError("checkpoints with windows of different sizes can't share one bank")
+        same = model.model_id == self.model.model_id
+        return self._with(self._rows if same else [replace(row, memory=None) for row in self._rows], model, self._index)
+
+    def converted(self, model: CMT, convert: Callable[[Memory], Memory]) -> MemoryBank:
+        """The same bank for another checkpoint, each memory as `convert` makes it of the one here (None stays None)."""
+        rows = [row if row.memory is None else replace(row, memory=convert(row.memory)) for row in self._rows]
+        return self._with(rows, model, self._index)
+
+    def part(self, doc_ids: Container[str]) -> MemoryBank:
+        """The bank as it would be with these documents only."""
+        numbers = [number for number, row in enumerate(self._rows) if row.entry.doc_id in doc_ids]
+        return self._with([self._rows[number] for number in numbers], self.model, self.index.part(numbers))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the bank into a folder, in the place of a bank that is there; texts and memories are equally confidential.
+
+        Raises BankFileError when the folder holds something else or can't be written.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / _ROWS).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise BankFileError(f"{target.absolute()} holds something that is no bank: name another folder")
+        self.codes([range(len(self._rows))])
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+                self._write(Path(scratch) / "new")
+                if target.exists():
+                    target.rename(Path(scratch) / "old")
+                (Path(scratch) / "new").rename(target)
+        except OSError as error:
+            raise BankFileError(f"the bank can't be written to {target.absolute()}: {error.strerror}") from None
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        model: CMT | None = None,
+        *,
+        ranking: Ranking = HYBRID,
+        min_score: float | None = None,
+    ) -> MemoryBank:
+        """A bank that was saved. Raises BankFileError when there is none that can be read, CheckpointError when its memories
+        are of another checkpoint than the model's."""
+        head, rows, tensors = _read(Path(folder))
+        bank = cls(model, ranking=ranking, min_score=min_score)
+        if head["model_id"] != bank.model.model_id:
+            raise CheckpointError(
+                f"bank {folder} holds memories of checkpoint {head['model_id'][:12]}, the model's is "
+                f"{bank.model.model_id[:12]}: add its documents again, or load it with its own"
+            )
+        keys, ends = tensors["keys"].numpy(), np.cumsum(tensors["sizes"].numpy()).tolist()
+        packed = tensors["memories"].numpy().tobytes()
+        for row, key, start, end in zip(rows, keys, [0, *ends], ends, strict=False):
+            moment = row["published_at"]
+            entry = Entry(**(row["entry"] | {"published_at": datetime.fromisoformat(moment) if moment else None}))
+            bank._rows.append(BankRow(entry, Window(**row["window"]), key, Memory(packed[start:end], row["n_tokens"])))
+        return bank
+
+    def _with(self, rows: Sequence[BankRow], model: CMT, index: HybridIndex | None) -> MemoryBank:
+        bank = MemoryBank(model, ranking=self.ranking, min_score=self.min_score)
+        bank._rows, bank._index = list(rows), index
+        return bank
+
+    def _windows(self, entry: Entry) -> list[Window]:
+        if entry.published_at is not None and entry.published_at.tzinfo is None:
+            raise ValueError(f"published_at {entry.published_at} has no time zone: add one, such as datetime.UTC")
+        windows = self.model.windows(entry.title, entry.text)
+        if not windows:
+            raise ValueError(f"document {entry.doc_id!r} has no words to remember")
+        return windows
+
+    def _hit(self, found: Found) -> BankHit:
+        row = self._rows[found.row]
+        return BankHit(row.entry, row.window.number, row.window.text, found.cosine, found.score)
+
+    def _placed(self, hits: Sequence[BankHit]) -> list[tuple[int, BankHit]]:
+        """Hits with the numbers of their rows."""
+        numbers = {(row.entry.doc_id, row.window.number): number for number, row in enumerate(self._rows)}
+        return [(numbers[hit.entry.doc_id, hit.window], hit) for hit in hits]
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir()
+        codes = [row.memory.code for row in self._rows if row.memory is not None]
+        keys = np.stack([row.key for row in self._rows]) if self._rows else np.zeros((0, self.model.d_key), np.float16)
+        save_file(
+            {
+                "keys": torch.from_numpy(keys),
+                "memories": torch.frombuffer(bytearray(b"".join(codes) or b"\0"), dtype=torch.uint8),
+                "sizes": torch.tensor([len(code) for code in codes], dtype=torch.int64),
+            },
+            folder / _TENSORS,
+        )
+        with (folder / _ROWS).open("w", encoding="utf-8") as file:
+            for line in [{"format": _FORMAT, "model_id": self.model.model_id}, *map(_line, self._rows)]:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _line(row: BankRow) -> dict[str, Any]:
+    entry = asdict(row.entry)
+    moment: datetime | None = entry.pop("published_at")
+    return {
+        "entry": entry,
+        "published_at": moment.astimezone(UTC).isoformat() if moment else None,
+        "window": asdict(row.window),
+        "n_tokens": row.memory.n_tokens if row.memory else 0,
+    }
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Head, rows and tensors of a saved bank."""
+    try:
+        with (folder / _ROWS).open(encoding="utf-8") as file:
+            head, *rows = [json.loads(line) for line in file]
+        tensors = load_file(folder / _TENSORS)
+        if head["format"] != _FORMAT or not len(rows) == len(tensors["keys"]) == len(tensors["sizes"]):
+            raise ValueError("its files do not belong together, or are of another version")
+    except FileNotFoundError:
+        raise BankFileError(f"there is no saved bank in {folder.absolute()}") from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BankFileError(f"the bank in {folder.absolute()} can't be read: {error}") from None
+    return head, rows, tensors
