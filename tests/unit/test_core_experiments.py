@@ -31,6 +31,7 @@ def as_answered(model: CMT, name: str) -> list[QAExample]:
     A random model is right about nothing, so that its scores alone would be 0 whatever it reads.
     """
     from cmt_core.evaluation.bank import filled_bank, own_window
+    from cmt_core.hybrid import Found
     from cmt_core.evaluation.systems import system
 
     bank = filled_bank(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES])
