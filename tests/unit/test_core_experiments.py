@@ -6,7 +6,6 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,9 +13,6 @@ from cmt_core.data.articles import read_articles
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError, DataError
 from cmt_core.evaluation.report import markdown_table, write_experiment
-
-if TYPE_CHECKING:
-    from cmt_core.hybrid import Found
 from cmt_core.model import CMT
 
 EXAMPLES = [
@@ -31,8 +27,8 @@ def as_answered(model: CMT, name: str) -> list[QAExample]:
     A random model is right about nothing, so that its scores alone would be 0 whatever it reads.
     """
     from cmt_core.evaluation.bank import filled_bank, own_window
-    from cmt_core.hybrid import Found
     from cmt_core.evaluation.systems import system
+    from cmt_core.hybrid import Found
 
     bank = filled_bank(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES])
     own = [[Found(own_window(bank, row), 1.0)] for row in EXAMPLES]
