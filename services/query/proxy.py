@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import MutableMapping
 
 from starlette.middleware import Middleware
@@ -18,9 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["AskAgain", "middlewares", "proxy_environment"]
 
 _log = logging.getLogger(__name__)
-_TRIES = 3
-_AGAIN_WITHIN_S = 15.0  # Serve starts a gateway on another node in the meantime
-_PAUSE_S = 0.2
+_AGAIN_WITHIN_S = 20.0  # Serve starts a gateway on another node in the meantime
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
 _MOST_KEPT_BYTES = 8 * 2**20  # of a body; a longer one is refused by the gateway anyway
 _PROXYS_OWN = {404, 408, 429, 500, 503}
 _GATEWAYS_MARK = b"x-content-type-options"  # among the security headers, which every answer of a gateway has
@@ -43,23 +43,26 @@ class AskAgain:
     Every route can bear it: questions change nothing, and a deletion sent twice is one deletion.
     """
 
-    def __init__(self, app: ASGIApp, tries: int = _TRIES, again_within_s: float = _AGAIN_WITHIN_S) -> None:
-        self._app, self._tries, self._again_within_s = app, tries, again_within_s
+    def __init__(self, app: ASGIApp, again_within_s: float = _AGAIN_WITHIN_S) -> None:
+        self._app, self._again_within_s = app, again_within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Serve's own probes
             await self._app(scope, receive, send)
             return
         body, reply = _Body(receive), _Reply(send)
-        for attempt in range(self._tries):
-            within_s = None if attempt == 0 else self._again_within_s
+        end, pause_s = 0.0, _FIRST_PAUSE_S
+        while True:
+            within_s = end - time.monotonic() if end else None
             await self._try(dict(scope), body, reply, within_s)
             if reply.begun or body.gone:
                 return
-            if reply.refused == 404 or not body.whole:
+            end = end or time.monotonic() + self._again_within_s
+            if reply.refused == 404 or not body.whole or time.monotonic() + pause_s >= end:
                 break
-            _log.warning("a request was not answered (try %d of %d)", attempt + 1, self._tries)
-            await asyncio.sleep(_PAUSE_S * (attempt + 1))
+            _log.warning("a request was not answered and is sent again")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         await _refuse(send, "the service is starting" if reply.refused == 404 else "the service is changing nodes")
 
     async def _try(self, scope: Scope, body: _Body, reply: _Reply, within_s: float | None) -> None:

@@ -87,11 +87,11 @@ def test_a_request_that_got_no_answer_is_sent_again_with_its_body(fate: Any) -> 
 @pytest.mark.parametrize("fate", [nothing, raises, says(500, b"died", marked=False), says(429, marked=False), hangs])
 def test_a_request_that_is_never_answered_is_503_with_a_time_to_come_again(fate: Any) -> None:
     backend = Backend(nothing, fate)
-    answer = asked(AskAgain(backend, again_within_s=0.1))
+    answer = asked(AskAgain(backend, again_within_s=0.5))
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["code"] == "service_unavailable"
-    assert len(backend.bodies) == 3
+    assert len(backend.bodies) >= 2
 
 
 def test_before_there_is_a_route_the_service_is_starting() -> None:
