@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka image-test faults bench-ingest bench-bank bench-query check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast test-kafka image-test faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,12 @@ eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 
 bench-query: $(VENV)/.dev  ## the query service under load, against its bars (16 minutes; squad_dev in CMT_DATA_DIR)
 	@$(BIN)/python -m benchmarks.query
+
+profile-question: $(VENV)/.run  ## where a question's time goes, in-process (wants an idle machine)
+	@$(BIN)/python -m benchmarks.profile_question
+
+profile-window: $(VENV)/.run  ## where the compressor's time goes (wants an idle machine)
+	@$(BIN)/python -m benchmarks.profile_window
 
 chart: $(VENV)/.dev  ## write what follows from the chart's values.yaml: its README table and values.schema.json
 	@$(BIN)/python helm/generate.py

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Figure", "Report"]
+from benchmarks.cpu_kind import cpu_kind
+
+__all__ = ["Figure", "Report", "machine", "machine_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,31 @@ class Report:
     def write(self, path: Path) -> None:
         """Writes the JSON file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        machine = {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load_average": round(os.getloadavg()[0], 2),
-            "python": platform.python_version(),
-        }
         figures = [asdict(one) | {"met": one.met} for one in self.figures]
-        content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine} | self.facts
+        content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()} | self.facts
         path.write_text(json.dumps(content | {"figures": figures}, indent=2) + "\n", encoding="utf-8")
 
     @property
     def missed(self) -> list[Figure]:
         """The figures below their bars."""
         return [one for one in self.figures if not one.met]
+
+
+def machine() -> dict[str, Any]:
+    """What a figure has to say about the machine that gave it."""
+    return {
+        "cpu": _cpu(),
+        "cpu_kind": cpu_kind(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+
+
+def machine_line(what: str) -> str:
+    """The first line of a table: what was measured, and where."""
+    here = machine()
+    return f"{what}; {here['cores']} cores {here['cpu_kind']} ({here['cpu']}), load {here['load_average']}"
 
 
 def _cpu() -> str:

@@ -4,7 +4,7 @@
 
 1. compress articles of a question-answering set into a real LanceDB bank
 2. serve it with Ray Serve, and ask by streaming HTTP with 1, 4 and 16 clients: memory, RAG and closed on the same LLM
-3. answer the same questions with transformers' own `generate`, one after the other
+3. answer the same questions with transformers' own `generate`, and through the engine without HTTP or Ray, one after the other
 4. ask at 80% of what 16 clients got for `--minutes`, and watch the replica's memory
 Prints every figure beside its bar, writes benchmarks/results/query.json, and ends with 1 when a bar is missed.
 """
@@ -12,8 +12,7 @@ Prints every figure beside its bar, writes benchmarks/results/query.json, and en
 from __future__ import annotations
 
 import json
-import os
-import platform
+import queue
 import random
 import statistics
 import tempfile
@@ -33,6 +32,8 @@ from ray import serve
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from benchmarks.bars import machine
+from benchmarks.cpu_kind import cpu_kind
 from benchmarks.plots import plot_query
 from cmt_core.data.qa import QAExample, read_qa
 from cmt_core.model import CMT
@@ -42,6 +43,8 @@ from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
 from services.models import fetch_models, load_cmt
 from services.query import app
+from services.query.asks import Ask, Delta, Event, Reply
+from services.query.scheduler import Scheduler, SchedulerOptions
 from services.runtime import ray_session
 from services.settings import Settings, load_settings
 
@@ -50,7 +53,9 @@ RESULT = HERE / "results" / "query.json"
 PICTURE = HERE.parent / "docs" / "query-benchmark.svg"
 CLIENTS = (1, 4, 16)
 MODES = (("memory", 1), ("memory", 4), ("rag", 1), ("rag", 4), ("closed", 1))
-TTFT_SHARE, SPEED_UP, GROWTH = 0.25, 4.0, 0.05
+TTFT_SHARE, SPEED_UP, GROWTH, HTTP_S = 0.2, 5.0, 0.05, 0.02
+STEP_S = {"AMX": 0.022}  # of a running batch with one row, by the CPU's kind
+_INSIDE = 12
 
 console = Console(stderr=True, highlight=False)
 
@@ -99,6 +104,7 @@ def main(
         stock = _stock_model(settings, cmt)
         plain = {f"{mode}_k{k}": _plain_loop(cmt, stock, examples[:loop], passages, mode, k) for mode, k in MODES}
         del stock
+        inside = in_process(settings, cmt, [example.question for example in examples[:_INSIDE]])
         about = {"device": str(cmt.backbone.device), "dtype": str(cmt.backbone.dtype), "model_id": cmt.model_id}
         del cmt
         with ray_session(settings.ray):
@@ -107,15 +113,15 @@ def main(
             best = next(one for one in figures if (one.mode, one.k, one.clients) == ("memory", 1, 16))
             steady = _steady(url, examples, 0.8 * best.answers_per_s, minutes) if minutes else None
             app.stop()
-    bars = _bars(figures, plain, steady)
+    bars = [*_bars(figures, plain, steady), *_inside_bars(figures, inside)]
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "load_average_at_end": round(os.getloadavg()[0], 1),
+        "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "documents": documents,
         **about,
         "figures": [asdict(one) for one in figures],
         "plain_generate_answers_per_s": plain,
+        "in_process_s": inside,
         "steady": steady,
         "bars": bars,
     }
@@ -207,6 +213,45 @@ def _plain_loop(
     rate = len(examples) / (time.perf_counter() - started)
     console.print(f"plain generate, {mode} k={k}: {rate:.2f} answers/s")
     return round(rate, 3)
+
+
+def in_process(settings: Settings, cmt: CMT, questions: Sequence[str]) -> dict[str, float]:
+    """Seconds to the first text of an answer by mode, and of each further one (`step`): the engine of a replica by itself."""
+    scheduler = Scheduler(cmt, app.open_bank(settings, cmt), SchedulerOptions(min_score=-1.0))
+    try:
+        times = {
+            f"{mode}_k{k}": [_inside(scheduler, question, mode, k)[0] for question in questions] for mode, k in MODES
+        }
+        steps = [_inside(scheduler, question, "closed", 1)[1] for question in questions]
+    finally:
+        scheduler.stop()
+    return {name: round(statistics.median(own), 4) for name, own in (times | {"step": steps}).items()}
+
+
+def _inside(scheduler: Scheduler, question: str, mode: Any, k: int) -> tuple[float, float]:
+    """Seconds to the first text, and from there on for each token."""
+    came: queue.Queue[tuple[float, Event]] = queue.Queue()
+    started = time.perf_counter()
+    scheduler.submit(Ask(question, mode, top_k=k), lambda event: came.put((time.perf_counter(), event)))
+    first_s, event = came.get(timeout=300.0)
+    at_s = first_s
+    while isinstance(event, Delta):
+        at_s, event = came.get(timeout=300.0)
+    if not isinstance(event, Reply):
+        raise RuntimeError(f"no answer in-process: {event}")
+    return first_s - started, (at_s - first_s) / max(1, event.completion_tokens - 1)
+
+
+def _inside_bars(figures: Sequence[Figure], inside: dict[str, float]) -> list[dict[str, Any]]:
+    alone = {f"{one.mode}_k{one.k}": one.first_token_p50_s for one in figures if one.clients == 1}
+    bars = [
+        _bar(f"first token over HTTP less in-process, {name}, s", round(seconds - inside[name], 4), HTTP_S, _at_most)
+        for name, seconds in alone.items()
+    ]
+    kind = cpu_kind()
+    if kind in STEP_S:
+        bars.append(_bar(f"a step of one row ({kind}), s", inside["step"], STEP_S[kind], _at_most))
+    return bars
 
 
 def _all_figures(url: str, questions: Sequence[str], rounds: int) -> list[Figure]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cmt_core.backbone_family import (
@@ -30,10 +30,15 @@ from cmt_core.backbone_family import (
     rotary_kinds,
     sliding_windows,
 )
-from cmt_core.cpu_kernels import grouped_masks, is_grouped, tune_for_cpu
+from cmt_core.cpu_kernels import grouped_masks, is_grouped, pack, tune_for_cpu
 from cmt_core.errors import ModelSourceError, one_line
+from cmt_core.lean_layers import LeanLayers, Watch
+from cmt_core.placed_cache import PlacedCache
 
 __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
+
+_PROBE_TOKENS = 12
+_LEAN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.01}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +55,14 @@ class KVShape:
         return self.layers * 2 * self.heads * self.head_dim
 
 
-class PlacedCache(DynamicCache):  # type: ignore[misc]
-    """A key/value cache that knows the position of each of its columns, (B, S), as sliding windows need them."""
-
-    def __init__(self, positions: Tensor) -> None:
-        super().__init__()
-        self.positions = positions
-
-    def open_columns(self, positions: Tensor) -> Tensor:
-        """Notes that tokens at `positions` (B, Q) come next, and gives the positions of all columns (B, S + Q)."""
-        self.positions = torch.cat([self.positions, positions], dim=1)
-        return self.positions
-
-    def forget_after(self, columns: int) -> None:
-        """Is again as it was when it had `columns` columns."""
-        self.crop(columns - self.positions.shape[1])  # how many to remove, below 0
-        self.positions = self.positions[:, :columns]
-
-
 class Backbone:
     """The frozen LLM Φ. Its parameters never get a gradient; `fingerprint` proves that they did not change."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Raises UnsupportedModelError when the family's keys and values can't be read and written here."""
+    def __init__(self, model: Any, tokenizer: Any, lean: LeanLayers | None = None) -> None:
+        """`lean` are the model's layers as `tune_for_cpu` gave them; they are used when they compute what the model does.
+
+        Raises UnsupportedModelError when the family's keys and values can't be read and written here.
+        """
         check_parts(model)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -84,7 +74,13 @@ class Backbone:
         self._windows = sliding_windows(config)
         self._rotary_kinds = rotary_kinds(model)
         self._heads_first = norms_heads_first(model)
+        self._watches: list[Watch] = []
+        self._lean: LeanLayers | None = None
         check_computation(self)
+        if lean is not None and self._agrees(lean):
+            self._lean = lean
+        elif lean is not None:
+            pack(self.model)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Backbone:
@@ -101,9 +97,8 @@ class Backbone:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelSourceError(f"model folder {folder} can't be loaded: {one_line(error)}") from None
         model.to(device)
-        if device.type == "cpu":
-            tune_for_cpu(model)
-        return cls(model, tokenizer)
+        check_parts(model)
+        return cls(model, tokenizer, tune_for_cpu(model.eval()) if device.type == "cpu" else None)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +142,9 @@ class Backbone:
         causal = torch.ones(T, p + T, dtype=torch.bool, device=ids.device).tril(diagonal=p)
         attend = (seen[:, None, :] & causal)[:, None]  # (B, 1, T, p + T)
         cache = self.cache(prefix.expand(B, p, -1), torch.arange(p, device=ids.device).expand(B, p))
-        with self._capture_keys_values() as (keys, values):
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        with self._watching(Watch(keys=keys, values=values)):
             hidden = self._run(ids, positions, attend, cache)
         # per layer (B, T, H * d) for K and V -> (B, T, L * 2 * H * d)
         return torch.cat([part for layer in zip(keys, values, strict=True) for part in layer], dim=-1), hidden
@@ -161,7 +158,12 @@ class Backbone:
         # unbind, not a slice per layer: each slice's gradient would fill a tensor of all layers
         for layer, (keys, values) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
             turned = _turn(keys, turns[self._rotary_kinds[layer]])
-            cache.update(turned.transpose(1, 2), values.transpose(1, 2), layer)
+            if torch.is_grad_enabled():
+                cache.update(turned.transpose(1, 2), values.transpose(1, 2), layer)
+                continue
+            kept_keys, kept_values = cache.add_layer(x, self.shape.heads, S, self.shape.head_dim)
+            kept_keys.copy_(turned.transpose(1, 2))
+            kept_values.copy_(values.transpose(1, 2))
         return cache
 
     def _rotary(self, like: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
@@ -189,27 +191,70 @@ class Backbone:
         masks = self._windows.masks(attend, positions, columns) if self._windows else attend
         if is_grouped(self.model):
             masks = grouped_masks(masks, self.query_heads // self.shape.heads, self.dtype)
-        out = self.model.model(
-            input_ids=ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
-        )
+        if self._lean is not None and not torch.is_grad_enabled() and self._lean.current:
+            return self._lean(ids, positions, masks, cache, self._watches)
+        with self._hooked():
+            out = self.model.model(
+                input_ids=ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
+            )
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    @torch.no_grad()
+    def _agrees(self, lean: LeanLayers) -> bool:
+        """Whether lean layers give the model's own last hidden states of some tokens behind others."""
+        ids = torch.arange(1, _PROBE_TOKENS + 1, device=self.device)[None] * 11 % self.model.config.vocab_size
+        prefix = self.read(ids, torch.ones_like(ids), torch.zeros(0, self.shape.width, dtype=self.dtype))[0]
+        _, own = self.read_with_hidden(ids, torch.ones_like(ids), prefix)
+        self._lean = lean
+        try:
+            _, ours = self.read_with_hidden(ids, torch.ones_like(ids), prefix)
+        finally:
+            self._lean = None
+        return bool((ours - own).float().norm() <= _LEAN_TOLERANCE[self.dtype] * own.float().norm())
+
+    @contextmanager
+    def _watching(self, watch: Watch) -> Iterator[None]:
+        self._watches.append(watch)
+        try:
+            yield
+        finally:
+            self._watches.remove(watch)
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Lets the model's own forward pass fill the watches."""
+        handles = [handle for watch in self._watches for handle in self._hooks(watch)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, watch: Watch) -> Iterator[Any]:
+        def appending(kept: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda module, inputs, output: kept.append(_flat(output, self._heads_first))
+
+        body = self.model.model
+        for number, layer in enumerate(body.layers):
+            if number in watch.layers:
+                yield layer.input_layernorm.register_forward_pre_hook(
+                    lambda module, inputs: watch.inputs.append(inputs[0])
+                )
+            for kind, kept in (("q", watch.queries), ("k", watch.keys)):
+                if kept is not None:
+                    yield _before_rotary(layer.self_attn, kind).register_forward_hook(appending(kept))
+            if watch.values is not None:
+                yield layer.self_attn.v_proj.register_forward_hook(appending(watch.values))
+        if len(body.layers) in watch.layers:
+            yield body.norm.register_forward_hook(appending(watch.inputs))
 
     @contextmanager
     def capture_queries(self) -> Iterator[list[Tensor]]:
         """Collects every layer's queries before rotary, each (B, Q, heads * d), of the forward passes inside."""
         captured: list[Tensor] = []
-        handles = [
-            _before_rotary(layer.self_attn, "q").register_forward_hook(
-                lambda module, inputs, output: captured.append(_flat(output, self._heads_first))
-            )
-            for layer in self.model.model.layers
-        ]
-        try:
+        with self._watching(Watch(queries=captured)):
             yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def attention(self, layer: int, queries: Tensor, keys: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         """A layer's attention (B, heads, S) of one query each, before rotary (B, heads * d), over placed keys (B, H, S, d).
@@ -219,8 +264,8 @@ class Backbone:
         B, H, S, d = keys.shape
         turn = self._rotary(queries, positions[:, None], self._rotary_kinds[layer])
         turned = _turn(queries.view(B, 1, -1, d), turn)[:, 0]  # (B, heads, d)
-        grouped = turned.view(B, H, -1, d).float() @ keys.float().transpose(-1, -2)  # (B, H, heads / H, S)
-        scores = grouped.reshape(B, -1, S) * d**-0.5
+        grouped = turned.view(B, H, -1, d) @ keys.transpose(-1, -2)  # (B, H, heads / H, S)
+        scores = grouped.float().reshape(B, -1, S) * d**-0.5
         probabilities: Tensor = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
         return probabilities
 
@@ -244,42 +289,9 @@ class Backbone:
     @contextmanager
     def capture_inputs(self, layers: Iterable[int]) -> Iterator[list[Tensor]]:
         """Collects what each of the layers gets, (B, T, D), in a forward pass inside; layer L gets the last hidden states."""
-        captured: list[Tensor] = []
-        handles = []
-        for number in layers:
-            if number < self.shape.layers:
-                norm = self.model.model.layers[number].input_layernorm
-                handles.append(norm.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0])))
-            else:
-                norm = self.model.model.norm
-                handles.append(norm.register_forward_hook(lambda module, inputs, output: captured.append(output)))
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def _capture_keys_values(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Collects all layers' keys, and their values, each (B, T, H * d), as they come: a norm of keys may come after values."""
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-
-        def on_key(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            keys.append(_flat(output, self._heads_first))
-
-        def on_value(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            values.append(output)
-
-        handles = []
-        for layer in self.model.model.layers:
-            handles.append(_before_rotary(layer.self_attn, "k").register_forward_hook(on_key))
-            handles.append(layer.self_attn.v_proj.register_forward_hook(on_value))
-        try:
-            yield keys, values
-        finally:
-            for handle in handles:
-                handle.remove()
+        watch = Watch(layers=frozenset(layers))
+        with self._watching(watch):
+            yield watch.inputs
 
 
 def _before_rotary(attention: nn.Module, kind: str) -> nn.Module:

@@ -1,6 +1,7 @@
-"""How a CPU reads the frozen LLM faster: weights packed once for its matrix kernels, attention by groups of query heads.
+"""How a CPU reads the frozen LLM faster: weights packed once for its matrix kernels, attention by groups of query heads, layers
+in few operations (lean_layers.py), memory that is used again.
 
-Both compute what the model computes. Packing is what PyTorch's compiler does when it freezes a model (oneDNN's own layout,
+All compute what the model computes. Packing is what PyTorch's compiler does when it freezes a model (oneDNN's own layout,
 instead of a conversion in every call); grouping lets the query heads that share a key/value head be rows of one product over it.
 docs/decisions/0007-weights-are-packed-on-a-cpu.md has the figures.
 """
@@ -8,6 +9,10 @@ docs/decisions/0007-weights-are-packed-on-a-cpu.md has the figures.
 from __future__ import annotations
 
 import copy
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,22 +22,55 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["grouped_masks", "is_grouped", "tune_for_cpu"]
+from cmt_core.lean_layers import LeanLayers, packs
+
+__all__ = ["grouped_masks", "is_grouped", "keep_freed_memory", "pack", "tune_for_cpu"]
 
 _GROUPED = "cmt_grouped"
+# M_MMAP_THRESHOLD (at its largest), M_TRIM_THRESHOLD and M_TOP_PAD of mallopt(3), bytes
+_MALLOC = {-3: 32 * 2**20, -1: 2**30, -2: 64 * 2**20}
 
 
-def tune_for_cpu(model: Any) -> None:
-    """Packs a loaded model's bfloat16 matrices (its own stay, for gradients and the fingerprint) and groups its heads."""
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        for module in model.modules():
-            if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
-                # on the instance: a module of another class would change the names that the fingerprint goes by
-                packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
-                module.forward = _PackedLinear(module, packed)  # type: ignore[assignment, method-assign]
+def tune_for_cpu(model: Any) -> LeanLayers | None:
+    """Packs a loaded model's bfloat16 matrices (its own stay, for gradients and the fingerprint) and groups its heads.
+
+    Gives the model's layers in few large operations where they are understood.
+    """
+    keep_freed_memory()
+    lean = LeanLayers.of(model)
+    pack(model, without=lean.fused if lean else ())
     AttentionInterface.register(_GROUPED, _grouped_attention)
     AttentionMaskInterface.register(_GROUPED, sdpa_mask)
     model.set_attn_implementation(_GROUPED)
+    return lean
+
+
+def pack(model: Any, without: Sequence[nn.Module] = ()) -> None:
+    """Packs the bfloat16 matrices that are not packed yet, apart from the layers of `without`."""
+    left_out = set(map(id, without))
+    for module in model.modules():
+        if id(module) in left_out or isinstance(module.forward, _PackedLinear):
+            continue
+        if type(module) is not nn.Linear or not packs(module.weight.dtype):
+            continue
+        # on the instance: a module of another class would change the names that the fingerprint goes by
+        packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+        module.forward = _PackedLinear(module, packed)  # type: ignore[assignment, method-assign]
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets glibc keep what this process frees, instead of giving it back and asking for the same again.
+
+    A layer's intermediate results are megabytes each: without this every one of them is mapped anew, page by page, which took
+    a third of a layer's elementwise time (docs/decisions/0090). Whoever sets malloc's variables has decided already.
+    """
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    if mallopt is not None:
+        for option, value in _MALLOC.items():
+            mallopt(option, value)
 
 
 def is_grouped(model: Any) -> bool:

@@ -28,7 +28,7 @@ class KVSlots:
         self._keys = self._room(0, 0)
         self._values = self._room(0, 0)
         self._columns = torch.zeros(0, 0, dtype=torch.long, device=device)  # (N, C) each column's position
-        self._at = torch.zeros(0, dtype=torch.long)
+        self._slots = self._at = torch.zeros(0, dtype=torch.long)
         self._width = 0
 
     def __len__(self) -> int:
@@ -86,6 +86,7 @@ class KVSlots:
         self._reserve(n, max(self._lengths) + 1)
         self._width = min(self._keys[0].shape[2], _bucket(max(self._lengths) + 1))
         self._at = torch.tensor(self._lengths, device=self._device)
+        self._slots = torch.arange(n, device=self._device)
         positions = torch.tensor(self._positions, device=self._device)[:, None]
         attend = torch.arange(self._width, device=self._device)[None, :] <= self._at[:, None]
         self._lengths = [length + 1 for length in self._lengths]
@@ -95,15 +96,14 @@ class KVSlots:
     def open_columns(self, positions: Tensor) -> Tensor:
         """Notes the open column's positions (n, 1), and gives those of all columns (n, C)."""
         n = len(positions)
-        self._columns[torch.arange(n, device=self._device), self._at] = positions[:, 0]
+        self._columns[self._slots, self._at] = positions[:, 0]
         return self._columns[:n, : self._width]
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Writes one token's keys and values (n, H, 1, d) into the open column and gives all columns (n, H, C, d)."""
         n = len(keys)
-        slots = torch.arange(n, device=self._device)
-        self._keys[layer][slots, :, self._at] = keys[:, :, 0]
-        self._values[layer][slots, :, self._at] = values[:, :, 0]
+        self._keys[layer][self._slots, :, self._at] = keys[:, :, 0]
+        self._values[layer][self._slots, :, self._at] = values[:, :, 0]
         return self._keys[layer][:n, :, : self._width], self._values[layer][:n, :, : self._width]
 
     def _free_slot(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
@@ -17,6 +18,7 @@ from cmt_core.generation import read_rows
 
 __all__ = ["question_log_likelihood"]
 
+_TOLD_AT_ONCE = 256  # of all rows: a vocabulary for each; row by row the matrix would be read for each row
 _READ_TOKENS = 64  # of a longer question the last ones: what is asked stands at the end
 
 
@@ -30,9 +32,14 @@ def question_log_likelihood(
     """
     cut = [(list(head), list(ids[-_READ_TOKENS:])) for head, ids in asked]
     hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for head, ids in cut])
-    sums = []
-    for row, (head, ids) in enumerate(cut):  # one by one: all vocabularies at once would be hundreds of megabytes
-        told = hidden[row, len(head) - 1 : len(head) - 1 + len(ids)]
-        words = torch.tensor(ids, dtype=torch.long, device=told.device)[:, None]
-        sums.append(float(backbone.logits(told).float().log_softmax(dim=-1).gather(1, words).sum()))
-    return sums
+    told = torch.cat([hidden[row, len(head) - 1 : len(head) - 1 + len(ids)] for row, (head, ids) in enumerate(cut)])
+    words = torch.tensor([word for _, ids in cut for word in ids], dtype=torch.long, device=told.device)
+    parts = zip(torch.split(told, _TOLD_AT_ONCE), torch.split(words, _TOLD_AT_ONCE), strict=True)
+    nats = torch.cat([_log_probabilities(backbone.logits(states), own) for states, own in parts])
+    return [float(own.sum()) for own in torch.split(nats, [len(ids) for _, ids in cut])]
+
+
+def _log_probabilities(logits: Tensor, words: Tensor) -> Tensor:
+    """Of words (N,) in nats, by logits (N, V)."""
+    scores = logits.float()
+    return scores.gather(1, words[:, None]).squeeze(1) - scores.logsumexp(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_without_a_limit_all_cores_count(tmp_path: Path) -> None:
 
 
 def test_only_a_running_batchs_threads_spin_and_whoever_set_it_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    intervals: list[float] = []
+
     def chosen(**given: str) -> tuple[str | None, str | None, str | None]:
         for name in NAMES:
             monkeypatch.setenv(name, "")  # so that it is put back, whatever is set meanwhile
@@ -38,8 +41,10 @@ def test_only_a_running_batchs_threads_spin_and_whoever_set_it_knows_better(monk
         policy, spins, threads = (os.environ.get(name) for name in NAMES)
         return policy, spins, threads
 
+    monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
     spin = False
     assert chosen() == ("PASSIVE", None, str(available_cores()))
     spin = True
     assert chosen() == ("ACTIVE", "1000", str(available_cores()))
+    assert intervals == [0.0005], "other threads send what a running batch has written"
     assert chosen(OMP_NUM_THREADS="3", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="7") == ("PASSIVE", "7", "3")
