@@ -6,8 +6,10 @@ CMT_LOG_LEVEL=DEBUG shows the trace of one that nobody has foreseen.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 from services.interrupts import INTERRUPTED, Interrupts
 
@@ -25,9 +27,9 @@ def main() -> None:
         code = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    if interrupts.came and not interrupts.graceful:
+    if (interrupts.came or interrupts.seen) and not interrupts.graceful:
         interrupts.end()
-    sys.exit(code)
+    _exit(code)
 
 
 def _run() -> int:
@@ -41,6 +43,14 @@ def _run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _exit(code: int) -> NoReturn:
+    """Past the interpreter's own end: libraries take seconds for theirs, in which no signal is heard and traces are printed."""
+    with contextlib.suppress(OSError, ValueError):  # who reads our output has gone, or it is closed
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _spare_loopback_from_proxies() -> None:

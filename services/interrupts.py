@@ -37,6 +37,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came = False
+        self.seen = False  # also where a library had taken the signal over
         self.graceful = False  # what came was taken as a request to finish
         self._stopping: threading.Event | None = None
         self._within_s = ENDS_WITHIN_S
@@ -104,6 +105,7 @@ class Interrupts:
                     return
                 if number not in _SIGNALS:
                     continue
+                self.seen = True
                 if end_s is not None:
                     self.end()
                 end_s = time.monotonic() + self._within_s
