@@ -13,8 +13,11 @@ from kafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
 )
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from services.errors import BrokerError, BrokerUnreachable
 from services.settings import KafkaSettings
@@ -22,6 +25,7 @@ from services.settings import KafkaSettings
 __all__ = ["connect", "translated_errors"]
 
 Client = TypeVar("Client")
+_REFUSALS = (SaslAuthenticationFailedError, AuthorizationError, UnsupportedSaslMechanismError)
 
 # kafka-python logs every refused connection as an error with the host behind it; what matters is raised as one line.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -38,13 +42,17 @@ def connect(make: Callable[..., Client], settings: KafkaSettings, bootstrap: str
     sockets: list[Any] = []
 
     def open_client(**configs: Any) -> Any:
-        sockets.append(KafkaNetClient(**configs))
+        net = NetworkSelector(**configs)
+        sockets.append(KafkaNetClient(net, _Connections(net, **configs), **configs))
         return sockets[-1]
 
     try:
         return make(kafka_client=open_client, **_options(settings, bootstrap), **options)
     except (KafkaTimeoutError, KafkaConnectionError):
         _close(sockets)
+        refusal = next((one._manager.refusal for one in sockets if one._manager.refusal), None)
+        if refusal is not None:
+            raise BrokerError(f"Kafka at {bootstrap} can't be used: {_one_line(refusal)}") from None
         raise BrokerUnreachable(
             f"no Kafka broker answers at {bootstrap} (waited {settings.connect_timeout_s:g} s): start it, or set "
             "kafka.bootstrap_servers"
@@ -63,6 +71,22 @@ def translated_errors(doing: str) -> Iterator[None]:
         raise BrokerUnreachable(f"{doing}: no answer from Kafka ({_one_line(error)})") from error
     except (KafkaError, ValueError, TypeError) as error:
         raise BrokerError(f"{doing}: {_one_line(error)}") from error
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
+    """Remembers who refused us: the client tries on, and would only say that nobody answered."""
+
+    refusal: BaseException | None = None
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        connection = super().get_connection(*arguments, **options)
+        if self.refusal is None and not self.bootstrapped:
+            connection.init_future.add_errback(self._note)
+        return connection
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, _REFUSALS):
+            self.refusal = error
 
 
 def _options(settings: KafkaSettings, bootstrap: str) -> dict[str, Any]:
@@ -91,6 +115,6 @@ def _close(sockets: list[Any]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    refused = isinstance(error, SaslAuthenticationFailedError | AuthorizationError)
+    refused = isinstance(error, _REFUSALS)
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return f"access refused: {text}" if refused else text

@@ -222,6 +222,9 @@ class KafkaSource(_Source):
             partition_assignment_strategy=[CooperativeStickyAssignor],
             group_instance_id=f"{socket.gethostname()}-{member}" if member else None,
         )
+        with translated_errors(f"Kafka topic {self._topic}"):
+            # a member that joins before it knows the topic is given nothing, joins again, and may wait for ever (seen)
+            self._consumer.partitions_for_topic(self._topic)
         self._consumer.subscribe([self._topic], listener=_Listener(self._pause_new, self._revoked, on_revoked))
 
     def assign(self, partitions: set[int]) -> None:

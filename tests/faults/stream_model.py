@@ -79,7 +79,7 @@ class StreamModel:
             f"{{not json {self.sent}".encode(),
             b"\xff\xfe" + str(self.sent).encode(),
             json.dumps({"id": name}).encode(),
-            json.dumps({"id": f"other-{self.sent}", "text": "The key is not the id."}).encode(),
+            json.dumps({"id": "", "text": f"Report {self.sent} has no id."}).encode(),
             json.dumps({"id": name, "text": "x" * MAX_RECORD_BYTES}).encode(),
             json.dumps({"id": name, "text": f"the of and {'a ' * (self.sent % 7)}"}).encode(),  # no word to search by
         ]

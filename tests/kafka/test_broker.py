@@ -84,7 +84,7 @@ def secured(kafka: KafkaCluster, kafka_settings: KafkaSettings, certificate: Pat
         "sasl_username": "desk",
         "sasl_password": PASSWORD,
         "ssl_cafile": certificate / "cert.pem",
-        "connect_timeout_s": 5.0,
+        "connect_timeout_s": 20.0,
     }
     return KafkaSettings.model_validate(kafka_settings.model_dump() | access)
 
@@ -103,24 +103,30 @@ def test_documents_travel_by_tls_for_a_user_with_the_right_password(
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"sasl_password": "wrong"},
-        {"sasl_username": "nobody"},
-        {"sasl_mechanism": "PLAIN"},
-        {"ssl_cafile": None},
-        {"security_protocol": "SASL_PLAINTEXT"},
-        {"security_protocol": "SSL"},
-    ],
+    "changes", [{"sasl_password": "wrong"}, {"sasl_username": "nobody"}, {"sasl_mechanism": "PLAIN"}]
 )
-def test_who_is_not_let_in_is_told_in_one_line(
+def test_who_is_not_let_in_is_told_so_in_one_line(
+    kafka: KafkaCluster, secured: KafkaSettings, changes: dict[str, Any]
+) -> None:
+    refused = KafkaSettings.model_validate(secured.model_dump() | changes)
+    with pytest.raises(BrokerError) as caught, AssignedSource(refused, kafka.secured_bootstrap):
+        pass
+    said = str(caught.value)
+    assert "\n" not in said
+    assert PASSWORD not in said
+    assert "access refused" in said
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ssl_cafile": None}, {"security_protocol": "SASL_PLAINTEXT"}, {"security_protocol": "PLAINTEXT"}]
+)
+def test_a_broker_that_is_not_trusted_or_spoken_to_in_the_wrong_way_is_one_line(
     kafka: KafkaCluster, secured: KafkaSettings, changes: dict[str, Any]
 ) -> None:
     refused = KafkaSettings.model_validate(secured.model_dump() | {"connect_timeout_s": 3.0} | changes)
     with pytest.raises(BrokerError) as caught, AssignedSource(refused, kafka.secured_bootstrap):
         pass
     assert "\n" not in str(caught.value)
-    assert PASSWORD not in str(caught.value)
 
 
 def test_a_topic_that_the_user_may_not_read_is_one_line(
