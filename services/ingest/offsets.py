@@ -34,6 +34,11 @@ class _Lane:
     read_up_to: int = 0
     committed: int | None = None
 
+    @property
+    def behind(self) -> int:
+        """The least offset that the next record may have."""
+        return max(self.last + 1, self.read_up_to)
+
     def committable(self) -> int | None:
         """Without unfinished records, also what stands behind the last one is done: control records and gaps."""
         if self.open or self.read_up_to <= self.last + 1:
@@ -57,14 +62,14 @@ class OffsetTracker:
         """Whether this offset is not beyond the last one: the topic was made anew, or its broker lost its end."""
         with self._lock:
             lane = self._lanes.get(partition)
-            return lane is not None and offset <= lane.last
+            return lane is not None and offset < lane.behind
 
     def start(self, partition: int, offset: int, timestamp_ms: int = -1) -> Ticket:
         """Notes a polled record; one that rewinds its partition drops what was under way there."""
         ticket = Ticket(partition, offset, timestamp_ms)
         with self._lock:
             lane = self._lanes.get(partition)
-            if lane is not None and offset <= lane.last:
+            if lane is not None and offset < lane.behind:
                 self._drop(partition)
             lane = self._lanes.setdefault(partition, _Lane())
             lane.open.append(ticket)
@@ -72,10 +77,14 @@ class OffsetTracker:
         return ticket
 
     def reached(self, offsets: Mapping[int, int]) -> None:
-        """Notes {partition: offset} behind everything that was polled, once all polled records have been started."""
+        """Notes {partition: offset} behind everything that was polled, once all polled records have been started.
+
+        One that lies before an earlier one counts for nothing: the topic was made anew, and only its records tell.
+        """
         with self._lock:
             for partition, offset in offsets.items():
-                self._lanes.setdefault(partition, _Lane()).read_up_to = offset
+                lane = self._lanes.setdefault(partition, _Lane())
+                lane.read_up_to = max(lane.read_up_to, offset)
 
     def finish(self, ticket: Ticket) -> None:
         """Notes that a record is in the bank or in the dead-letter topic."""

@@ -48,7 +48,11 @@ class DocumentConsumer(KafkaConsumer):  # type: ignore[misc] # kafka-python has 
 
 
 class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """What one fetch gave of one partition."""
+    """What one fetch gave of one partition.
+
+    Positions carry no leader epoch: with it the client, when a topic was deleted and made again, goes on at the new
+    topic's end. Without it the position is out of range, and reading begins anew.
+    """
 
     next_fetch_offset: int
 
@@ -88,7 +92,6 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             raise ValueError("the checksum does not fit")
         if batch.magic < 2:
             return self._old_records(batch)
-        self.leader_epoch = batch.leader_epoch
         if self._is_left_out(batch):
             return iter(())
         data = decompressed(batch.compression_type, bytes(batch._buffer[batch._pos :]), _MOST_BATCH_BYTES)

@@ -73,6 +73,19 @@ def test_a_partition_that_gave_no_record_commits_what_was_skipped_and_nothing_at
     assert tracker.committable() == {1: 40}
 
 
+def test_a_position_that_goes_back_is_not_committed() -> None:
+    tracker = OffsetTracker()
+    tracker.reached({0: 25})
+    assert tracker.committable() == {0: 25}
+    tracker.committed({0: 25})
+    tracker.reached({0: 5})
+    assert tracker.committable() == {}
+    assert tracker.rewinds(0, 0), "also where none of the records before was seen here"
+    tracker.finish(tracker.start(0, 0))
+    tracker.reached({0: 1})
+    assert tracker.committable() == {0: 1}
+
+
 def test_an_end_that_lies_before_what_was_read_is_not_committed() -> None:
     tracker = OffsetTracker()
     tracker.finish(tracker.start(0, 8))
