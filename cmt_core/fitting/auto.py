@@ -6,7 +6,6 @@ checkpoint of other weights is never found. Of several processes that need the s
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -20,7 +19,7 @@ from cmt_core.backbone import Backbone
 from cmt_core.fitting.command import save_fitted
 from cmt_core.fitting.fit import fit
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
-from cmt_core.fitting.known import FIT_VERSION
+from cmt_core.fitting.known import fit_revision
 from cmt_core.retriever import Retriever
 from cmt_core.shipped import SHIPPED, checkpoint_llm
 
@@ -71,7 +70,7 @@ def auto_checkpoint(
 
 def _name(backbone: Backbone, fingerprint: str, retriever_fingerprint: str, config: FitConfig, llm: str) -> str:
     template = getattr(backbone.tokenizer, "chat_template", None)
-    parts = [FIT_VERSION, fingerprint, template, retriever_fingerprint, dataclasses.asdict(config)]
+    parts = [fit_revision(config), fingerprint, template, retriever_fingerprint]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     readable = re.sub(r"[^a-z0-9.]+", "-", Path(llm.removeprefix("pypi:")).name.lower()).strip("-.")
     return f"{readable}-{digest}"

@@ -13,10 +13,16 @@ from pathlib import Path
 
 from cmt_core.fitting.fit_config import FitConfig
 
-__all__ = ["FIT_VERSION", "known_checkpoint", "note_checkpoint"]
+__all__ = ["fit_revision", "known_checkpoint", "note_checkpoint"]
 
-FIT_VERSION = 1
-"""Of what a fit computes: another one fits anew."""
+_VERSION = 1  # of what a fit computes: another one fits anew
+_TEXTS = Path(__file__).parent / "texts.jsonl"
+
+
+def fit_revision(config: FitConfig) -> str:
+    """What decides about an automatic fit besides the models: its program, its sizes, and the packaged texts."""
+    texts = hashlib.sha256(_TEXTS.read_bytes()).hexdigest()
+    return json.dumps([_VERSION, dataclasses.asdict(config), texts], sort_keys=True)
 
 
 def known_checkpoint(cache: Path, llm: Path, retriever: Path, config: FitConfig) -> Path | None:
@@ -40,7 +46,7 @@ def _note(cache: Path, llm: Path, retriever: Path, config: FitConfig) -> Path:
     files = [
         (str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in _weights(llm) + _weights(retriever)
     ]
-    name = hashlib.sha256(json.dumps([FIT_VERSION, dataclasses.asdict(config), files]).encode()).hexdigest()[:24]
+    name = hashlib.sha256(json.dumps([fit_revision(config), files]).encode()).hexdigest()[:24]
     return cache / "fitted" / "notes" / name
 
 
