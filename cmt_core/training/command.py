@@ -117,6 +117,10 @@ def _start(folder: Path, backbone: Backbone) -> Checkpoint:
     start = Checkpoint.load(folder)
     if start.llm_fingerprint != backbone.fingerprint(torch.bfloat16):
         raise CheckpointError(f"checkpoint {folder} was trained for another LLM, so training can't start from it")
+    if start.config.reading == "chat":
+        raise CheckpointError(
+            f"checkpoint {folder} is read in the LLM's chat template: training knows learned prefixes only"
+        )
     return start
 
 
