@@ -5,7 +5,7 @@
 
 The head is the same for every request, so a document read behind it stands there again, whatever the request says: the request's
 system message, earlier turns and question all come behind the documents. A template without a system role has them in its first
-user turn. docs/decisions/0092 has the measurements.
+user turn. docs/decisions/0092 says what is not settled.
 """
 
 from __future__ import annotations
