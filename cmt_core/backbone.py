@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from cmt_core.lean_layers import LeanLayers, Watch
 from cmt_core.placed_cache import PlacedCache
 
 __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
+
+_log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 12
 _LEAN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.01}
@@ -209,6 +212,9 @@ class Backbone:
         self._lean = lean
         try:
             _, ours = self.read_with_hidden(ids, torch.ones_like(ids), prefix)
+        except RuntimeError as error:  # a kernel that this CPU or this build of PyTorch does not have
+            _log.warning("the model's own layers are used: %s", one_line(error))
+            return False
         finally:
             self._lean = None
         return bool((ours - own).float().norm() <= _LEAN_TOLERANCE[self.dtype] * own.float().norm())

@@ -228,3 +228,17 @@ def test_freed_memory_is_kept_unless_whoever_started_the_process_has_decided(
     assert bool(options) == told
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a C library without it, such as musl
     keep_freed_memory.__wrapped__()
+
+
+@torch.no_grad()
+def test_a_kernel_that_this_machine_lacks_leaves_the_model_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be tried on every kind of CPU must not keep a model from being loaded on one."""
+
+    def lacking(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such kernel here")
+
+    monkeypatch.setattr(_Product, "added_to", lacking)
+    stock, tuned = both("Llama", torch.float32)
+    called = calls(tuned)
+    torch.testing.assert_close(asked(tuned, 9), asked(stock, 9), atol=2e-4, rtol=1e-3)
+    assert called
