@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import UnknownTopicOrPartitionError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
@@ -36,6 +38,16 @@ class DocumentConsumer(KafkaConsumer):  # type: ignore[misc] # kafka-python has 
         super().__init__(**configs)
         self._fetcher = _Fetcher(self._client, self._subscription, metrics=self._metrics, **self.config)
 
+    def beginning_offsets(self, partitions: Any, timeout_ms: int | None = None) -> dict[Any, int]:
+        """As the client's own; KafkaError, and no KeyError, for a partition so new that the client does not know it yet."""
+        with _known_partitions():
+            return dict(super().beginning_offsets(partitions, timeout_ms))
+
+    def end_offsets(self, partitions: Any, timeout_ms: int | None = None) -> dict[Any, int]:
+        """As `beginning_offsets`."""
+        with _known_partitions():
+            return dict(super().end_offsets(partitions, timeout_ms))
+
     def read_up_to(self, partition: Any) -> int | None:
         """The offset behind all that `poll` has given or left out (control records, gaps); None before the first fetch.
 
@@ -45,6 +57,14 @@ class DocumentConsumer(KafkaConsumer):  # type: ignore[misc] # kafka-python has 
             self._subscription.assignment[partition].position if self._subscription.is_assigned(partition) else None
         )
         return None if position is None else int(position.offset)
+
+
+@contextmanager
+def _known_partitions() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise UnknownTopicOrPartitionError(f"{error} is not known yet") from None
 
 
 class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
