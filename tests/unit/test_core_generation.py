@@ -96,7 +96,7 @@ def test_greedy_equals_transformers_own_generate(exact_cmt: CMT) -> None:
         text = backbone.tokenizer.apply_chat_template(bare_prompt(question), tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([backbone.tokenizer(text, add_special_tokens=False)["input_ids"]])
         made = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        expected = backbone.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        expected = exact_cmt.tokens.text(made[0, ids.shape[1] :].tolist()).strip()
         assert answer.text == expected
         assert answer.prompt_tokens == ids.shape[1]
         assert answer.weights == []
@@ -134,7 +134,7 @@ def test_answer_ends_at_a_newline_and_at_the_end_of_text(exact_cmt: CMT, corpus:
     head.weight.data[[end_id, ids[last]]] = head.weight.data[[ids[last], end_id]]
     (answer,) = exact_cmt.answer(QUESTIONS[:1], [codes], max_new_tokens=8)
     assert (answer.finish_reason, answer.completion_tokens) == ("stop", last)
-    assert answer.text == tokenizer.decode(ids[:last], skip_special_tokens=True).strip()
+    assert answer.text == exact_cmt.tokens.text(ids[:last]).strip()
 
 
 def greedy_ids(cmt: CMT, codes: list[bytes]) -> list[int]:
