@@ -1,6 +1,6 @@
 """The stream of tests/faults on three Kafka brokers, which die, too; after each fault the bank is exactly what it must be.
 
-make test-kafka        # 100,000 records and all faults; `make test` sends 20,000 through those of Kafka and some others
+make test-kafka        # 100,000 records; `make test` does not run these yet
 """
 
 from __future__ import annotations
