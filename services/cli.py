@@ -11,6 +11,7 @@ import os
 import sys
 from typing import NoReturn
 
+from services.extras import missing_extra
 from services.interrupts import INTERRUPTED, Interrupts
 
 __all__ = ["main"]
@@ -42,6 +43,12 @@ def _run() -> int:
             app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ModuleNotFoundError as error:  # before there is anything to print with
+        line = missing_extra(error)
+        if line is None:
+            raise
+        print(f"cmt: {line}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from cmt_core.errors import ConfigError, CoreError
 from services.commands.options import progress
 from services.errors import ServiceError
+from services.extras import missing_extra
 from services.terminal import on_one_line
 
 __all__ = ["one_line_errors"]
@@ -33,6 +34,8 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         _fail(_file_error(error), _OTHER)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (line := missing_extra(error)) is not None:
+            _fail(line, _SETTINGS)
         logging.getLogger(__name__).debug("the trace", exc_info=error)
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         _fail(f"{type(error).__name__}: {first} (a bug; CMT_LOG_LEVEL=DEBUG shows where)", _OTHER)

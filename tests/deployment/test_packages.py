@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from services.entry import EXTRAS, extra_of
+from services.extras import EXTRAS, extra_of
 from tests.packages import ROOT, bare_environment, build_wheel, requirements
 
 
@@ -78,7 +78,7 @@ def test_every_module_of_an_extra_is_known_to_the_message(built: tuple[Path, Pat
         for extra in ("services", "feeds", "plot"):
             if wanted.marker is not None and "extra" in str(wanted.marker) and wanted.marker.evaluate({"extra": extra}):
                 known = {extra_of(module) for module in tops[wanted.name.lower().replace("_", "-")]}
-                assert extra in known, f"{wanted.name} is missing in services.entry.EXTRAS"
+                assert extra in known, f"{wanted.name} is missing in services.extras.EXTRAS"
 
 
 def test_a_part_of_a_package_can_have_an_extra_of_its_own() -> None:

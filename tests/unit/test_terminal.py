@@ -16,13 +16,15 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from services import cli, demo
+from services import demo
 from services.commands import dlq
+from services.commands.errors import one_line_errors
 from services.demo import Asked, DemoReport
 from services.errors import FeedError
 from services.logs import set_up_logging
 from services.query.commands import _source_line
 from services.settings import load_settings
+from services.stream import dead_letter_reader
 from services.stream.dead_letter_reader import DeadLetter
 from services.terminal import Terminal, echo, echo_json, on_one_line, printable
 
@@ -57,7 +59,7 @@ def is_safe(text: str) -> bool:
 def test_what_a_terminal_obeys_is_shown_as_an_escape(text: str) -> None:
     assert is_safe(printable(text))
     letters = "".join(char for char in text if is_safe(char))
-    assert re.sub(r"\\(x..|u....|U........)", "", printable(text)) == letters
+    assert re.sub(r"\\(r|x..|u....|U........)", "", printable(text)) == letters
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -141,7 +143,7 @@ def test_a_dead_letter_is_shown_without_control_characters(
 ) -> None:
     """On a terminal, which `--raw` spares too."""
     monkeypatch.setattr(dlq, "_broker", lambda *given: (load_settings(), "broker:9092"))
-    monkeypatch.setattr(dlq, "read_letters", lambda *given: iter([letter]))
+    monkeypatch.setattr(dead_letter_reader, "read_letters", lambda *given: iter([letter]))
     monkeypatch.setattr(dlq, "_to_a_terminal", lambda: True)
     result = CliRunner().invoke(dlq.app, arguments)
     assert result.exit_code == 0
@@ -153,7 +155,7 @@ def test_a_dead_letter_is_shown_without_control_characters(
 
 def test_a_raw_dead_letter_goes_untouched_into_a_pipe(letter: DeadLetter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dlq, "_broker", lambda *given: (load_settings(), "broker:9092"))
-    monkeypatch.setattr(dlq, "read_letters", lambda *given: iter([letter]))
+    monkeypatch.setattr(dead_letter_reader, "read_letters", lambda *given: iter([letter]))
     assert CliRunner().invoke(dlq.app, ["show", "0:1", "--raw"]).stdout_bytes == letter.value
 
 
@@ -172,13 +174,9 @@ def test_a_source_is_one_safe_line() -> None:
     assert on_one_line("a\nb\r\nc") == "a b\\r c"
 
 
-def test_an_error_is_one_safe_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
+def test_an_error_is_one_safe_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
         raise FeedError("http://a: \x1b]0;title\x07 is\nno feed")
-
-    monkeypatch.setattr(cli, "app", fail)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
     assert ended.value.code == 5
     assert capsys.readouterr().err == "cmt: http://a: \\x1b]0;title\\x07 is no feed\n"
 
