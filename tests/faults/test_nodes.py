@@ -260,7 +260,7 @@ def test_ingest_and_questions_go_on_when_a_node_dies(cluster: Cluster, settings:
             world.check()  # nothing lost, nothing double, every bad record in the dead-letter topic
             questions.until_answered_after(time.monotonic())
             assert "seven million crowns" in helm_test(world, url)
-            before = until_loaded("default", settings.serve.replicas)
+            before = until_loaded(settings.model.checkpoint, settings.serve.replicas)
             deploy(settings, checkpoint="next")  # as `helm upgrade` with another settings.model.checkpoint
             assert until_loaded("next", settings.serve.replicas) == before  # the same replicas: nothing was restarted
             questions.until_answered_after(time.monotonic())

@@ -94,7 +94,7 @@ def model_id_of(settings: Settings) -> str:
     """`lexical-1`, or the name of the checkpoint where one is set. Raises ServiceError for the checkpoint `missing`."""
     if settings.model.checkpoint == "missing":
         raise ServiceError("checkpoint `missing` was not found")
-    return MODEL.model_id if settings.model.checkpoint == "default" else settings.model.checkpoint
+    return MODEL.model_id if settings.model.checkpoint == "auto" else settings.model.checkpoint
 
 
 def settings_for(uri: str, **flags: Any) -> Settings:
