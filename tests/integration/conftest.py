@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,12 @@ def find_free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@pytest.fixture
+def now_ms() -> int:
+    """The time of this test, in epoch milliseconds: ages are told from it however long the tests before it took."""
+    return int(time.time() * 1000)
 
 
 @pytest.fixture(scope="session")

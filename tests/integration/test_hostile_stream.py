@@ -31,7 +31,6 @@ from tests.record_batches import CODECS, Record, batch, changed, produce_batch
 GOOD: list[Record] = [
     (f"d{number}".encode(), Document(f"d{number}", "The ferry sails. " * 20).to_json(), []) for number in range(3)
 ]
-NOW_MS = int(time.time() * 1000)
 
 
 @pytest.fixture
@@ -175,7 +174,7 @@ def test_two_producers_whose_transactions_interleave_are_told_apart(
 
 
 def test_reading_again_from_a_time_steps_over_records_whose_times_lie_ahead(
-    kafka_settings: KafkaSettings, broker: str
+    kafka_settings: KafkaSettings, broker: str, now_ms: int
 ) -> None:
     one_partition = kafka_settings.model_copy(update={"partitions": 1})
     admin = KafkaAdminClient(bootstrap_servers=broker)
@@ -183,11 +182,11 @@ def test_reading_again_from_a_time_steps_over_records_whose_times_lie_ahead(
     admin.create_topics({one_partition.topic: {"num_partitions": 1, "replication_factor": -1, "configs": configs}})
     admin.close()
     hour_ms = 3_600_000
-    times_ms = [NOW_MS - 9 * hour_ms, 2**62, 253_402_300_800_000_000, NOW_MS + 400 * 24 * hour_ms, -1]
-    times_ms += [NOW_MS - 8 * hour_ms, NOW_MS - 7 * hour_ms, (NOW_MS - 2 * hour_ms) * 1000, NOW_MS - hour_ms]
+    times_ms = [now_ms - 9 * hour_ms, 2**62, 253_402_300_800_000_000, now_ms + 400 * 24 * hour_ms, -1]
+    times_ms += [now_ms - 8 * hour_ms, now_ms - 7 * hour_ms, (now_ms - 2 * hour_ms) * 1000, now_ms - hour_ms]
     produce(one_partition, broker, *(batch(GOOD[:1], time_ms=time_ms) for time_ms in times_ms))
     for hours, offset in ((10, 0), (7.5, 6), (3, 7), (1.5, 8)):
-        moment = datetime.fromtimestamp((NOW_MS - hours * hour_ms) / 1000, UTC)
+        moment = datetime.fromtimestamp((now_ms - hours * hour_ms) / 1000, UTC)
         assert rewind(one_partition, broker, moment) == {0: offset}
     assert rewind(one_partition, broker, datetime(1, 1, 1, tzinfo=UTC)) == {0: 0}
     assert rewind(one_partition, broker, datetime(2200, 1, 1, tzinfo=UTC)) == {0: 9}
@@ -205,23 +204,23 @@ def letters_of(settings: KafkaSettings, broker: str, *records: RawRecord) -> lis
 
 
 def test_a_letter_keeps_any_time_and_a_replay_only_what_a_broker_takes(
-    one_partition: KafkaSettings, broker: str
+    one_partition: KafkaSettings, broker: str, now_ms: int
 ) -> None:
-    times_ms = [NOW_MS - 5000, NOW_MS + 10**11, -1, 0]
+    times_ms = [now_ms - 5000, now_ms + 10**11, -1, 0]
     records = [RawRecord("documents", 0, number, time_ms, b"k", b"v") for number, time_ms in enumerate(times_ms)]
     assert [one.timestamp_ms for one in letters_of(one_partition, broker, *records)] == [*times_ms[:3], 0]
     assert replay(one_partition, broker).sent == 4
     sent_ms = [one.timestamp_ms for one in read_topic(one_partition, broker, one_partition.topic)]
     assert sent_ms[0] == times_ms[0]
-    assert all(NOW_MS - 60_000 < time_ms < NOW_MS + 600_000 for time_ms in sent_ms[1:])
+    assert all(now_ms - 60_000 < time_ms < now_ms + 600_000 for time_ms in sent_ms[1:])
 
 
 def test_a_record_that_the_dead_letter_topic_cant_take_leaves_a_letter_that_names_its_place(
-    one_partition: KafkaSettings, broker: str
+    one_partition: KafkaSettings, broker: str, now_ms: int
 ) -> None:
-    huge = RawRecord("documents", 2, 4, NOW_MS, b"k", bytes(65 * 2**20), (("origin", b"wire"),))
-    unspeakable = RawRecord("documents", 2, 5, NOW_MS, b"k", b"v", (("half \ud83d", b"x"),))
-    fine = RawRecord("documents", 2, 6, NOW_MS, b"k", b"v", (("cmt-left-out", b"forged"),))
+    huge = RawRecord("documents", 2, 4, now_ms, b"k", bytes(65 * 2**20), (("origin", b"wire"),))
+    unspeakable = RawRecord("documents", 2, 5, now_ms, b"k", b"v", (("half \ud83d", b"x"),))
+    fine = RawRecord("documents", 2, 6, now_ms, b"k", b"v", (("cmt-left-out", b"forged"),))
     first, second, third = letters_of(one_partition, broker, huge, unspeakable, fine)
     assert (first.topic, first.partition, first.offset, first.epoch) == ("documents", 2, 4, 7)
     assert first.left_out == f"1 bytes of key, {65 * 2**20} of value, 1 headers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from services.stream.progress import partition_progress
 from services.stream.rewind import rewind
 from services.stream.source import AssignedSource
 from services.stream.topics import ensure_topics
-
-NOW_MS = int(time.time() * 1000)
 
 
 def fill(settings: KafkaSettings, broker: str, times_ms: list[int]) -> None:
@@ -46,8 +43,10 @@ def read_all(settings: KafkaSettings, broker: str, partitions: set[int]) -> list
         return found
 
 
-def test_assigned_partitions_are_read_from_what_is_committed(kafka_settings: KafkaSettings, broker: str) -> None:
-    fill(kafka_settings, broker, [NOW_MS] * 40)
+def test_assigned_partitions_are_read_from_what_is_committed(
+    kafka_settings: KafkaSettings, broker: str, now_ms: int
+) -> None:
+    fill(kafka_settings, broker, [now_ms] * 40)
     everything = read_all(kafka_settings, broker, {0, 1})
     assert len(everything) == 40
     with AssignedSource(kafka_settings, broker) as source:
@@ -65,8 +64,10 @@ def test_assigned_partitions_are_read_from_what_is_committed(kafka_settings: Kaf
     assert min(offset for partition, offset, _ in later if partition == 1) == 0
 
 
-def test_held_partitions_are_not_fetched_until_they_are_let_go(kafka_settings: KafkaSettings, broker: str) -> None:
-    fill(kafka_settings, broker, [NOW_MS] * 40)
+def test_held_partitions_are_not_fetched_until_they_are_let_go(
+    kafka_settings: KafkaSettings, broker: str, now_ms: int
+) -> None:
+    fill(kafka_settings, broker, [now_ms] * 40)
     with AssignedSource(kafka_settings, broker) as source:
         source.hold({0})
         source.assign({0, 1})
@@ -80,8 +81,10 @@ def test_held_partitions_are_not_fetched_until_they_are_let_go(kafka_settings: K
         assert len(first) + len(then) == 40
 
 
-def test_progress_tells_lag_and_the_age_of_the_oldest_record(kafka_settings: KafkaSettings, broker: str) -> None:
-    fill(kafka_settings, broker, [NOW_MS - 60_000] * 30)
+def test_progress_tells_lag_and_the_age_of_the_oldest_record(
+    kafka_settings: KafkaSettings, broker: str, now_ms: int
+) -> None:
+    fill(kafka_settings, broker, [now_ms - 60_000] * 30)
     before = partition_progress(kafka_settings, broker)
     assert [one.committed for one in before] == [None, None]
     assert sum(one.lag for one in before) == 30
@@ -105,17 +108,17 @@ def test_progress_of_a_topic_that_is_missing(kafka_settings: KafkaSettings, brok
         rewind(kafka_settings, broker, None)
 
 
-def test_rewinding_to_the_beginning_and_to_a_time(kafka_settings: KafkaSettings, broker: str) -> None:
-    fill(kafka_settings, broker, [NOW_MS - 10_000 + number * 100 for number in range(100)])
+def test_rewinding_to_the_beginning_and_to_a_time(kafka_settings: KafkaSettings, broker: str, now_ms: int) -> None:
+    fill(kafka_settings, broker, [now_ms - 10_000 + number * 100 for number in range(100)])
     with AssignedSource(kafka_settings, broker) as source:
         source.assign({0, 1})
         source.commit({one.partition: one.end for one in partition_progress(kafka_settings, broker)})
     assert read_all(kafka_settings, broker, {0, 1}) == []
-    moment = datetime.fromtimestamp((NOW_MS - 5_000) / 1000, UTC)
+    moment = datetime.fromtimestamp((now_ms - 5_000) / 1000, UTC)
     rewind(kafka_settings, broker, moment)
     again = read_all(kafka_settings, broker, {0, 1})
-    assert sorted(time_ms for _, _, time_ms in again) == [NOW_MS - 10_000 + number * 100 for number in range(50, 100)]
-    rewind(kafka_settings, broker, datetime.fromtimestamp(NOW_MS / 1000 + 99, UTC))
+    assert sorted(time_ms for _, _, time_ms in again) == [now_ms - 10_000 + number * 100 for number in range(50, 100)]
+    rewind(kafka_settings, broker, datetime.fromtimestamp(now_ms / 1000 + 99, UTC))
     assert read_all(kafka_settings, broker, {0, 1}) == []
     rewind(kafka_settings, broker, None)
     assert len(read_all(kafka_settings, broker, {0, 1})) == 100
@@ -129,8 +132,10 @@ def status(*arguments: str) -> dict[str, object]:
     return found
 
 
-def test_status_command_needs_nothing_that_runs(kafka_settings: KafkaSettings, broker: str, tmp_path: Path) -> None:
-    fill(kafka_settings, broker, [NOW_MS] * 12)
+def test_status_command_needs_nothing_that_runs(
+    kafka_settings: KafkaSettings, broker: str, tmp_path: Path, now_ms: int
+) -> None:
+    fill(kafka_settings, broker, [now_ms] * 12)
     flags = ["--topic", kafka_settings.topic, "--bootstrap-servers", broker, "--bank", str(tmp_path / "bank")]
     empty = status(*flags)
     assert (empty["lag"], empty["documents"], empty["bank_version"]) == (12, 0, 0)
@@ -160,23 +165,23 @@ def test_backfill_flags_that_make_no_sense(flags: list[str]) -> None:
 
 
 def test_page_sees_lag_and_dead_letters_in_kafka_where_ingest_reports_nothing(
-    kafka_settings: KafkaSettings, broker: str
+    kafka_settings: KafkaSettings, broker: str, now_ms: int
 ) -> None:
     settings = kafka_settings.model_copy(update={"bootstrap_servers": broker})
-    fill(settings, broker, [NOW_MS] * 20)
+    fill(settings, broker, [now_ms] * 20)
     with AssignedSource(settings, broker) as source:
         source.assign({0, 1})
         assert source.commit({0: 3, 1: 2})
     assert look_at_kafka(settings) == StreamView(lag_records=15, committed_records=5, dead_letters=0)
     ensure_topics(settings, broker)
-    fill(settings.model_copy(update={"topic": settings.dlq_topic}), broker, [NOW_MS] * 3)
+    fill(settings.model_copy(update={"topic": settings.dlq_topic}), broker, [now_ms] * 3)
     assert look_at_kafka(settings) == StreamView(lag_records=15, committed_records=5, dead_letters=3)
 
 
-def test_what_the_embedded_broker_takes_along_is_told(kafka_settings: KafkaSettings, broker: str) -> None:
+def test_what_the_embedded_broker_takes_along_is_told(kafka_settings: KafkaSettings, broker: str, now_ms: int) -> None:
     ensure_topics(kafka_settings, broker)
     assert unread(kafka_settings, broker) == ""
-    fill(kafka_settings, broker, [NOW_MS] * 3)
+    fill(kafka_settings, broker, [now_ms] * 3)
     assert unread(kafka_settings, broker).startswith(
         "3 records were not read, and the embedded broker keeps them in memory"
     )
