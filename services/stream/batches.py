@@ -20,6 +20,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
 from services.stream.codecs import decompressed
+from services.stream.membership import keep_finished_joins
 from services.stream.record import RawRecord
 
 __all__ = ["DocumentConsumer", "FetchedRecords"]
@@ -37,6 +38,7 @@ class DocumentConsumer(KafkaConsumer):  # type: ignore[misc] # kafka-python has 
     def __init__(self, **configs: Any) -> None:
         super().__init__(**configs)
         self._fetcher = _Fetcher(self._client, self._subscription, metrics=self._metrics, **self.config)
+        keep_finished_joins(self._coordinator)
 
     def beginning_offsets(self, partitions: Any, timeout_ms: int | None = None) -> dict[Any, int]:
         """As the client's own; KafkaError, and no KeyError, for a partition so new that the client does not know it yet."""
