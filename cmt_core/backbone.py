@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
 _log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 12
+_LOADING = threading.Lock()  # transformers sets the number type of the whole process while it loads
 _LEAN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.01}
 
 
@@ -92,11 +94,15 @@ class Backbone:
         Raises ModelSourceError or UnsupportedModelError.
         """
         transformers_logging.disable_progress_bar()
+        kind = dtype or pick_dtype(device)
+        with _LOADING:
+            return cls._loaded(folder, device, kind)
+
+    @classmethod
+    def _loaded(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Backbone:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or pick_dtype(device), attn_implementation="sdpa"
-            )
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelSourceError(f"model folder {folder} can't be loaded: {one_line(error)}") from None
         model.to(device)

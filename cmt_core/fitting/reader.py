@@ -16,9 +16,12 @@ from cmt_core.fitting.fit_config import Progress
 from cmt_core.generation import generate, read_rows
 from cmt_core.tokens import Tokens
 
-__all__ = ["ChatReader", "Item"]
+__all__ = ["ChatReader", "Item", "batches", "wide_batches"]
 
-_ROWS = 8  # windows or questions read together
+_ROWS = 8  # windows read, or gradients taken, together
+_CONTEXT_BYTES = (
+    192 * 2**20
+)  # of windows behind which answers are written together: weights are read once a step for all
 
 
 @dataclass(slots=True)
@@ -67,12 +70,13 @@ class ChatReader:
         mask = torch.arange(max(sizes), device=device)[None, :] < torch.tensor(sizes, device=device)[:, None]
         return place_chosen(self.backbone, self.head, padded, adjoining(mask[:, None]))
 
+    @torch.inference_mode()
     def answers(
-        self, rows: Sequence[Tensor | None], prompts: Sequence[list[int]], max_new_tokens: int
+        self, items: Sequence[Item], prompts: Sequence[list[int]], max_new_tokens: int, stop_ids: set[int]
     ) -> list[list[int]]:
-        """Greedy answers in tokens to prompts, each behind its own window."""
-        made = generate(self.backbone, self.context(rows), prompts, max_new_tokens, self.prompting.stop_ids)
-        return [one.ids for one in made]
+        """Greedy answers in tokens to prompts, each behind its own exact window, up to one of `stop_ids`, which is left out."""
+        context = self.context([item.exact for item in items])
+        return [one.ids for one in generate(self.backbone, context, prompts, max_new_tokens, stop_ids)]
 
     def nats(self, context: Context, items: Sequence[Item]) -> Tensor:
         """Log-loss in nats a token of each item's target behind its row of `context` (B,); gradients pass."""
@@ -100,7 +104,15 @@ class ChatReader:
         return rows.half().to(self.backbone.dtype)  # as a checkpoint keeps it
 
 
-def batches(items: Sequence[Item]) -> list[list[Item]]:
+def batches(items: Sequence[Item], rows: int = _ROWS) -> list[list[Item]]:
     """Items of like length together."""
     order = sorted(items, key=lambda item: len(item.ids))
-    return [order[start : start + _ROWS] for start in range(0, len(order), _ROWS)]
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def wide_batches(items: Sequence[Item]) -> list[list[Item]]:
+    """As many items of like length together as writing answers can keep in memory."""
+    if not items:
+        return []
+    longest = max(item.exact.nbytes for item in items)
+    return batches(items, max(_ROWS, _CONTEXT_BYTES // longest))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cmt_core.fitting.fit_config import Progress
-from cmt_core.fitting.reader import ChatReader, Item, batches
+from cmt_core.fitting.reader import ChatReader, Item, wide_batches
 from cmt_core.prompt import SHORT_ANSWERS
 
 __all__ = ["ask_itself"]
 
 _ASK = "Ask one short question about a name, a number, a place or a time in this passage. Write the question alone."
 _GENERAL = "What does this passage say?"
-_QUESTION_TOKENS, _ANSWER_TOKENS = 32, 32
+_QUESTION_TOKENS, _ANSWER_TOKENS = 24, 24
 
 
 def ask_itself(reader: ChatReader, items: Sequence[Item], progress: Progress, stage: str) -> None:
@@ -20,30 +20,38 @@ def ask_itself(reader: ChatReader, items: Sequence[Item], progress: Progress, st
 
     Every other answer is asked for in a few words, as question-answer sets have them.
     """
-    done = 0
-    for part in batches(items):
-        unasked = [item for item in part if not item.question]
-        prompts = [reader.prompting.question(_ASK) for _ in unasked]
-        if unasked:
-            asked = reader.answers([item.exact for item in unasked], prompts, _QUESTION_TOKENS)
-            for item, ids in zip(unasked, asked, strict=True):
-                item.question = _question(reader.tokens.text(ids))
-        for number, item in enumerate(part):
-            item.prompt = reader.prompting.question(item.question, (), SHORT_ANSWERS if number % 2 else "")
-        unanswered = [item for item in part if item.target is None]
-        if unanswered:
-            rows, prompts = [item.exact for item in unanswered], [item.prompt or [] for item in unanswered]
-            for item, ids in zip(unanswered, reader.answers(rows, prompts, _ANSWER_TOKENS), strict=True):
-                item.target = (
-                    ids if len(ids) == _ANSWER_TOKENS else [*ids, reader.prompting.answer("", closed=False)[-1]]
-                )
+    total, done = 2 * len(items), 0
+    unasked = [item for item in items if not item.question]
+    for part in wide_batches(unasked):
+        prompt = reader.prompting.question(_ASK)
+        asked = reader.answers(part, [prompt] * len(part), _QUESTION_TOKENS, reader.prompting.stop_ids | _marks(reader))
+        for item, ids in zip(part, asked, strict=True):
+            item.question = _question(reader.tokens.text(ids), whole=len(ids) < _QUESTION_TOKENS)
         done += len(part)
-        progress(stage, done, len(items))
+        progress(stage, done, total)
+    for number, item in enumerate(items):
+        item.prompt = reader.prompting.question(item.question, (), SHORT_ANSWERS if number % 2 else "")
+    end = reader.prompting.answer("", closed=False)[-1:]
+    done = len(items)
+    for part in wide_batches([item for item in items if item.target is None]):
+        prompts = [item.prompt or [] for item in part]
+        answers = reader.answers(part, prompts, _ANSWER_TOKENS, reader.prompting.stop_ids)
+        for item, ids in zip(part, answers, strict=True):
+            item.target = ids if len(ids) == _ANSWER_TOKENS else [*ids, *end]
+        done += len(part)
+        progress(stage, done, total)
+    progress(stage, total, total)
 
 
-def _question(text: str) -> str:
-    """The first line of what was written, up to its question mark."""
+def _marks(reader: ChatReader) -> set[int]:
+    """The tokens that end a question, whatever follows in them: nothing behind one is read."""
+    return {ids[0] for mark in ("?", "?\n", "?\n\n", '?"') if len(ids := reader.tokens.ids(mark)) == 1}
+
+
+def _question(text: str, whole: bool) -> str:
+    """The first line of what was written, up to its question mark; a statement, or what was cut off, asks nothing."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     line = line.removeprefix("Question:").strip().strip('"')
-    head, mark, _ = line.partition("?")
-    return f"{head}?" if mark and len(head.split()) > 2 else _GENERAL
+    head = line.partition("?")[0].strip()
+    asks = ("?" in line or (whole and not line.endswith((".", "!")))) and len(head.split()) > 2
+    return f"{head}?" if asks else _GENERAL

@@ -64,7 +64,7 @@ class Experiment:
         """With the settings of a file; raises SettingsError."""
         return cls(read_settings(config), dataset, questions, k, seed)
 
-    def model(self, checkpoint: Path | None = None) -> Any:
+    def model(self, checkpoint: Path | str | None = None) -> Any:
         """The CMT of the settings, or of another checkpoint."""
         from services.models import load_cmt
 

@@ -1,7 +1,10 @@
-"""`cmt eval retention|robustness|scaling|forgetting|bytes|ablation`: the paper's experiments on one checkpoint."""
+"""`cmt eval own|retention|robustness|scaling|forgetting|bytes|ablation`: experiments on one checkpoint, or several."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,18 +27,48 @@ from services.commands.evaluation_inputs import (
 )
 from services.commands.options import Config
 from services.errors import SettingsError
+from services.terminal import echo
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the experiments to `cmt eval`."""
+    app.command("own")(own_command)
     app.command("retention")(retention_command)
     app.command("robustness")(robustness_command)
     app.command("scaling")(scaling_command)
     app.command("forgetting")(forgetting_command)
     app.command("bytes")(bytes_command)
     app.command("ablation")(ablation_command)
+
+
+def own_command(
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoints of one LLM, folders or `auto`; default the settings'.")
+    ] = None,
+    dataset: Dataset = SQUAD,
+    config: Config = None,
+    questions: Questions = 300,
+    seed: Seed = 0,
+    closed: Annotated[bool, typer.Option("--closed", help="Also without any document.")] = False,
+    since: Annotated[str | None, typer.Option(help="Only rows dated YYYY-MM-DD or later.")] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Questions about their own documents, as text and as memories: the reading alone. It goes on where it was ended."""
+    from cmt_core.evaluation.own_document import KeptAnswers, beside, own_documents
+
+    asked = Experiment.of(config, dataset, questions, 0, seed)
+    kept = KeptAnswers(out / "own_answers.jsonl")
+    examples = asked.examples(since)
+    first, *others = checkpoints or [asked.settings.model.checkpoint]
+    model = asked.model(first)
+    models = itertools.chain([(first, model)], ((name, beside(model, Path(name))) for name in others))
+    points = []
+    for point in own_documents(models, examples, questions=questions, seed=seed, kept=kept, closed=closed, report=say):
+        points.append(point)
+        echo(json.dumps(dataclasses.asdict(point)))
+    asked.write(out, "own", points, "token_bytes", "f1", "bytes a token")
 
 
 def retention_command(

@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.errors import CheckpointError, UnsupportedModelError
 from cmt_core.fitting import auto
+from cmt_core.fitting.auto import auto_checkpoint
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.fitting.known import known_checkpoint
 from cmt_core.model import CMT
+from cmt_core.retriever import Retriever
 from tests.unit.conftest import TinyFolders
 
 SIZES = FitConfig(token_bytes=24, windows=24, questions=4, held_out=4, window_tokens=64)
@@ -86,17 +89,43 @@ def test_another_size_or_template_is_another_fit(load: Load, other_llm: Path, tm
     assert len(ids) == 3
 
 
-def test_several_that_start_at_once_share_one_fit(load: Load, other_llm: Path) -> None:
+def test_several_that_start_at_once_share_one_fit(tiny_folders: TinyFolders, other_llm: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    models: list[CMT] = []
-    threads = [threading.Thread(target=lambda: models.append(load(other_llm, lines))) for _ in range(3)]
+    found: list[Path] = []
+    device = torch.device("cpu")
+    encoder = Retriever(tiny_folders.retriever, device)
+    backbones = [Backbone.load(other_llm, device) for _ in range(3)]  # in their own processes, but for the test
+
+    def start(backbone: Backbone) -> None:
+        names = {"llm": "other", "retriever_name": "tiny", "config": SIZES, "report": lines.append}
+        found.append(auto_checkpoint(backbone, "f", encoder, "e", tmp_path, **names))
+
+    threads = [threading.Thread(target=start, args=(backbone,)) for backbone in backbones]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert len({model.model_id for model in models}) == 1
-    assert len(models) == 3
+    assert len(found) == 3
+    assert len(set(found)) == 1
     assert len([line for line in lines if line.startswith("fitting ")]) == 1
+
+
+def test_llms_can_be_loaded_by_several_threads_at_once(other_llm: Path) -> None:
+    """Loading sets PyTorch's number type for the whole process while it lasts."""
+    loaded: list[Backbone] = []
+    type_before = torch.get_default_dtype()
+
+    def load() -> None:
+        loaded.append(Backbone.load(other_llm, torch.device("cpu"), torch.bfloat16))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len({backbone.fingerprint() for backbone in loaded}) == 1
+    assert len(loaded) == 4
+    assert torch.get_default_dtype() == type_before
 
 
 def test_a_named_checkpoint_of_other_weights_is_refused_with_the_way_out(
