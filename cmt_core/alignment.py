@@ -6,24 +6,14 @@ p + i * window + its own token's place, so that a question always follows at p +
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from cmt_core.aggregation import Chosen, stack
-from cmt_core.backbone import Backbone, PlacedCache
+from cmt_core.backbone import Backbone
+from cmt_core.context import Context
 
-__all__ = ["Context", "place", "place_chosen", "place_rows"]
-
-
-@dataclass(slots=True)
-class Context:
-    """A cache of S columns for B rows, which of them exist (B, S), and the position of each row's next token (B,)."""
-
-    cache: PlacedCache
-    seen: Tensor
-    next_position: Tensor
+__all__ = ["place", "place_chosen", "place_rows"]
 
 
 def place(backbone: Backbone, prefix: Tensor, documents: Tensor, mask: Tensor, window_tokens: int) -> Context:

@@ -1,4 +1,4 @@
-"""Answers of a CMT in a running batch: queries join with what they read, tokens come out, rows leave."""
+"""Answers in a running batch: queries join with what they read, tokens come out, rows leave."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from cmt_core.contexts import Contexts
 from cmt_core.continuous import ContinuousBatch, TokenEngine
-from cmt_core.model import CMT
 from cmt_core.query import Query, Started
 from cmt_core.reading import Reading
 
@@ -15,11 +15,11 @@ __all__ = ["AnswerBatch"]
 
 
 class AnswerBatch:
-    """A running batch of questions to `cmt`, on its own engine or on a given one; not thread-safe."""
+    """A running batch of questions that read what `contexts` makes, on an engine of its own or a given one; not thread-safe."""
 
-    def __init__(self, cmt: CMT, engine: TokenEngine | None = None) -> None:
-        self._cmt = cmt
-        self._engine: TokenEngine = engine or ContinuousBatch(cmt.backbone)
+    def __init__(self, contexts: Contexts, engine: TokenEngine | None = None) -> None:
+        self._contexts = contexts
+        self._engine: TokenEngine = engine or ContinuousBatch(contexts.backbone)
         self._stop_ids: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class AnswerBatch:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, as far as they go."""
-        return self._cmt.tokens.text(ids)
+        return self._contexts.tokens.text(ids)
 
     @torch.inference_mode()
     def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
         reading = self._read(queries)
         prompts = [self._prompt(query) for query in queries]
         weights = [self._weight(query) for query in queries]
-        plain = self._cmt.context_of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
+        plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
         try:
@@ -85,24 +85,24 @@ class AnswerBatch:
     def _read(self, queries: Sequence[Query]) -> Reading:
         match queries[0].mode:
             case "rag":
-                return self._cmt.context_of_text([query.passages for query in queries])
+                return self._contexts.of_text([query.passages for query in queries])
             case "closed":
-                return self._cmt.context_of_nothing(len(queries))
+                return self._contexts.of_nothing(len(queries), prefixed=False)
             case _:
-                return self._cmt.context(
+                return self._contexts.of_memories(
                     [query.question for query in queries],
                     [query.memories for query in queries],
                     _scores(queries),
                 )
 
     def _prompt(self, query: Query) -> list[int]:
-        prompting, asked = self._cmt.prompting, (query.question, query.earlier, query.instructions)
+        prompting, asked = self._contexts.prompting, (query.question, query.earlier, query.instructions)
         if query.mode == "closed":
             return prompting.closed(*asked)
         return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked)]
 
     def _texts(self, query: Query) -> list[int]:
-        return self._cmt.prompting.texts(query.passages)
+        return self._contexts.prompting.texts(query.passages)
 
     def _weight(self, query: Query) -> float:
         """The share of the memory's scores; the rest are those of the same prompt without a memory."""
@@ -110,7 +110,7 @@ class AnswerBatch:
             return 1.0
         if query.memory_weight is not None:
             return query.memory_weight
-        return self._cmt.config.decoding_weight if query.mode == "memory" else 1.0
+        return self._contexts.config.decoding_weight if query.mode == "memory" else 1.0
 
     def _unless_stop(self, row: int, token: int) -> int | None:
         return None if token in self._stop_ids[row] else token

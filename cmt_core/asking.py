@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
-from cmt_core.generation import read_rows
-from cmt_core.objective import memory_aware
+from cmt_core.context import Context, read_rows
+from cmt_core.mixed_logits import memory_aware
 from cmt_core.prompting import Prompting
 from cmt_core.reading import Reading
 

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from cmt_core.backbone_family import (
     NO_ROTARY,
+    Computed,
     check_computation,
     check_parts,
     norms_heads_first,
@@ -81,7 +82,7 @@ class Backbone:
         self._heads_first = norms_heads_first(model)
         self._watches: list[Watch] = []
         self._lean: LeanLayers | None = None
-        check_computation(self)
+        check_computation(model, self._computed)
         if lean is not None and self._agrees(lean):
             self._lean = lean
         elif lean is not None:
@@ -208,6 +209,13 @@ class Backbone:
             )
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def _computed(self, ids: Tensor) -> Computed:
+        """What `check_computation` compares with the model's own."""
+        nothing = torch.zeros(0, self.shape.width, dtype=self.dtype, device=self.device)
+        x, deepest, hidden = self.read_at_depth(ids, torch.ones_like(ids), nothing, self.shape.layers)
+        positions = torch.arange(ids.shape[1], device=self.device)[None]
+        return Computed(self.cache(x, positions), deepest, hidden, self.logits(hidden))
 
     @torch.no_grad()
     def _agrees(self, lean: LeanLayers) -> bool:

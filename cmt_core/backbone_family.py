@@ -7,19 +7,19 @@ our logits are its own. So a new family needs no entry in a list, and one that c
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cmt_core.errors import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from cmt_core.backbone import Backbone
+from cmt_core.placed_cache import PlacedCache
 
 __all__ = [
     "NO_ROTARY",
+    "Computed",
     "SlidingWindows",
     "check_computation",
     "check_parts",
@@ -114,20 +114,26 @@ def _recurrent_layers(model: Any) -> str:
     return ""
 
 
+class Computed(NamedTuple):
+    """What is computed here of T tokens: their placed cache, the last hidden states twice, as captured at depth L and as the
+    layers return them (1, T, D), and next-token logits (1, T, V)."""
+
+    cache: PlacedCache
+    deepest: Tensor
+    hidden: Tensor
+    logits: Tensor
+
+
 @torch.no_grad()
-def check_computation(backbone: Backbone) -> None:
-    """Raises UnsupportedModelError unless keys, values and logits of a few tokens are the model's own."""
-    family = str(backbone.model.config.model_type)
-    vocabulary = backbone.model.config.vocab_size
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=backbone.device)[None] * 7 % vocabulary
-    positions = torch.arange(_PROBE_TOKENS, device=backbone.device)[None]
+def check_computation(model: Any, compute: Callable[[Tensor], Computed]) -> None:
+    """Raises UnsupportedModelError unless what `compute` makes of a few tokens' ids (1, T) is the model's own."""
+    family = str(model.config.model_type)
+    ids = torch.arange(1, _PROBE_TOKENS + 1, device=model.device)[None] * 7 % model.config.vocab_size
     try:
-        nothing = torch.zeros(0, backbone.shape.width, dtype=backbone.dtype, device=backbone.device)
-        x, deepest, hidden = backbone.read_at_depth(ids, torch.ones_like(ids), nothing, backbone.shape.layers)
-        ours, logits = backbone.cache(x, positions), backbone.logits(hidden)
+        ours, deepest, hidden, logits = compute(ids)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         raise _unsupported(family, "its keys and values have another shape") from None
-    theirs = backbone.model(input_ids=ids, use_cache=True)
+    theirs = model(input_ids=ids, use_cache=True)
     pairs = [(logits, theirs.logits), (deepest, hidden)]
     for mine, own in zip(ours.layers, theirs.past_key_values.layers, strict=True):
         pairs += [(mine.keys, own.keys), (mine.values, own.values)]

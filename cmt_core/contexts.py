@@ -24,11 +24,12 @@ from cmt_core.aggregation import (
 from cmt_core.alignment import place, place_chosen, place_rows
 from cmt_core.backbone import Backbone
 from cmt_core.config import MemoryConfig
+from cmt_core.decoded import DecodedMemories
 from cmt_core.errors import MemoryFormatError
 from cmt_core.memory_format import MemoryFormat
 from cmt_core.prompting import Prompting
 from cmt_core.question_likelihood import question_log_likelihood
-from cmt_core.reading import DecodedMemories, Reading
+from cmt_core.reading import Reading
 from cmt_core.soft_memory import SoftMemory
 from cmt_core.tokens import Tokens, bucket
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
+from cmt_core.context import Context
 from cmt_core.generation import Prefilled, prefill
 from cmt_core.kv_slots import KVSlots
-from cmt_core.objective import memory_aware
+from cmt_core.mixed_logits import memory_aware
 from cmt_core.query import Sampling
 
 __all__ = ["ContinuousBatch", "Joined", "TokenEngine"]

@@ -12,12 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
+from cmt_core.context import Context, read_rows
 
-__all__ = ["Generated", "Prefilled", "generate", "prefill", "read_rows"]
-
-_BUCKET_TOKENS = 8  # prompts are padded to whole buckets: every new shape costs the CPU kernels a re-tuning
+__all__ = ["Generated", "Prefilled", "generate", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +58,6 @@ def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int
     final = torch.stack([layer[torch.arange(B), lengths - 1] for layer in queries])  # (L, B, heads * d)
     shares = _attention(backbone, context, final, last, seen)
     return Prefilled(backbone.logits(hidden[torch.arange(B), lengths - 1]), seen, last, shares)
-
-
-def read_rows(backbone: Backbone, context: Context, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Last hidden states (B, Q, D) of rows of token ids behind those of `context`, their lengths (B,), and which columns of the
-    cache, extended by the padded rows, then exist (B, S + Q)."""
-    device = backbone.device
-    lengths = torch.tensor([len(row) for row in rows], device=device)  # (B,)
-    B, Q = len(rows), -(-int(lengths.max()) // _BUCKET_TOKENS) * _BUCKET_TOKENS
-    ids = torch.zeros(B, Q, dtype=torch.long, device=device)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-    steps = torch.arange(Q, device=device)
-    causal = torch.ones(Q, Q, dtype=torch.bool, device=device).tril()
-    seen = torch.cat([context.seen, steps[None, :] < lengths[:, None]], dim=1)
-    attend = torch.cat([context.seen[:, None].expand(B, Q, -1), causal.expand(B, Q, Q)], dim=-1)[:, None]
-    hidden = backbone.forward(ids, context.next_position[:, None] + steps, attend, context.cache)
-    return hidden, lengths, seen
 
 
 def _continue(

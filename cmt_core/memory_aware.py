@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
+from cmt_core.context import Context
 from cmt_core.continuous import ContinuousBatch
 from cmt_core.generation import Generated
 from cmt_core.query import GREEDY

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cmt_core.answering import AnswerBatch
 from cmt_core.asking import Asked, log_loss
 from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.contexts import Contexts
+from cmt_core.decoded import DecodedMemories
 from cmt_core.errors import CheckpointError
 from cmt_core.fitting.auto import auto_checkpoint
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
@@ -24,13 +26,10 @@ from cmt_core.memory_aware import generate_mixed
 from cmt_core.memory_format import Memory
 from cmt_core.model_source import file_sha256, resolve_model
 from cmt_core.prompting import prompting_of
-from cmt_core.reading import DecodedMemories, Reading
+from cmt_core.reading import Reading
 from cmt_core.retriever import Retriever
 from cmt_core.tokens import Tokens, bucket
 from cmt_core.windows import Window, split_document
-
-if TYPE_CHECKING:
-    from cmt_core.answering import AnswerBatch
 
 __all__ = ["CMT", "Answer", "Memory"]
 
@@ -178,9 +177,7 @@ class CMT:
 
     def answer_batch(self) -> AnswerBatch:
         """A running batch, for answers that join and leave while others are being written."""
-        from cmt_core.answering import AnswerBatch  # it stands on this module
-
-        return AnswerBatch(self)
+        return AnswerBatch(self._contexts)
 
     @torch.inference_mode()
     def answer_bare(

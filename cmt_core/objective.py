@@ -1,8 +1,8 @@
 """What training minimises: the answer's log-loss, distillation from the exact keys and values, and self-matching.
 
-Source: CMT (arXiv 2412.07393) section 3 for the answer loss, the memory-aware objective and self-matching; uniformity of
-Wang and Isola (2020); InfoNCE of van den Oord et al. (2018); distillation from the uncompressed context as in context
-distillation (Cartridges, arXiv 2506.06266).
+Source: CMT (arXiv 2412.07393) section 3 for the answer loss and self-matching (its memory-aware objective: mixed_logits.py);
+uniformity of Wang and Isola (2020); InfoNCE of van den Oord et al. (2018); distillation from the uncompressed context as in
+context distillation (Cartridges, arXiv 2506.06266).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ __all__ = [
     "distance_of_hidden",
     "divergence",
     "evidence_loss",
-    "memory_aware",
 ]
 
 
@@ -42,14 +41,6 @@ def distance_of_hidden(student: Tensor, teacher: Tensor) -> Tensor:
 def evidence_loss(attention: Tensor, spans: Tensor) -> Tensor:
     """Mean log-loss in nats of finding the answer: attention (N, T) sums to 1, spans (N, T) is true where it stands."""
     return -((attention * spans).sum(dim=-1) + 1e-6).log().mean()
-
-
-def memory_aware(with_memory: Tensor, without: Tensor, weight: float) -> Tensor:
-    """Logits (..., V) that mix those with and without the memory: w * with + (1 - w) * without.
-
-    MemoryConfig.decoding_weight gives w of both of the paper's forms; training and decoding use this one formula.
-    """
-    return weight * with_memory.float() + (1 - weight) * without.float()
 
 
 def cosine_matching(questions: Tensor, documents: Tensor, own: Tensor, uniformity: float, t: float = 2.0) -> Tensor:

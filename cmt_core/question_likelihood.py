@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmt_core.alignment import Context
 from cmt_core.backbone import Backbone
-from cmt_core.generation import read_rows
+from cmt_core.context import Context, read_rows
 
 __all__ = ["question_log_likelihood"]
 

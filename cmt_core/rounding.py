@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+from cmt_core.decoded import DecodedMemories
 from cmt_core.errors import ConfigError
 from cmt_core.memory_format import KVCodeFormat
 from cmt_core.model import CMT
 from cmt_core.quantiser import HalfCodes, Quantiser
-from cmt_core.reading import DecodedMemories
 
 __all__ = ["FLOAT16", "kv_code_format", "with_bits"]
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from cmt_core.aggregation import adjoining
-from cmt_core.alignment import Context, place_chosen
+from cmt_core.alignment import place_chosen
 from cmt_core.backbone import Backbone
 from cmt_core.chat_prompting import INSTRUCTION, ChatPrompting
+from cmt_core.context import Context, read_rows
 from cmt_core.fitting.fit_config import Progress
-from cmt_core.generation import generate, read_rows
+from cmt_core.generation import generate
 from cmt_core.tokens import Tokens
 
 __all__ = ["ChatReader", "Item", "batches", "wide_batches"]

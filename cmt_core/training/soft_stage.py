@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cmt_core.aggregation import mean_to
-from cmt_core.alignment import Context, place
+from cmt_core.alignment import place
 from cmt_core.backbone import Backbone
-from cmt_core.objective import answer_loss, contrastive_matching, cosine_matching, divergence, memory_aware
+from cmt_core.context import Context
+from cmt_core.mixed_logits import memory_aware
+from cmt_core.objective import answer_loss, contrastive_matching, cosine_matching, divergence
 from cmt_core.soft_memory import SoftMemory
 from cmt_core.training.batches import IGNORED, Batch
 from cmt_core.training.stages import answer_questions, read_alone, targets_of, teach

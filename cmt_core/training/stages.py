@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cmt_core.aggregation import Select, rank_prior
-from cmt_core.alignment import Context, place, place_chosen
+from cmt_core.alignment import place, place_chosen
 from cmt_core.backbone import Backbone
 from cmt_core.compressor import KVCode
-from cmt_core.objective import answer_loss, distance_of_hidden, divergence, evidence_loss, memory_aware
+from cmt_core.context import Context
+from cmt_core.mixed_logits import memory_aware
+from cmt_core.objective import answer_loss, distance_of_hidden, divergence, evidence_loss
 from cmt_core.quantiser import Quantiser
 from cmt_core.training.batches import IGNORED, Batch, QuestionRows, attend
 

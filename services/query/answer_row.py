@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cmt_core.query import Query, Started
 from services.query.asks import UNKNOWN, Ask, Found, Reply, Source
 from services.query.ports import AnsweringModel, Hit
 from services.query.text_stream import TextStream
-
-if TYPE_CHECKING:
-    from services.query.scheduler import Ticket
+from services.query.ticket import Ticket
 
 __all__ = ["AnswerRow", "query_of", "unknown_reply"]
 

@@ -12,7 +12,8 @@ from cmt_core.errors import CoreError
 from services.errors import ServiceError
 from services.metrics import Metrics
 from services.query.asks import Ask, Event
-from services.query.scheduler import Retired, Scheduler, Ticket
+from services.query.scheduler import Retired, Scheduler
+from services.query.ticket import Ticket
 from services.settings import Settings
 from services.supervision import ServiceThread
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from services.query.grouping import attempted, failure_of, isolated
 from services.query.ports import AnsweringModel, MemoryReader, RunningBatch
 from services.query.prompt_budget import Fitted, PromptBudget
 from services.query.retrieval import Retrieval
+from services.query.ticket import Ticket
 from services.supervision import ServiceThread
 
-__all__ = ["Retired", "Scheduler", "SchedulerOptions", "Ticket"]
+__all__ = ["Retired", "Scheduler", "SchedulerOptions"]
 
 _log = logging.getLogger(__name__)
 _MOST_FAILURES = 5  # in a row, with no whole answer between them: then the replica needs another process
@@ -53,37 +53,6 @@ class SchedulerOptions:
     max_prompt_tokens: int = 4096
     shorten: bool = True
     join_at_once: int = 4
-
-
-class Ticket:
-    """A question on its way; `deliver` is called from the engine's threads, and a cancelled question gets nothing more."""
-
-    def __init__(self, ask: Ask, deliver: Callable[[Event], None]) -> None:
-        self.ask = ask
-        self.arrived_s = time.monotonic()
-        self.found = Found()
-        self.gone = False
-        self._deliver = deliver
-
-    def send(self, event: Event) -> None:
-        """Hands an event over, unless nobody waits for it any more."""
-        if self.gone:
-            return
-        self.gone = not isinstance(event, Delta)  # a Reply or a Failure is the last one
-        try:
-            self._deliver(event)
-        except Exception as error:  # noqa: BLE001 - whoever asked is not there any more; the others' answers go on
-            self.gone = True
-            _log.warning("an answer could not be delivered: %s", type(error).__name__)
-
-    @property
-    def late(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() - self.arrived_s > self.ask.deadline_s
-
-    def ms(self) -> float:
-        """Milliseconds since it came."""
-        return (time.monotonic() - self.arrived_s) * 1e3
 
 
 class Scheduler:

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmt_core.alignment import Context
-from cmt_core.answering import AnswerBatch
+from cmt_core.context import Context
+from cmt_core.decoded import DecodedMemories
 from cmt_core.generation import generate, prefill
 from cmt_core.model import CMT
 from cmt_core.query import Query, Sampling
-from cmt_core.reading import DecodedMemories, Reading
+from cmt_core.reading import Reading
 
 TOKENS = 10
 
@@ -52,7 +52,7 @@ class Run:
     """Drives a running batch and keeps what every query wrote."""
 
     def __init__(self, cmt: CMT) -> None:
-        self.batch = AnswerBatch(cmt)
+        self.batch = cmt.answer_batch()
         self.written: dict[int, list[int | None]] = {}
         self._query_of: dict[int, int] = {}
 
@@ -175,7 +175,7 @@ def test_memory_weight_goes_from_without_to_with_the_memory(exact_cmt: CMT, corp
 
 def test_prompt_tokens_and_weights_are_those_of_the_whole_answer(exact_cmt: CMT, corpus: tuple[str, ...]) -> None:
     queries = queries_of(exact_cmt, corpus)
-    batch = AnswerBatch(exact_cmt)
+    batch = exact_cmt.answer_batch()
     memory, rag = batch.join([queries[1], queries[2]])
     (whole,) = exact_cmt.answer([queries[1].question], [queries[1].memories], max_new_tokens=1)
     (text,) = exact_cmt.answer_rag([queries[2].question], [queries[2].passages], max_new_tokens=1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from cmt_core.alignment import Context, place
+from cmt_core.alignment import place
 from cmt_core.backbone import Backbone
+from cmt_core.context import Context
 from cmt_core.errors import UnsupportedModelError
 from cmt_core.generation import prefill
 from cmt_core.kv_slots import KVSlots

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from cmt_core.alignment_maps import LinearMaps, LowRankMaps
-from cmt_core.answering import AnswerBatch
 from cmt_core.backbone import Backbone, KVShape
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, MemoryFormatError
 from cmt_core.matching import Matching
+from cmt_core.mixed_logits import memory_aware
 from cmt_core.model import CMT
-from cmt_core.objective import contrastive_matching, cosine_matching, memory_aware
+from cmt_core.objective import contrastive_matching, cosine_matching
 from cmt_core.query import Query
 from cmt_core.retriever import Retriever
 from cmt_core.single_context import SingleContext
@@ -297,7 +297,7 @@ def test_soft_answer_does_not_depend_on_its_neighbours_and_is_that_of_the_runnin
     codes = [memory.code for text in corpus for memory in cmt.compress(cmt.windows("", text))]
     chosen = [codes[:1], codes[1:4]]
     together = cmt.answer(QUESTIONS, chosen, max_new_tokens=6)
-    batch = AnswerBatch(cmt)
+    batch = cmt.answer_batch()
     for question, own, other in zip(QUESTIONS, chosen, together, strict=True):
         (alone,) = cmt.answer([question], [own], max_new_tokens=6)
         assert (alone.text, alone.finish_reason) == (other.text, other.finish_reason)
@@ -322,7 +322,7 @@ def test_memory_aware_decoding_changes_the_answer_with_its_weight(
         (answer,) = cmt.answer(QUESTIONS[:1], [[memory.code]], max_new_tokens=6)
         texts[name] = answer.text
         if name == "little":
-            batch = AnswerBatch(cmt)
+            batch = cmt.answer_batch()
             (started,) = batch.join([Query(QUESTIONS[0], memories=[memory.code], memory_weight=0.0)])
             without = [started.token, *(batch.step()[started.row] for _ in range(5))]
             assert answer.text == batch.text([i for i in without if i is not None]).strip()

@@ -227,7 +227,8 @@ def test_start_of_another_method_gives_its_prefix(
 def test_code_stage_with_the_memory_aware_objective_trains_on_the_mix(
     tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, windows: list[TrainingWindow]
 ) -> None:
-    from cmt_core.objective import answer_loss, memory_aware
+    from cmt_core.mixed_logits import memory_aware
+    from cmt_core.objective import answer_loss
     from cmt_core.training.stages import answer_questions, read_alone, targets_of, teach
 
     batch = collate([windows[:4]], 1, 0, random.Random(0))
