@@ -27,7 +27,7 @@ from benchmarks.bank_ranking import measure_ranking
 from benchmarks.bank_rows import D_KEY, SyntheticNews
 from benchmarks.bars import Figure, Report
 from benchmarks.plots import plot_bank
-from cmt_core.ranking import Ranking
+from cmt_core.retrieval.ranking import Ranking
 from services.bank.maintenance import MaintenanceReport
 from services.bank.reader import BankReader
 from services.bank.schema import BankLayout

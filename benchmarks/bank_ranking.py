@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from benchmarks.bars import Figure, Report
-from cmt_core.backbone import pick_device
 from cmt_core.data.qa import read_qa
-from cmt_core.model_source import resolve_model
-from cmt_core.ranking import Ranking
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import pick_device
+from cmt_core.llm.model_source import resolve_model
+from cmt_core.retrieval.ranking import Ranking
+from cmt_core.retrieval.retriever import Retriever
 from services.bank.reader import BankReader
 from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter

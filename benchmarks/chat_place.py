@@ -15,16 +15,16 @@ from pathlib import Path
 
 import torch
 
-from cmt_core.backbone import Backbone, pick_device
-from cmt_core.chat_prompting import ChatPrompting
 from cmt_core.data.qa import QAExample
 from cmt_core.data.readers import read_examples
 from cmt_core.evaluation.metrics import contains_answer, f1
 from cmt_core.fitting.reader import ChatReader, Item
-from cmt_core.generation import generate
-from cmt_core.model_source import resolve_model
-from cmt_core.prompt import SHORT_ANSWERS
-from cmt_core.prompting import Turns
+from cmt_core.generation.greedy import generate
+from cmt_core.llm.backbone import Backbone, pick_device
+from cmt_core.llm.model_source import resolve_model
+from cmt_core.reading.chat_prompting import ChatPrompting
+from cmt_core.reading.prompting import Turns
+from cmt_core.text.prompt import SHORT_ANSWERS
 
 _BATCH = 16
 _WINDOW = 400  # tokens: whole paragraphs

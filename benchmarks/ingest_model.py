@@ -24,7 +24,7 @@ def measure_model(report: Report) -> None:
     """Adds windows/s and the share of the peak, on full-length windows; needs the LLM, which is fetched once."""
     import torch
 
-    from cmt_core.windows import Window
+    from cmt_core.text.windows import Window
     from services.models import load_cmt
 
     model = load_cmt(load_settings())
@@ -65,7 +65,7 @@ def measure_peers(report: Report, folder: Path) -> None:
         return
     import lancedb
 
-    from cmt_core.model_source import resolve_model
+    from cmt_core.llm.model_source import resolve_model
 
     settings = load_settings().model
     encoder = SentenceTransformer(

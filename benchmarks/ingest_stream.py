@@ -17,12 +17,12 @@ import ray
 from benchmarks.bars import Figure, Report
 from benchmarks.cpu_time import cpu_seconds
 from services.ingest.pipeline import IngestHandle, start_ingest
-from services.lexical import load_lexical
 from services.runtime import ray_session
 from services.settings import RaySettings, Settings, load_settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
 from services.stream.record import Document
+from services.testing.lexical import load_lexical
 from tests.integration.conftest import find_free_port
 
 __all__ = ["measure_stream"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.bars import machine_line
 from benchmarks.profile_window import full_windows, median_ms
-from cmt_core.query import Query
+from cmt_core.generation.query import Query
 from services.models import load_cmt
 from services.settings import load_settings
 from services.threads import use_all_cores

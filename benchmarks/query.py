@@ -36,15 +36,15 @@ from benchmarks.bars import machine
 from benchmarks.cpu_kind import cpu_kind
 from benchmarks.plots import plot_query
 from cmt_core.data.qa import QAExample, read_qa
+from cmt_core.llm.model_source import resolve_model
 from cmt_core.model import CMT
-from cmt_core.model_source import resolve_model
-from cmt_core.prompt import INSTRUCTION, question_text
+from cmt_core.text.prompt import INSTRUCTION, question_text
 from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
 from services.models import fetch_models, load_cmt
-from services.query import app
-from services.query.asks import Ask, Delta, Event, Reply
-from services.query.scheduler import Scheduler, SchedulerOptions
+from services.query.engine.asks import Ask, Delta, Event, Reply
+from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.query.ray_serve import app
 from services.runtime import ray_session
 from services.settings import Settings, load_settings
 
@@ -180,7 +180,7 @@ def _write(cmt: CMT, example: QAExample, offset: int) -> DocumentWrite:
 
 
 def _stock_model(settings: Settings, cmt: CMT) -> Any:
-    """The LLM as transformers loads it: ours has its weights packed and its attention grouped (cmt_core/cpu_kernels.py)."""
+    """The LLM as transformers loads it: ours has its weights packed and its attention grouped (cmt_core/llm/cpu_kernels.py)."""
     folder = resolve_model(settings.model.llm, settings.model.cache_dir.expanduser(), console.print)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=cmt.backbone.dtype, attn_implementation="sdpa")
     return model.eval().to(cmt.backbone.device)

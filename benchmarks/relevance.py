@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import typer
 
-from cmt_core.backbone import pick_device
 from cmt_core.data.qa import read_qa
-from cmt_core.model_source import resolve_model
-from cmt_core.retriever import Retriever
-from cmt_core.windows import split_document
+from cmt_core.llm.backbone import pick_device
+from cmt_core.llm.model_source import resolve_model
+from cmt_core.retrieval.retriever import Retriever
+from cmt_core.text.windows import split_document
 from services.settings import load_settings
 
 RESULT = Path(__file__).parent / "results" / "relevance.json"

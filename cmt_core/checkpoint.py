@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cmt_core.aggregation import Select
-from cmt_core.backbone import Backbone, KVShape
-from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
-from cmt_core.memory_format import KVCodeFormat, MemoryFormat, SoftTokensFormat
-from cmt_core.quantiser import HalfCodes, Quantiser
+from cmt_core.llm.backbone import Backbone, KVShape
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.format import KVCodeFormat, MemoryFormat, SoftTokensFormat
+from cmt_core.memory.quantiser import HalfCodes, Quantiser
+from cmt_core.memory.soft.soft_memory import SoftMemory
+from cmt_core.reading.aggregation import Select
 from cmt_core.shipped import SHIPPED
-from cmt_core.soft_memory import SoftMemory
 
 __all__ = ["Checkpoint", "checkpoint_folder"]
 

@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
-from cmt_core.hybrid import Found, HybridIndex
 from cmt_core.model import CMT, Memory
-from cmt_core.ranking import HYBRID, Ranking
-from cmt_core.windows import Window
+from cmt_core.retrieval.hybrid import Found, HybridIndex
+from cmt_core.retrieval.ranking import HYBRID, Ranking
+from cmt_core.text.windows import Window
 
 __all__ = ["BankAnswer", "BankHit", "BankRow", "Entry", "MemoryBank"]
 

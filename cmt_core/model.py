@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmt_core.answering import AnswerBatch
-from cmt_core.asking import Asked, log_loss
-from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
-from cmt_core.contexts import Contexts
-from cmt_core.decoded import DecodedMemories
 from cmt_core.errors import CheckpointError
 from cmt_core.fitting.auto import auto_checkpoint
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.fitting.known import note_checkpoint
-from cmt_core.generation import Generated, generate
-from cmt_core.memory_aware import generate_mixed
-from cmt_core.memory_format import Memory
-from cmt_core.model_source import file_sha256, resolve_model
-from cmt_core.prompting import prompting_of
-from cmt_core.reading import Reading
-from cmt_core.retriever import Retriever
-from cmt_core.tokens import Tokens, bucket
-from cmt_core.windows import Window, split_document
+from cmt_core.generation.answering import AnswerBatch
+from cmt_core.generation.asking import Asked, log_loss
+from cmt_core.generation.greedy import Generated, generate
+from cmt_core.generation.mixed_greedy import generate_mixed
+from cmt_core.llm.backbone import Backbone, pick_device
+from cmt_core.llm.model_source import file_sha256, resolve_model
+from cmt_core.llm.tokens import Tokens, bucket
+from cmt_core.memory.decoded import DecodedMemories
+from cmt_core.memory.format import Memory
+from cmt_core.reading.batch import Reading
+from cmt_core.reading.contexts import Contexts
+from cmt_core.reading.prompting_choice import prompting_of
+from cmt_core.retrieval.retriever import Retriever
+from cmt_core.text.windows import Window, split_document
 
 __all__ = ["CMT", "Answer", "Memory"]
 

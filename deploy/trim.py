@@ -30,13 +30,13 @@ _STRIPPED_FROM_BYTES = 4 * 2**20
 _LOAD = re.compile(r"^\s*LOAD\s+(\w+)\s+(\w+)\s.*\s(0x\w+)\s*$", re.MULTILINE)
 PARTS = [
     "services.cli",
-    "services.demo",
+    "services.commands.demo",
     "services.commands.bank",
     "services.commands.dlq",
     "services.commands.feed",
     "services.commands.ingest",
-    "services.query.app",
-    "services.query.api",
+    "services.query.ray_serve.app",
+    "services.query.gateway.api",
     "services.ingest.pipeline",
     "services.ingest.writer",
     "services.bank.writer",

@@ -12,7 +12,7 @@ from typing import Any
 
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, ModelSourceError, one_line
-from cmt_core.model_source import resolve_model
+from cmt_core.llm.model_source import resolve_model
 from services.settings import ModelSettings
 
 __all__ = ["check_checkpoint"]

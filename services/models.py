@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig
 from cmt_core.fitting.known import known_checkpoint
-from cmt_core.model_source import resolve_model
+from cmt_core.llm.model_source import resolve_model
 from cmt_core.shipped import shipped_llm
 from services.fit_bar import fit_progress
 from services.settings import ModelSettings, Settings
@@ -43,8 +43,8 @@ def fetch_models(model: ModelSettings, console: Terminal) -> None:
 
 def load_cmt(settings: Settings) -> CMT:
     """The frozen LLM with its memory checkpoint, rounding as the settings say. Raises CoreError."""
+    from cmt_core.evaluation.rounding import with_bits
     from cmt_core.model import CMT  # torch is loaded in the actor's process only
-    from cmt_core.rounding import with_bits
 
     model = CMT.load(**_sources(settings.model), report=_log.warning)
     bits = settings.model.bits_per_token

@@ -12,17 +12,17 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from services.lexical import LexicalModel
 from services.metrics import Metrics, Snapshot
-from services.query.api import create_api
-from services.query.asks import Ask, Event
-from services.query.hot_swap import HotSwap
-from services.query.live import LiveEngine
-from services.query.memory_bank import InMemoryBank, StoredWindow
-from services.query.ports import AnsweringModel, MemoryReader
-from services.query.scheduler import Scheduler, SchedulerOptions
-from services.query.service import QueryService
+from services.query.engine.asks import Ask, Event
+from services.query.engine.hot_swap import HotSwap
+from services.query.engine.live import LiveEngine
+from services.query.engine.ports import AnsweringModel, MemoryReader
+from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.query.gateway.api import create_api
+from services.query.gateway.service import QueryService
 from services.settings import Settings, load_settings
+from services.testing.lexical import LexicalModel
+from services.testing.memory_bank import InMemoryBank, StoredWindow
 from tests.waiting import until
 
 BRIDGE = "Mayor Lund opened the bridge in Aarhus on Monday. It cost 12 million."

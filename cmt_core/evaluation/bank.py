@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from cmt_core.data.qa import QAExample
 from cmt_core.memory_bank import Entry, MemoryBank
 from cmt_core.model import CMT
-from cmt_core.ranking import DENSE, HYBRID, Ranking
+from cmt_core.retrieval.ranking import DENSE, HYBRID, Ranking
 
 __all__ = ["filled_bank", "own_window", "ranking_of"]
 

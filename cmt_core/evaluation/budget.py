@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import filled_bank, own_window
+from cmt_core.evaluation.rounding import FLOAT16, kv_code_format, with_bits
 from cmt_core.evaluation.stream import sample, score_system
 from cmt_core.evaluation.systems import system
-from cmt_core.memory_format import Memory
+from cmt_core.memory.format import Memory
 from cmt_core.model import CMT
-from cmt_core.rounding import FLOAT16, kv_code_format, with_bits
 
 __all__ = ["BudgetPoint", "budgets"]
 

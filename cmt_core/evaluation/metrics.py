@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from cmt_core.normalisation import normalised
+from cmt_core.text.normalisation import normalised
 
 __all__ = ["contains_answer", "exact_match", "f1", "normalise", "papers_exact_match"]
 

@@ -21,9 +21,9 @@ from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.metrics import contains_answer, exact_match, f1
 from cmt_core.evaluation.stream import sample
 from cmt_core.evaluation.systems import System, system
-from cmt_core.hybrid import Found
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
+from cmt_core.retrieval.hybrid import Found
 
 __all__ = ["KeptAnswers", "OwnPoint", "beside", "own_documents"]
 

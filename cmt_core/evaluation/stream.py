@@ -14,10 +14,10 @@ from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
 from cmt_core.evaluation.systems import Answered, System, system, system_at
-from cmt_core.hybrid import Found
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
-from cmt_core.ranking import HYBRID, Ranking
+from cmt_core.retrieval.hybrid import Found
+from cmt_core.retrieval.ranking import HYBRID, Ranking
 
 __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
 

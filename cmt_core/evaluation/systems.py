@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cmt_core.asking import Asked
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.hybrid import Found
+from cmt_core.generation.asking import Asked
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
-from cmt_core.prompt import SHORT_ANSWERS
+from cmt_core.retrieval.hybrid import Found
+from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
 

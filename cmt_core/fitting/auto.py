@@ -15,12 +15,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cmt_core.backbone import Backbone
 from cmt_core.fitting.command import save_fitted
 from cmt_core.fitting.fit import fit
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.fitting.known import fit_revision
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import Backbone
+from cmt_core.retrieval.retriever import Retriever
 from cmt_core.shipped import SHIPPED, checkpoint_llm
 
 __all__ = ["auto_checkpoint"]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item
-from cmt_core.hybrid import HybridIndex
-from cmt_core.question_likelihood import question_log_likelihood
-from cmt_core.retriever import Retriever
+from cmt_core.retrieval.hybrid import HybridIndex
+from cmt_core.retrieval.question_likelihood import question_log_likelihood
+from cmt_core.retrieval.retriever import Retriever
 
 __all__ = ["Calibration", "calibrate"]
 

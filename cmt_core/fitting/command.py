@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.fitting.card import card
 from cmt_core.fitting.fit import Fitted, fit
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
-from cmt_core.model_source import resolve_model
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import Backbone, pick_device
+from cmt_core.llm.model_source import resolve_model
+from cmt_core.retrieval.retriever import Retriever
 
 __all__ = ["fit_checkpoint", "save_fitted"]
 

@@ -20,10 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmt_core.aggregation import Select
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
-from cmt_core.compressor import KVCode
 from cmt_core.errors import DataError
 from cmt_core.fitting.calibration import calibrate
 from cmt_core.fitting.fit_config import FitConfig, Progress
@@ -31,8 +28,11 @@ from cmt_core.fitting.material import Passage, read_material
 from cmt_core.fitting.metric import gradient_weights
 from cmt_core.fitting.reader import ChatReader, Item
 from cmt_core.fitting.self_made import ask_itself
-from cmt_core.quantiser import Quantiser
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.quantiser import Quantiser
+from cmt_core.reading.aggregation import Select
+from cmt_core.retrieval.retriever import Retriever
 
 __all__ = ["Fidelity", "Fitted", "fit"]
 

@@ -13,7 +13,7 @@ from cmt_core.data.qa import QAExample
 from cmt_core.data.readers import read_examples
 from cmt_core.errors import DataError
 from cmt_core.fitting.fit_config import FitConfig
-from cmt_core.windows import split_document
+from cmt_core.text.windows import split_document
 
 __all__ = ["Material", "Passage", "packaged_texts", "read_material"]
 

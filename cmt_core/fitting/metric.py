@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmt_core.backbone import KVShape
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item, batches
+from cmt_core.llm.backbone import KVShape
 
 __all__ = ["gradient_weights"]
 

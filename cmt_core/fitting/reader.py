@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmt_core.aggregation import adjoining
-from cmt_core.alignment import place_chosen
-from cmt_core.backbone import Backbone
-from cmt_core.chat_prompting import INSTRUCTION, ChatPrompting
-from cmt_core.context import Context, read_rows
 from cmt_core.fitting.fit_config import Progress
-from cmt_core.generation import generate
-from cmt_core.tokens import Tokens
+from cmt_core.generation.greedy import generate
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context, read_rows
+from cmt_core.llm.tokens import Tokens
+from cmt_core.reading.aggregation import adjoining
+from cmt_core.reading.alignment import place_chosen
+from cmt_core.reading.chat_prompting import INSTRUCTION, ChatPrompting
 
 __all__ = ["ChatReader", "Item", "batches", "wide_batches"]
 

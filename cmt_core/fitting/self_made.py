@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item, wide_batches
-from cmt_core.prompt import SHORT_ANSWERS
+from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["ask_itself"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.data.qa import QuestionedDocument
-from cmt_core.prompt import answer_text, question_text
-from cmt_core.windows import split_document
+from cmt_core.text.prompt import answer_text, question_text
+from cmt_core.text.windows import split_document
 
 __all__ = [
     "Batch",

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from cmt_core.backbone import Backbone, pick_device
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
 from cmt_core.errors import CheckpointError, MissingPackageError
-from cmt_core.model_source import resolve_model
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import Backbone, pick_device
+from cmt_core.llm.model_source import resolve_model
+from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.plot import plot_run
 from cmt_core.training.recipe import Recipe, RecipeConfig, Report, TrainedParts

@@ -17,22 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_core.aggregation import Select
-from cmt_core.alignment_maps import LowRankMaps
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
-from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.plain_text import read_texts
 from cmt_core.data.qa import QuestionedDocument, by_document
 from cmt_core.data.readers import read_examples
 from cmt_core.data.training_mix import OPEN_SOURCES, Source, choose_documents
 from cmt_core.errors import ConfigError, DataError
-from cmt_core.prompt import INSTRUCTION
-from cmt_core.quantiser import Quantiser
-from cmt_core.retriever import Retriever
-from cmt_core.soft_memory import SoftMemory
-from cmt_core.tokens import Tokens
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.tokens import Tokens
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.soft.alignment_maps import LowRankMaps
+from cmt_core.memory.soft.soft_memory import SoftMemory
+from cmt_core.reading.aggregation import Select
+from cmt_core.retrieval.retriever import Retriever
+from cmt_core.text.prompt import INSTRUCTION
 from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, one_question, training_windows
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled

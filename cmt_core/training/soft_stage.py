@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_core.aggregation import mean_to
-from cmt_core.alignment import place
-from cmt_core.backbone import Backbone
-from cmt_core.context import Context
-from cmt_core.mixed_logits import memory_aware
-from cmt_core.objective import answer_loss, contrastive_matching, cosine_matching, divergence
-from cmt_core.soft_memory import SoftMemory
+from cmt_core.generation.mixed_logits import memory_aware
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context
+from cmt_core.memory.soft.soft_memory import SoftMemory
+from cmt_core.reading.aggregation import mean_to
+from cmt_core.reading.alignment import place
 from cmt_core.training.batches import IGNORED, Batch
+from cmt_core.training.objective import answer_loss, contrastive_matching, cosine_matching, divergence
 from cmt_core.training.stages import answer_questions, read_alone, targets_of, teach
 
 __all__ = ["SoftStage", "question_of"]

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cmt_core.aggregation import Select, rank_prior
-from cmt_core.alignment import place, place_chosen
-from cmt_core.backbone import Backbone
-from cmt_core.compressor import KVCode
-from cmt_core.context import Context
-from cmt_core.mixed_logits import memory_aware
-from cmt_core.objective import answer_loss, distance_of_hidden, divergence, evidence_loss
-from cmt_core.quantiser import Quantiser
+from cmt_core.generation.mixed_logits import memory_aware
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.quantiser import Quantiser
+from cmt_core.reading.aggregation import Select, rank_prior
+from cmt_core.reading.alignment import place, place_chosen
 from cmt_core.training.batches import IGNORED, Batch, QuestionRows, attend
+from cmt_core.training.objective import answer_loss, distance_of_hidden, divergence, evidence_loss
 
 __all__ = ["CodeStage", "PrefixStage", "Taught", "answer_questions", "read_alone", "targets_of", "teach"]
 

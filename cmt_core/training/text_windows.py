@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from cmt_core.text.windows import split_document
 from cmt_core.training.batches import TrainingWindow
-from cmt_core.windows import split_document
 
 __all__ = ["text_windows"]
 

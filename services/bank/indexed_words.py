@@ -6,7 +6,7 @@ from typing import Any
 
 from lancedb.index import FTS
 
-from cmt_core.words import words
+from cmt_core.text.words import words
 from services.bank.index_state import WORDS_INDEX
 
 __all__ = ["create_words_index", "indexed_words", "words_column"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from lancedb.query import ColumnOrdering
 
-from cmt_core.ranking import DENSE, Ranking
+from cmt_core.retrieval.ranking import DENSE, Ranking
 from services.bank.document_filter import DocumentFilter
 from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
 from services.bank.index_state import IndexState, index_state

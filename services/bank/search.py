@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cmt_core.ranking import CANDIDATES, Ranking
+from cmt_core.retrieval.ranking import CANDIDATES, Ranking
 from services.bank.index_state import IndexState
 from services.bank.schema import BankLayout, Hit
 from services.bank.words import word_scores

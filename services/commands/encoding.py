@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 from services.bank.reindex import Encode
 from services.ingest.ports import Compressor
 

@@ -85,7 +85,7 @@ def stream(
     """
     from cmt_core.evaluation.bank import ranking_of
     from cmt_core.evaluation.stream import evaluate_stream
-    from cmt_core.ranking import HYBRID
+    from cmt_core.retrieval.ranking import HYBRID
 
     asked = Experiment.of(config, dataset, questions, k, seed)
     examples = asked.examples(since)

@@ -101,6 +101,6 @@ def _alone(arguments: dict[str, Any]) -> bool:
 
 
 def _together(arguments: dict[str, Any], workers: int, settings: Any) -> bool:
-    from services.distributed_training import train_on_workers
+    from services.commands.distributed_training import train_on_workers
 
     return train_on_workers(arguments, workers, settings.ray, progress)

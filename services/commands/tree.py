@@ -11,8 +11,8 @@ import typer
 
 from services.commands import bank, dlq, evaluation, feed, fit, ingest, train
 from services.commands.options import Config, progress, read_settings
-from services.query.commands import register
-from services.query.serve_commands import serve_app
+from services.commands.query import register
+from services.commands.serve import serve_app
 from services.terminal import echo
 
 __all__ = ["app"]
@@ -66,7 +66,7 @@ def demo(
     """Ask, play the news through Kafka, ask again: the whole system on this machine."""
     settings = read_settings(config, serve__port=port)
     progress.print("starting the demo")
-    from services.demo import run_demo
+    from services.commands.demo import run_demo
 
     sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
 

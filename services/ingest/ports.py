@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 from services.bank.schema import Chunk, CommitReport, DocumentDelete, DocumentWrite
 from services.errors import BrokerError, RecordError
 from services.settings import Settings

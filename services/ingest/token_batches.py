@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 
 __all__ = ["Pending", "TokenQueue", "Waiting"]
 

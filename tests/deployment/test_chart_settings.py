@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from services.commands.tree import app
-from services.query.serve_app import application
+from services.query.ray_serve.serve_app import application
 from services.settings import ModelSettings, Settings, load_settings
 from tests.deployment.chart import CI_NAMES, ROOT, ci_objects, of_kind, templates
 

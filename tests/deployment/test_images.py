@@ -15,8 +15,8 @@ import compose_spec
 import pytest
 import yaml
 
-from cmt_core.model_source import INSTALLED_MODELS
-from services.query.proxy import proxy_environment
+from cmt_core.llm.model_source import INSTALLED_MODELS
+from services.query.ray_serve.proxy import proxy_environment
 from services.settings import load_settings
 from tests.deployment.chart import ROOT
 from tests.deployment.prometheus import RULES, needs_prometheus

@@ -30,7 +30,7 @@ def run(binary: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str
 def test_wheel_and_sdist_hold_the_data_that_commands_read(built: tuple[Path, Path]) -> None:
     sdist, wheel = built
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"services/sample_news/questions.jsonl", "services/query/static/index.html"} <= names
+    assert {"services/sample_news/questions.jsonl", "services/query/gateway/static/index.html"} <= names
     assert any(name.startswith("cmt_core/checkpoints/") and name.endswith("weights.safetensors") for name in names)
     assert {"cmt_core/py.typed", "services/py.typed", "services/stream/document.v1.schema.json"} <= names
     assert not {

@@ -10,8 +10,8 @@ import sys
 from rich.console import Console
 
 from services.ingest.run import run_ingest
-from services.lexical import load_lexical
 from services.settings import load_settings
+from services.testing.lexical import load_lexical
 
 if __name__ == "__main__":
     caught_up = "--until-caught-up" in sys.argv

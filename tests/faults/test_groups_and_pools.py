@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import ray
 
-from cmt_core.windows import Window
-from services.lexical import LexicalMemory, LexicalModel
+from cmt_core.text.windows import Window
 from services.settings import Settings
 from services.stream.broker import EmbeddedBroker
+from services.testing.lexical import LexicalMemory, LexicalModel
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings, kill_9
 from tests.integration.conftest import find_free_port

@@ -26,8 +26,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from services.metrics_hub import HUB_NAMESPACE
-from services.query import app
-from services.query.proxy import proxy_environment
+from services.query.ray_serve import app
+from services.query.ray_serve.proxy import proxy_environment
 from services.settings import Settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
@@ -100,7 +100,7 @@ def deploy(settings: Settings, gateway_cpus: float = 0.0, **target: str) -> str:
     config = yaml.safe_load(of_kind(ci_objects("minimal"), "RayService")["spec"]["serveConfigV2"])
     config["http_options"] = {"host": "127.0.0.1", "port": settings.serve.port}
     (application,) = config["applications"]
-    application["args"] = {"model_factory": "services.lexical:load_lexical"}
+    application["args"] = {"model_factory": "services.testing.lexical:load_lexical"}
     (engine,) = application["deployments"]
     engine["num_replicas"] = settings.serve.replicas
     engine["user_config"] |= {"bank": settings.bank.uri} | target

@@ -20,11 +20,11 @@ from kafka.errors import KafkaError
 from services.errors import BrokerError
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
-from services.lexical import LexicalModel, load_lexical
 from services.settings import Settings, load_settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.dead_letter_reader import read_letters
 from services.stream.producer import DocumentProducer
+from services.testing.lexical import LexicalModel, load_lexical
 from tests.faults.stream_model import MAX_RECORD_BYTES, StreamModel
 from tests.kafka.server import KafkaCluster
 from tests.waiting import until

@@ -16,10 +16,10 @@ import ray
 from services.bank.schema import BankLayout, Chunk, DocumentDelete, DocumentWrite, Position
 from services.bank.writer import BankWriter
 from services.errors import ServiceError
-from services.lexical import LexicalBatch, LexicalModel
-from services.query.app import stop
-from services.query.proxy import proxy_environment
+from services.query.ray_serve.app import stop
+from services.query.ray_serve.proxy import proxy_environment
 from services.settings import Settings, load_settings
+from services.testing.lexical import LexicalBatch, LexicalModel
 from tests.integration.conftest import find_free_port
 
 NOW = datetime.now(UTC)

@@ -11,7 +11,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 
-from cmt_core.ranking import Ranking
+from cmt_core.retrieval.ranking import Ranking
 from services.bank.heads import find_heads
 from services.bank.indexing import update_indexes
 from services.bank.reader import BankReader

@@ -10,7 +10,7 @@ import lancedb
 import numpy as np
 import pytest
 
-from cmt_core.ranking import Ranking
+from cmt_core.retrieval.ranking import Ranking
 from services.bank.document_filter import DocumentFilter
 from services.bank.labels import label
 from services.bank.reader import BankReader

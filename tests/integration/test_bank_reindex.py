@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from lancedb.index import FTS
 
-from cmt_core.ranking import Ranking
+from cmt_core.retrieval.ranking import Ranking
 from services.bank.migrations import MIGRATIONS
 from services.bank.reader import BankReader
 from services.bank.reindex import reindex_bank

@@ -12,7 +12,7 @@ from rich.console import Console
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.training.plot import read_log
 from cmt_core.training.recipe import RecipeConfig
-from services.distributed_training import train_on_workers
+from services.commands.distributed_training import train_on_workers
 from services.settings import RaySettings
 from tests.unit.conftest import (  # noqa: F401 pytest finds fixtures by name
     load_backbone,

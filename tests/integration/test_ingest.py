@@ -21,7 +21,6 @@ from services.bank.reader import BankReader
 from services.errors import BankFull, BankMismatch, BankUnavailable, BrokerUnreachable, TopicMissing
 from services.ingest.pipeline import IngestHandle, start_ingest
 from services.ingest.ports import ModelFactory
-from services.lexical import LexicalModel, load_lexical
 from services.metrics import TABLE
 from services.settings import BankSettings, Settings, load_settings
 from services.stream.broker import EmbeddedBroker
@@ -29,6 +28,7 @@ from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
 from services.stream.record import Document
 from services.stream.rewind import rewind
+from services.testing.lexical import LexicalModel, load_lexical
 from tests.integration.conftest import find_free_port
 from tests.waiting import until
 

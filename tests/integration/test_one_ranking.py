@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmt_core.hybrid import HybridIndex
-from cmt_core.ranking import DENSE, HYBRID
+from cmt_core.retrieval.hybrid import HybridIndex
+from cmt_core.retrieval.ranking import DENSE, HYBRID
 from services.bank.reader import BankReader
 from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
 from services.bank.writer import BankWriter
-from services.lexical import LexicalModel
 from services.sample_news import sample_questions
+from services.testing.lexical import LexicalModel
 
 MODEL = LexicalModel(d_key=128)
 LAYOUT = BankLayout(model_id=MODEL.model_id, d_key=MODEL.d_key, memory_bytes=MODEL.memory_bytes)

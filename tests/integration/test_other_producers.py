@@ -15,7 +15,6 @@ from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer
-from services.lexical import load_lexical
 from services.metrics import Metrics
 from services.settings import KafkaSettings, Settings
 from services.stream.dead_letters import DeadLetters
@@ -24,6 +23,7 @@ from services.stream.reading import read_topic
 from services.stream.record import Document
 from services.stream.replay import replay
 from services.stream.source import KafkaSource
+from services.testing.lexical import load_lexical
 from tests.waiting import until
 
 EPOCH = 100

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from services.lexical import LexicalModel
 from services.metrics import Metrics, Snapshot
-from services.query.asks import UNKNOWN, Ask, Event, Failure, Overview
-from services.query.live import LiveEngine
-from services.query.memory_bank import InMemoryBank
+from services.query.engine.asks import UNKNOWN, Ask, Event, Failure, Overview
+from services.query.engine.live import LiveEngine
+from services.testing.lexical import LexicalModel
+from services.testing.memory_bank import InMemoryBank
 from tests.integration.browser import Browser, needs_chromium
 from tests.integration.serve_desk import SlowModel
 from tests.serving import Served, api_of, publish, swap_of

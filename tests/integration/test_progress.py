@@ -15,7 +15,7 @@ from services.bank.writer import BankWriter
 from services.commands.tree import app
 from services.errors import BrokerUnreachable, SettingsError, TopicMissing
 from services.ingest.progress import unread
-from services.query.stream_look import StreamView, look_at_kafka
+from services.query.gateway.stream_look import StreamView, look_at_kafka
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.progress import partition_progress

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.query.asks import UNKNOWN
-from services.query.keys import hash_of
+from services.query.engine.asks import UNKNOWN
+from services.query.gateway.keys import hash_of
 from tests.integration.conftest import find_free_port
 from tests.serving import LocalEngine, Served, api_of, publish
 from tests.waiting import until

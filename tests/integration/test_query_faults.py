@@ -19,13 +19,13 @@ from ray.serve.context import _get_global_client
 
 from services.errors import ServiceError
 from services.ingest.pipeline import start_ingest
-from services.lexical import load_lexical
-from services.query.app import APP_NAME, start, stop
-from services.query.asks import UNKNOWN
-from services.query.reload import reload_service
+from services.query.engine.asks import UNKNOWN
+from services.query.ray_serve.app import APP_NAME, start, stop
+from services.query.ray_serve.reload import reload_service
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.record import Document
+from services.testing.lexical import load_lexical
 from tests.integration.serve_desk import Desk, ask, client, ray_for, settings_for, slow_model
 from tests.waiting import until
 
@@ -230,6 +230,6 @@ def test_delete_without_kafka_says_so(desk: Desk) -> None:
 
 
 def model_named(model_id: str) -> Any:
-    from services.lexical import LexicalModel
+    from services.testing.lexical import LexicalModel
 
     return LexicalModel(model_id=model_id)

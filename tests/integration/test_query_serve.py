@@ -17,14 +17,14 @@ import openai
 import pytest
 
 from services.errors import PortInUse, ServiceError, SettingsError
-from services.lexical import LexicalModel
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher
-from services.query.app import start, stop
-from services.query.asks import UNKNOWN
-from services.query.keys import hash_of
-from services.query.ports import AnsweringModel
+from services.query.engine.asks import UNKNOWN
+from services.query.engine.ports import AnsweringModel
+from services.query.gateway.keys import hash_of
+from services.query.ray_serve.app import start, stop
 from services.settings import Settings, load_settings
+from services.testing.lexical import LexicalModel
 from tests.integration.serve_desk import (
     MODEL,
     NOW,

@@ -10,12 +10,12 @@ from services.bank.schema import CommitReport, DocumentDelete
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer
 from services.ingest.ports import BankRecord
-from services.lexical import load_lexical
 from services.metrics import Metrics
 from services.settings import KafkaSettings, load_settings
 from services.stream.dead_letters import DeadLetters
 from services.stream.progress import partition_progress
 from services.stream.source import AssignedSource
+from services.testing.lexical import load_lexical
 from tests.waiting import until
 
 __all__ = ["Ingest"]

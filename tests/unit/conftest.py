@@ -18,9 +18,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads only wait for each other
 
 if TYPE_CHECKING:
-    from cmt_core.backbone import Backbone
     from cmt_core.checkpoint import Checkpoint
     from cmt_core.config import MemoryConfig
+    from cmt_core.llm.backbone import Backbone
     from cmt_core.model import CMT
 
 CORPUS = (
@@ -132,7 +132,7 @@ def load_backbone(tiny_llm_folder: Path) -> Callable[[], Backbone]:
     """Loads the tiny LLM anew, in float32."""
     import torch
 
-    from cmt_core.backbone import Backbone
+    from cmt_core.llm.backbone import Backbone
 
     return lambda: Backbone.load(tiny_llm_folder, torch.device("cpu"), torch.float32)
 
@@ -157,8 +157,8 @@ def tiny_checkpoint(tiny_backbone: Backbone, tiny_memory: MemoryConfig) -> Check
     import torch
 
     from cmt_core.checkpoint import Checkpoint
-    from cmt_core.compressor import KVCode
-    from cmt_core.quantiser import Quantiser
+    from cmt_core.memory.compressor import KVCode
+    from cmt_core.memory.quantiser import Quantiser
 
     def read(text: str, prefix: torch.Tensor) -> torch.Tensor:
         ids = torch.tensor([tiny_backbone.tokenizer(text)["input_ids"]])
@@ -202,7 +202,7 @@ def exact_cmt(tiny_folders: TinyFolders, load_backbone: Callable[[], Backbone]) 
 
     from cmt_core.checkpoint import Checkpoint
     from cmt_core.model import CMT
-    from cmt_core.retriever import Retriever
+    from cmt_core.retrieval.retriever import Retriever
 
     retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
     return CMT(load_backbone(), Checkpoint.load(tiny_folders.checkpoint), retriever, "tiny")

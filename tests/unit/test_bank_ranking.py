@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmt_core.ranking import Ranking
+from cmt_core.retrieval.ranking import Ranking
 from services.bank.index_plan import IndexPlan, segments_to_merge
 
 COSINES = {1: 0.9, 2: 0.8, 3: 0.1}

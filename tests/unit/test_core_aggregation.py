@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from cmt_core.aggregation import Select, doubtful, likely, question_queries, rank_prior, score_prior, stack
-from cmt_core.alignment import place, place_chosen
-from cmt_core.backbone import Backbone, KVShape
+from cmt_core.llm.backbone import Backbone, KVShape
+from cmt_core.reading.aggregation import (
+    Select,
+    doubtful,
+    likely,
+    question_queries,
+    rank_prior,
+    score_prior,
+    stack,
+)
+from cmt_core.reading.alignment import place, place_chosen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +141,7 @@ def test_attention_sums_to_one_within_a_document() -> None:
 
 def test_mix_learns_which_head_finds_the_answer() -> None:
     """One head's keys mark the answer, the others are noise: training moves the mix there."""
-    from cmt_core.objective import evidence_loss
+    from cmt_core.training.objective import evidence_loss
 
     torch.manual_seed(0)
     rng = random.Random(0)

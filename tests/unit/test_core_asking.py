@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmt_core.asking import Asked
+from cmt_core.generation.asking import Asked
 from cmt_core.model import CMT
-from cmt_core.prompt import bare_prompt
+from cmt_core.text.prompt import bare_prompt
 
 QUESTIONS = ("Who opened the bridge?", "What is the capital of Norland?", "Whales?")
 GOLDS = ("the mayor of Arling", "Norhavn", "nobody")

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.errors import CheckpointError, UnsupportedModelError
 from cmt_core.fitting import auto
 from cmt_core.fitting.auto import auto_checkpoint
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.fitting.known import known_checkpoint
+from cmt_core.llm.backbone import Backbone
 from cmt_core.model import CMT
-from cmt_core.retriever import Retriever
+from cmt_core.retrieval.retriever import Retriever
 from tests.unit.conftest import TinyFolders
 
 SIZES = FitConfig(token_bytes=24, windows=24, questions=4, held_out=4, window_tokens=64)
@@ -154,7 +154,7 @@ def test_a_fit_that_fails_leaves_nothing_and_the_next_one_works(load: Load, othe
 
 
 def test_a_fitted_model_answers_in_a_running_batch_past_newlines_until_its_end(load: Load, other_llm: Path) -> None:
-    from cmt_core.query import Query
+    from cmt_core.generation.query import Query
 
     model = load(other_llm)
     memory = model.compress(model.windows("", "The mayor opened the new bridge over the river on Monday morning."))[0]

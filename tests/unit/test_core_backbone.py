@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmt_core.alignment import place
-from cmt_core.backbone import Backbone
 from cmt_core.errors import ModelSourceError, UnsupportedModelError
-from cmt_core.retriever import Retriever
+from cmt_core.llm.backbone import Backbone
+from cmt_core.reading.alignment import place
+from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.batches import attend
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_core.alignment import place
-from cmt_core.backbone import Backbone
 from cmt_core.data.qa import QuestionedDocument
+from cmt_core.llm.backbone import Backbone
+from cmt_core.reading.alignment import place
 from cmt_core.training.batches import (
     IGNORED,
     TrainingWindow,

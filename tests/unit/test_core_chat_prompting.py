@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cmt_core.backbone import Backbone
-from cmt_core.chat_prompting import ChatPrompting
 from cmt_core.errors import UnsupportedModelError
-from cmt_core.tokens import Tokens
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.tokens import Tokens
+from cmt_core.reading.chat_prompting import ChatPrompting
 from tests.unit.conftest import CHAT_TEMPLATE
 
 INSTRUCTION = "Answer from the passages.\n\nPassages:\n"

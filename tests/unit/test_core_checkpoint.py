@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError
+from cmt_core.llm.backbone import Backbone
 from cmt_core.model import CMT
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_core.backbone import KVShape
-from cmt_core.compressor import KVCode
 from cmt_core.errors import ConfigError
+from cmt_core.llm.backbone import KVShape
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.quantiser import Quantiser
 from cmt_core.model import CMT
-from cmt_core.quantiser import Quantiser
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 
 SHAPE = KVShape(layers=2, heads=2, head_dim=4)  # X = 32
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmt_core.context import Context
-from cmt_core.decoded import DecodedMemories
-from cmt_core.generation import generate, prefill
+from cmt_core.generation.greedy import generate, prefill
+from cmt_core.generation.query import Query, Sampling
+from cmt_core.llm.context import Context
+from cmt_core.memory.decoded import DecodedMemories
 from cmt_core.model import CMT
-from cmt_core.query import Query, Sampling
-from cmt_core.reading import Reading
+from cmt_core.reading.batch import Reading
 
 TOKENS = 10
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from cmt_core.control_tokens import SafeTokenizer
 from cmt_core.errors import UnsupportedModelError
+from cmt_core.llm.control_tokens import SafeTokenizer
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789<>|[]/_?.,:;!'\"-\n ▁éãü"
 _CORPUS = [

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cmt_core.backbone import Backbone
-from cmt_core.cpu_kernels import is_grouped, keep_freed_memory, tune_for_cpu
-from cmt_core.lean_layers import _Product, packs
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.cpu_kernels import is_grouped, keep_freed_memory, tune_for_cpu
+from cmt_core.llm.lean_layers import _Product, packs
 from tests.unit.test_core_families import FAMILIES, random_model
 
 needs_onednn = pytest.mark.skipif(

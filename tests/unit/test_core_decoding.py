@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from cmt_core.control_tokens import SafeTokenizer
-from cmt_core.decoding import Decoder
-from services.query.text_stream import TextStream
+from cmt_core.llm.control_tokens import SafeTokenizer
+from cmt_core.llm.decoding import Decoder
+from services.query.engine.text_stream import TextStream
 from tests.unit.test_core_control_tokens import Family, gemma, llama, mistral, phi, qwen, smol
 
 TEXTS = ["橋が開通した", "أي رصيف افتتح", "ok 🙂 and 👩‍👧 é", "a genuine \ufffd stays\ufffd", "\ufffd橋\ufffd"]

@@ -11,8 +11,8 @@ import pytest
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
-from cmt_core.hybrid import Found, HybridIndex
-from cmt_core.ranking import DENSE
+from cmt_core.retrieval.hybrid import Found, HybridIndex
+from cmt_core.retrieval.ranking import DENSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,7 +28,7 @@ def as_answered(model: CMT, name: str) -> list[QAExample]:
     """
     from cmt_core.evaluation.bank import filled_bank, own_window
     from cmt_core.evaluation.systems import system
-    from cmt_core.hybrid import Found
+    from cmt_core.retrieval.hybrid import Found
 
     bank = filled_bank(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES])
     own = [[Found(own_window(bank, row), 1.0)] for row in EXAMPLES]
@@ -98,7 +98,7 @@ def test_a_lazy_bank_gives_the_memories_of_a_full_one(tiny_cmt: CMT) -> None:
 
 def test_a_budget_is_rounded_from_the_same_codes_as_the_checkpoints_own(tiny_cmt: CMT) -> None:
     from cmt_core.evaluation.budget import budgets
-    from cmt_core.rounding import FLOAT16, with_bits
+    from cmt_core.evaluation.rounding import FLOAT16, with_bits
 
     own = tiny_cmt.config.bits_per_token
     windows = tiny_cmt.windows("", EXAMPLES[0].text)

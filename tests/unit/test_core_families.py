@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from cmt_core.alignment import place
-from cmt_core.backbone import Backbone
-from cmt_core.context import Context
 from cmt_core.errors import UnsupportedModelError
-from cmt_core.generation import prefill
-from cmt_core.kv_slots import KVSlots
+from cmt_core.generation.greedy import prefill
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context
+from cmt_core.llm.kv_slots import KVSlots
+from cmt_core.reading.alignment import place
 from cmt_core.training.batches import attend
 
 SMALL = {

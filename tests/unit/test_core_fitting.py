@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmt_core.backbone import Backbone, KVShape
 from cmt_core.checkpoint import Checkpoint
-from cmt_core.compressor import KVCode
 from cmt_core.errors import CheckpointError, ConfigError, DataError
 from cmt_core.fitting.fit import Fitted, fit
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.fitting.metric import gradient_weights, over_rotary_pairs
 from cmt_core.fitting.reader import ChatReader, Item
+from cmt_core.llm.backbone import Backbone, KVShape
+from cmt_core.memory.compressor import KVCode
 from cmt_core.model import CMT
-from cmt_core.retriever import Retriever
+from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.recipe_config import RecipeConfig
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_core.alignment import place
-from cmt_core.backbone import Backbone
 from cmt_core.errors import MemoryFormatError
-from cmt_core.generation import Generated, generate
+from cmt_core.generation.greedy import Generated, generate
+from cmt_core.llm.backbone import Backbone
 from cmt_core.model import CMT
-from cmt_core.prompt import bare_prompt
+from cmt_core.reading.alignment import place
+from cmt_core.text.prompt import bare_prompt
 
 QUESTIONS = ("Who opened the bridge?", "What is the capital of Norland?", "Whales?", "By how much did the prices rise?")
 

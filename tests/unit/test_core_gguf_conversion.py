@@ -13,11 +13,11 @@ import torch
 from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cmt_core import gguf_conversion
 from cmt_core.errors import ModelSourceError
-from cmt_core.gguf_conversion import convert_gguf
-from cmt_core.model_source import file_sha256, resolve_model
-from cmt_core.pypi_models import PYPI_MODELS, PypiModel
+from cmt_core.llm import gguf_conversion
+from cmt_core.llm.gguf_conversion import convert_gguf
+from cmt_core.llm.model_source import file_sha256, resolve_model
+from cmt_core.llm.pypi_models import PYPI_MODELS, PypiModel
 
 NAME = "cmt-tiny-parts"
 TENSORS = {

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cmt_core import model_source
 from cmt_core.errors import ModelSourceError
-from cmt_core.model_source import file_sha256, resolve_model
-from cmt_core.pypi_models import PYPI_MODELS, PypiModel
+from cmt_core.llm import model_source
+from cmt_core.llm.model_source import file_sha256, resolve_model
+from cmt_core.llm.pypi_models import PYPI_MODELS, PypiModel
 
 INNER = "cmt_tiny_wheel/model"
 NAME = "cmt-tiny-test-model"
@@ -182,7 +182,7 @@ def test_hub_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
         "from cmt_core.errors import ModelSourceError\n"
-        "from cmt_core.model_source import resolve_model\n"
+        "from cmt_core.llm.model_source import resolve_model\n"
         "try: resolve_model('nobody/no-such-model', pathlib.Path(sys.argv[1]))\n"
         "except ModelSourceError as error: print(error)\n"
     )

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmt_core.generation.query import Query
 from cmt_core.model import CMT
-from cmt_core.normalisation import normalised
-from cmt_core.query import Query
-from cmt_core.windows import sentences, split_document
-from services.lexical import LexicalModel
+from cmt_core.text.normalisation import normalised
+from cmt_core.text.windows import sentences, split_document
+from services.testing.lexical import LexicalModel
 
 SAME = {
     "soft hyphens": (

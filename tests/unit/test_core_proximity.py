@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from cmt_core.hybrid import HybridIndex
-from cmt_core.proximity import RERANKED, proximity
+from cmt_core.retrieval.hybrid import HybridIndex
+from cmt_core.retrieval.proximity import RERANKED, proximity
 
 QUESTION = "Who opened the harbour bridge of Varde?"
 TOGETHER = "The mayor opened the harbour bridge of Varde. It rained."

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cmt_core.errors import ConfigError, MemoryFormatError
-from cmt_core.quantiser import MAX_BITS, Quantiser, share_bits
+from cmt_core.memory.quantiser import MAX_BITS, Quantiser, share_bits
 
 
 @st.composite

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from cmt_core.aggregation import Select
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import ConfigError
 from cmt_core.model import CMT
-from cmt_core.prompt import QUESTION_HEAD
-from cmt_core.question_likelihood import question_log_likelihood
+from cmt_core.reading.aggregation import Select
+from cmt_core.retrieval.question_likelihood import question_log_likelihood
+from cmt_core.text.prompt import QUESTION_HEAD
 
 QUESTION = "Who opened the bridge?"
 

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_core.alignment_maps import LinearMaps, LowRankMaps
-from cmt_core.backbone import Backbone, KVShape
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, MemoryFormatError
-from cmt_core.matching import Matching
-from cmt_core.mixed_logits import memory_aware
+from cmt_core.generation.mixed_logits import memory_aware
+from cmt_core.generation.query import Query
+from cmt_core.llm.backbone import Backbone, KVShape
+from cmt_core.memory.soft.alignment_maps import LinearMaps, LowRankMaps
+from cmt_core.memory.soft.matching import Matching
+from cmt_core.memory.soft.single_context import SingleContext
+from cmt_core.memory.soft.soft_memory import SoftMemory
+from cmt_core.memory.soft.soft_tokens import SoftTokens, salient_tokens, surprisal
 from cmt_core.model import CMT
-from cmt_core.objective import contrastive_matching, cosine_matching
-from cmt_core.query import Query
-from cmt_core.retriever import Retriever
-from cmt_core.single_context import SingleContext
-from cmt_core.soft_memory import SoftMemory
-from cmt_core.soft_tokens import SoftTokens, salient_tokens, surprisal
+from cmt_core.retrieval.retriever import Retriever
+from cmt_core.training.objective import contrastive_matching, cosine_matching
 
 D = 64  # the tiny LLM's width
 SOFT: dict[str, Any] = {

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
-from cmt_core.compressor import KVCode
 from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
+from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.compressor import KVCode
 from cmt_core.model import CMT
-from cmt_core.retriever import Retriever
+from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.batches import Batch, TrainingWindow, collate
 from cmt_core.training.loop import LoopConfig, run_stage
 from cmt_core.training.recipe import Recipe, RecipeConfig

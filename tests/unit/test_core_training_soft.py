@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_core.backbone import Backbone
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.plain_text import read_texts
 from cmt_core.errors import DataError
+from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.model import CMT
-from cmt_core.soft_memory import SoftMemory
 from cmt_core.training.batches import Batch, TrainingWindow, collate
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.loop import LoopConfig, run_stage
@@ -116,7 +116,7 @@ def test_training_reads_what_serving_reads(
     tiny_folders: Any, tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, windows: list[TrainingWindow]
 ) -> None:
     """The context that the stage builds is the one that CMT builds from the packed memories, to float16."""
-    from cmt_core.retriever import Retriever
+    from cmt_core.retrieval.retriever import Retriever
     from cmt_core.training.soft_stage import question_of
     from cmt_core.training.stages import teach
 
@@ -210,7 +210,7 @@ def test_documents_of_unknown_sources_are_trained_on_when_asked_for(
 def test_start_of_another_method_gives_its_prefix(
     tiny_folders: Any, tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    from cmt_core.retriever import Retriever
+    from cmt_core.retrieval.retriever import Retriever
 
     config = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, group_windows=2, k_cycle=(1,))
     retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
@@ -227,8 +227,8 @@ def test_start_of_another_method_gives_its_prefix(
 def test_code_stage_with_the_memory_aware_objective_trains_on_the_mix(
     tiny_backbone: Backbone, tiny_checkpoint: Checkpoint, windows: list[TrainingWindow]
 ) -> None:
-    from cmt_core.mixed_logits import memory_aware
-    from cmt_core.objective import answer_loss
+    from cmt_core.generation.mixed_logits import memory_aware
+    from cmt_core.training.objective import answer_loss
     from cmt_core.training.stages import answer_questions, read_alone, targets_of, teach
 
     batch = collate([windows[:4]], 1, 0, random.Random(0))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmt_core.backbone import Backbone
-from cmt_core.normalisation import normalised
-from cmt_core.windows import Window, split_document
+from cmt_core.llm.backbone import Backbone
+from cmt_core.text.normalisation import normalised
+from cmt_core.text.windows import Window, split_document
 
 Count = Callable[[str], int]
 

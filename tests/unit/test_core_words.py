@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmt_core.hybrid import HybridIndex
-from cmt_core.normalisation import normalised
-from cmt_core.proximity import proximity
-from cmt_core.words import words
+from cmt_core.retrieval.hybrid import HybridIndex
+from cmt_core.retrieval.proximity import proximity
+from cmt_core.text.normalisation import normalised
+from cmt_core.text.words import words
 
 NEWS = {
     "ja": "霧島市で新しい橋が開通した。長さは四百二十メートルである。設計したのは中野遙だ。",

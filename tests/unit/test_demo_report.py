@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.demo import Asked, DemoReport
+from services.commands.demo import Asked, DemoReport
 
 
 def _report(total: int, before: int, after: int) -> DemoReport:

@@ -21,10 +21,10 @@ from services.ingest.inbox import Taken
 from services.ingest.offsets import Ticket
 from services.ingest.ports import BankRecord
 from services.ingest.retry import Retry
-from services.lexical import LexicalModel, load_lexical
 from services.metrics import Metrics
 from services.settings import load_settings
 from services.stream.record import Document, RawRecord
+from services.testing.lexical import LexicalModel, load_lexical
 
 MODEL = LexicalModel()
 LAYOUT = BankLayout(MODEL.model_id, MODEL.d_key, MODEL.memory_bytes)

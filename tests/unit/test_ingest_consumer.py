@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 from services.bank.schema import CommitReport, DocumentDelete, DocumentWrite
 from services.errors import BankFull, BankMismatch, BrokerError, BrokerUnreachable, RecordError, ServiceError
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer
 from services.ingest.ports import BankRecord
-from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
 from services.settings import Settings, load_settings
 from services.stream.decode import decode
 from services.stream.record import Document, RawRecord
+from services.testing.lexical import LexicalMemory, LexicalModel
 from tests.waiting import until
 
 

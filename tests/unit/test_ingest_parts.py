@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmt_core.query import Query
+from cmt_core.generation.query import Query
 from services.bank.epochs import TopicEpochs
 from services.errors import BankFull, BankMismatch, BrokerUnreachable, ServiceError, SettingsError, TopicMissing
 from services.ingest.compressor import CompressorWorker
 from services.ingest.retry import Retry, may_heal
-from services.lexical import LexicalModel, load_lexical
 from services.metrics import Metrics
 from services.settings import Settings
+from services.testing.lexical import LexicalModel, load_lexical
 
 
 def test_lexical_query_model_reads_what_the_lexical_compressor_wrote() -> None:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmt_core.windows import Window
+from cmt_core.text.windows import Window
 from services.bank.schema import Chunk
 from services.errors import RecordError, ServiceError
 from services.ingest.stages import StagedCompressor, is_out_of_memory
 from services.ingest.token_batches import Pending, TokenQueue, Waiting
-from services.lexical import LexicalMemory, LexicalModel
 from services.metrics import Metrics
+from services.testing.lexical import LexicalMemory, LexicalModel
 
 
 class Device(LexicalModel):

@@ -19,9 +19,9 @@ from services.ingest.letters import LetterBox
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import BankRecord
 from services.ingest.stages import StagedCompressor
-from services.lexical import LexicalModel
 from services.metrics import Metrics
 from services.stream.record import RawRecord
+from services.testing.lexical import LexicalModel
 from tests.unit.test_ingest_consumer import Rig, article
 from tests.waiting import until
 

@@ -79,7 +79,7 @@ def test_an_llm_without_its_files_is_told(lost: str, model: ModelSettings, tmp_p
         check_checkpoint(model)
 
 
-@pytest.mark.parametrize("module", ["services.query.run", "services.ingest.run"])
+@pytest.mark.parametrize("module", ["services.query.ray_serve.run", "services.ingest.run"])
 def test_checks_come_before_the_imports_of_torch_and_ray(module: str) -> None:
     program = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers', 'lancedb'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from services.commands.moments import moment_of
 from services.errors import SettingsError
-from services.query.moments import moment_of
 
 NOW = datetime(2026, 5, 10, 12, 0, tzinfo=timezone(timedelta(hours=2)))
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.query.conversation import Message, conversation_of
-from services.query.scheduler import SchedulerOptions
+from services.query.engine.scheduler import SchedulerOptions
+from services.query.gateway.conversation import Message, conversation_of
 from services.settings import load_settings
 from tests.serving import BRIDGE, LocalEngine, client_of
 

@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from cmt_core.query import Sampling
+from cmt_core.generation.query import Sampling
 from services.bank.document_filter import DocumentFilter
 from services.metrics import Metrics
-from services.query.api import create_api
-from services.query.asks import UNKNOWN, Ask
-from services.query.keys import hash_of
-from services.query.memory_bank import StoredWindow
-from services.query.scheduler import SchedulerOptions
-from services.query.service import QueryService
+from services.query.engine.asks import UNKNOWN, Ask
+from services.query.engine.scheduler import SchedulerOptions
+from services.query.gateway.api import create_api
+from services.query.gateway.keys import hash_of
+from services.query.gateway.service import QueryService
 from services.settings import load_settings
+from services.testing.memory_bank import StoredWindow
 from tests.serving import BRIDGE, LocalEngine, SentTombstones, client_of, no_snapshots, publish
 
 QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who opened the bridge in Aarhus?"}]}

@@ -14,8 +14,8 @@ from ray.serve._private.constants import RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PA
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.query.middleware import SecurityHeaders
-from services.query.proxy import AskAgain, middlewares, proxy_environment
+from services.query.gateway.middleware import SecurityHeaders
+from services.query.ray_serve.proxy import AskAgain, middlewares, proxy_environment
 
 MARKED = [(b"x-content-type-options", b"nosniff")]
 

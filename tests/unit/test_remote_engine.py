@@ -13,9 +13,9 @@ from ray.serve._private.common import RequestMetadata
 from ray.serve.handle import DeploymentResponseGenerator
 
 from services.bank.schema import BankStats
-from services.query.asks import Ask, Overview
-from services.query.errors import ApiError
-from services.query.remote import RemoteEngine
+from services.query.engine.asks import Ask, Overview
+from services.query.gateway.errors import ApiError
+from services.query.ray_serve.remote import RemoteEngine
 
 
 class Handle:

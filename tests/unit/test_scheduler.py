@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from cmt_core.query import Query, Started
+from cmt_core.generation.query import Query, Started
 from services.bank.document_filter import DocumentFilter
 from services.errors import BankUnavailable, ServiceError
-from services.lexical import LexicalBatch, LexicalModel
 from services.metrics import Metrics, Snapshot
 from services.metrics_hub import MetricsHub
-from services.query.asks import UNKNOWN, Ask, Delta, Event, Failure, Reply
-from services.query.hot_swap import HotSwap, revision_of
-from services.query.ingest_numbers import IngestNumbers
-from services.query.lazy_reader import LazyReader
-from services.query.memory_bank import InMemoryBank, StoredStats
-from services.query.scheduler import Retired, Scheduler, SchedulerOptions
+from services.query.engine.asks import UNKNOWN, Ask, Delta, Event, Failure, Reply
+from services.query.engine.hot_swap import HotSwap, revision_of
+from services.query.engine.lazy_reader import LazyReader
+from services.query.engine.scheduler import Retired, Scheduler, SchedulerOptions
+from services.query.gateway.ingest_numbers import IngestNumbers
+from services.testing.lexical import LexicalBatch, LexicalModel
+from services.testing.memory_bank import InMemoryBank, StoredStats
 from tests.serving import day, publish
 from tests.waiting import until
 

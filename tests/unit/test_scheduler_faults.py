@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cmt_core.query import Query, Sampling
+from cmt_core.generation.query import Query, Sampling
 from services.errors import BankUnavailable
-from services.lexical import LexicalModel
 from services.metrics import Metrics
-from services.query.asks import Ask, Delta, Event, Failure, Reply
-from services.query.hot_swap import HotSwap
-from services.query.live import LiveEngine
-from services.query.memory_bank import InMemoryBank
-from services.query.scheduler import Scheduler, SchedulerOptions
+from services.query.engine.asks import Ask, Delta, Event, Failure, Reply
+from services.query.engine.hot_swap import HotSwap
+from services.query.engine.live import LiveEngine
+from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.testing.lexical import LexicalModel
+from services.testing.memory_bank import InMemoryBank
 from tests.serving import publish
 from tests.waiting import until
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.errors import SettingsError
-from services.query.serve_app import application
+from services.query.ray_serve.serve_app import application
 
 
 def test_strangers_are_kept_out_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_strangers_are_kept_out_here_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "args", [{"model_factry": "services.lexical:load_lexical"}, {"model_factory": "no.such:thing"}]
+    "args", [{"model_factry": "services.testing.lexical:load_lexical"}, {"model_factory": "no.such:thing"}]
 )
 def test_a_mistake_in_the_arguments_is_named(args: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match=r"model_fact(o)?ry"):
@@ -24,6 +24,6 @@ def test_a_mistake_in_the_arguments_is_named(args: dict[str, str]) -> None:
 
 
 def test_the_model_may_be_another() -> None:
-    built = application({"model_factory": "services.lexical:load_lexical"})
+    built = application({"model_factory": "services.testing.lexical:load_lexical"})
     engine = built._bound_deployment.init_args[1]._bound_deployment
     assert engine.init_args[1].__name__ == "load_lexical"

@@ -17,7 +17,7 @@ from services.bank.writer import BankWriter
 from services.commands.encoding import encoder
 from services.errors import BankMismatch
 from services.models import load_cmt
-from services.query.hot_swap import revision_of, target_of, with_target
+from services.query.engine.hot_swap import revision_of, target_of, with_target
 from services.settings import Settings
 
 TEXT = "The capital of Norland is Varde. It lies by the sea, and ships come from far away."

@@ -10,9 +10,9 @@ import pytest
 
 from services.errors import BrokerUnreachable
 from services.metrics import Metrics, Snapshot
-from services.query.responses import IngestInfo
-from services.query.service import QueryService
-from services.query.stream_look import StreamLook, StreamView, look_at_kafka
+from services.query.gateway.responses import IngestInfo
+from services.query.gateway.service import QueryService
+from services.query.gateway.stream_look import StreamLook, StreamView, look_at_kafka
 from services.settings import KafkaSettings, load_settings
 from tests.serving import LocalEngine, SentTombstones, publish
 

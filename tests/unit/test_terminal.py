@@ -16,13 +16,12 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from services import demo
-from services.commands import dlq
+from services.commands import demo, dlq
+from services.commands.demo import Asked, DemoReport
 from services.commands.errors import one_line_errors
-from services.demo import Asked, DemoReport
+from services.commands.query import _source_line
 from services.errors import FeedError
 from services.logs import set_up_logging
-from services.query.commands import _source_line
 from services.settings import load_settings
 from services.stream import dead_letter_reader
 from services.stream.dead_letter_reader import DeadLetter

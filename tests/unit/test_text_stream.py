@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.query.text_stream import TextStream
+from services.query.engine.text_stream import TextStream
 
 
 def decode(ids: Sequence[int]) -> str:

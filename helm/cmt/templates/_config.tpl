@@ -76,7 +76,7 @@ http_options:
 applications:
   - name: cmt
     route_prefix: /
-    import_path: services.query.serve_app:application
+    import_path: services.query.ray_serve.serve_app:application
     deployments:
       - name: Engine
         {{- with .Values.query.replicas }}

@@ -1,0 +1,122 @@
+"""Answers in a running batch: queries join with what they read, tokens come out, rows leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cmt_core.generation.continuous import ContinuousBatch, TokenEngine
+from cmt_core.generation.query import Query, Started
+from cmt_core.reading.batch import Reading
+from cmt_core.reading.contexts import Contexts
+
+__all__ = ["AnswerBatch"]
+
+
+class AnswerBatch:
+    """A running batch of questions that read what `contexts` makes, on an engine of its own or a given one; not thread-safe."""
+
+    def __init__(self, contexts: Contexts, engine: TokenEngine | None = None) -> None:
+        self._contexts = contexts
+        self._engine: TokenEngine = engine or ContinuousBatch(contexts.backbone)
+        self._stop_ids: dict[int, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def prompt_tokens(self, query: Query) -> int:
+        """Tokens that a query gives the LLM to read, texts included."""
+        return len(self._prompt(query)) + (len(self._texts(query)) if query.mode == "rag" else 0)
+
+    def join(self, queries: Sequence[Query]) -> list[Started]:
+        """Reads the prompts of `queries` and gives their first tokens.
+
+        Raises MemoryFormatError for a foreign memory. Whatever it raises, none of `queries` has joined.
+        """
+        kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
+        started: dict[int, Started] = {}
+        try:
+            for kind in dict.fromkeys(kinds):
+                members = [i for i, other in enumerate(kinds) if other == kind]
+                started.update(zip(members, self._join_alike([queries[i] for i in members]), strict=True))
+        except BaseException:
+            for one in started.values():
+                self.leave(one.row)
+            raise
+        return [started[i] for i in range(len(queries))]
+
+    def step(self) -> dict[int, int | None]:
+        """The next token of every row, None where its answer has ended (the row stays until it is told to leave)."""
+        return {row: self._unless_stop(row, token) for row, token in self._engine.step().items()}
+
+    def leave(self, row: int) -> None:
+        """Ends a row."""
+        self._stop_ids.pop(row, None)
+        self._engine.leave(row)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, as far as they go."""
+        return self._contexts.tokens.text(ids)
+
+    @torch.inference_mode()
+    def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
+        reading = self._read(queries)
+        prompts = [self._prompt(query) for query in queries]
+        weights = [self._weight(query) for query in queries]
+        plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
+        joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
+        self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
+        try:
+            return [
+                Started(
+                    one.row,
+                    reading.prompt_tokens(i, prompts[i]),
+                    reading.weights(i, one.attention),
+                    self._unless_stop(one.row, one.token),
+                )
+                for i, one in enumerate(joined)
+            ]
+        except BaseException:
+            for one in joined:
+                self.leave(one.row)
+            raise
+
+    def _read(self, queries: Sequence[Query]) -> Reading:
+        match queries[0].mode:
+            case "rag":
+                return self._contexts.of_text([query.passages for query in queries])
+            case "closed":
+                return self._contexts.of_nothing(len(queries), prefixed=False)
+            case _:
+                return self._contexts.of_memories(
+                    [query.question for query in queries],
+                    [query.memories for query in queries],
+                    _scores(queries),
+                )
+
+    def _prompt(self, query: Query) -> list[int]:
+        prompting, asked = self._contexts.prompting, (query.question, query.earlier, query.instructions)
+        if query.mode == "closed":
+            return prompting.closed(*asked)
+        return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked)]
+
+    def _texts(self, query: Query) -> list[int]:
+        return self._contexts.prompting.texts(query.passages)
+
+    def _weight(self, query: Query) -> float:
+        """The share of the memory's scores; the rest are those of the same prompt without a memory."""
+        if query.mode == "closed":
+            return 1.0
+        if query.memory_weight is not None:
+            return query.memory_weight
+        return self._contexts.config.decoding_weight if query.mode == "memory" else 1.0
+
+    def _unless_stop(self, row: int, token: int) -> int | None:
+        return None if token in self._stop_ids[row] else token
+
+
+def _scores(queries: Sequence[Query]) -> list[Sequence[float]] | None:
+    """The queries' scores; None when any has none."""
+    given = [query.scores for query in queries if query.scores is not None]
+    return given if len(given) == len(queries) else None

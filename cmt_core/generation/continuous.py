@@ -1,0 +1,185 @@
+"""Iteration-level batching: sequences join and leave a running batch between any two tokens (Orca, Yu et al. 2022).
+
+`TokenEngine` is all that serving needs of an engine: keys and values per layer in, tokens out. `ContinuousBatch` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from cmt_core.generation.greedy import Prefilled, prefill
+from cmt_core.generation.mixed_logits import memory_aware
+from cmt_core.generation.query import Sampling
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context
+from cmt_core.llm.kv_slots import KVSlots
+
+__all__ = ["ContinuousBatch", "Joined", "TokenEngine"]
+
+
+class Joined(NamedTuple):
+    """A sequence's number, its first token, and its prompt's attention over the context's columns (S,)."""
+
+    row: int
+    token: int
+    attention: Tensor
+
+
+class TokenEngine(Protocol):
+    """An engine that continues prompts behind given keys and values; another one may take ContinuousBatch's place."""
+
+    def join(
+        self,
+        context: Context,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[Sampling],
+        plain: Context | None = None,
+        weights: Sequence[float] = (),
+    ) -> list[Joined]:
+        """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
+
+        Whatever it raises, none of them has joined.
+        `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
+        """
+        ...
+
+    def step(self) -> dict[int, int]:
+        """The next token of every running sequence, by its number."""
+        ...
+
+    def leave(self, row: int) -> None:
+        """Ends a sequence, whether it is done or not wanted any more."""
+        ...
+
+    def __len__(self) -> int:
+        """Sequences running."""
+        ...
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A running sequence: its slots of the cache (one, or two where a plain context is mixed in) and its last token."""
+
+    slots: list[int]
+    token: int
+    sampling: Sampling
+    weight: float
+    generator: torch.Generator | None = field(default=None)
+
+
+class ContinuousBatch:
+    """A running batch on our own LLM, one token a `step` for all; not thread-safe.
+
+    Every sequence keeps its own columns, without gaps, so what it writes does not depend on who else is running (to the
+    rounding of the number type: in float32 the same tokens come out, in bfloat16 two nearly equal scores may change places).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._cache = KVSlots(backbone.shape, backbone.device, backbone.dtype)
+        self._running: dict[int, _Sequence] = {}
+        self._next_row = 0
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @torch.inference_mode()
+    def join(
+        self,
+        context: Context,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[Sampling],
+        plain: Context | None = None,
+        weights: Sequence[float] = (),
+    ) -> list[Joined]:
+        """See TokenEngine."""
+        reads = [(context, prefill(self._backbone, context, prompts))]
+        if plain is not None:
+            reads.append((plain, prefill(self._backbone, plain, prompts)))
+        joined: list[Joined] = []
+        try:
+            for row, one in enumerate(sampling):
+                joined.append(self._start(row, reads, one, weights[row] if plain is not None else 1.0))
+        except BaseException:
+            for begun in joined:
+                self.leave(begun.row)
+            raise
+        return joined
+
+    def _start(self, row: int, reads: list[tuple[Context, Prefilled]], sampling: Sampling, weight: float) -> Joined:
+        started = _Sequence([], 0, sampling, weight, _generator(sampling))
+        number, self._next_row = self._next_row, self._next_row + 1
+        self._running[number] = started
+        try:
+            for context, read in reads:
+                started.slots.append(self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1))
+            started.token = _choose(_mixed([read.logits[row] for _, read in reads], weight), started)
+            return Joined(number, started.token, reads[0][1].attention[row])
+        except BaseException:
+            self.leave(number)
+            raise
+
+    @torch.inference_mode()
+    def step(self) -> dict[int, int]:
+        """See TokenEngine."""
+        if not self._running:
+            return {}
+        if moved := self._cache.compact():
+            for one in self._running.values():
+                one.slots = [moved.get(slot, slot) for slot in one.slots]
+        tokens = torch.zeros(len(self._cache), dtype=torch.long)
+        for one in self._running.values():
+            tokens[one.slots] = one.token
+        positions, attend = self._cache.open_column()
+        ids = tokens.to(self._backbone.device)[:, None]
+        # KVSlots speaks the part of transformers' cache interface that a forward pass uses
+        hidden = self._backbone.forward(ids, positions, attend, cast(Any, self._cache))
+        logits = self._backbone.logits(hidden[:, -1])  # (slots, V)
+        greedy = logits.argmax(dim=-1).tolist()
+        for one in self._running.values():
+            if len(one.slots) == 1 and one.generator is None:
+                one.token = greedy[one.slots[0]]
+            else:
+                one.token = _choose(_mixed([logits[slot] for slot in one.slots], one.weight), one)
+        return {number: one.token for number, one in self._running.items()}
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """See TokenEngine."""
+        for slot in self._running.pop(row).slots:
+            self._cache.free(slot)
+
+
+def _generator(sampling: Sampling) -> torch.Generator | None:
+    """None for greedy; a generator of the sequence's own, so that a seed gives the same answer beside any neighbours."""
+    if sampling.temperature <= 0:
+        return None
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    return generator
+
+
+def _mixed(logits: Sequence[Tensor], weight: float) -> Tensor:
+    if len(logits) == 1:
+        return logits[0]
+    return memory_aware(logits[0], logits[1], weight)
+
+
+def _choose(logits: Tensor, sequence: _Sequence) -> int:
+    """The next token from logits (V,): the best, or a draw from the nucleus (Holtzman et al. 2020)."""
+    if sequence.generator is None:
+        return int(logits.argmax())
+    sampling = sequence.sampling
+    probabilities = (logits.float().cpu() / sampling.temperature).softmax(dim=-1)
+    ordered, ids = probabilities.sort(descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # the first token always stays
+    kept = ordered.masked_fill(before >= max(sampling.top_p, 1e-9), 0.0)
+    return int(ids[torch.multinomial(kept, 1, generator=sequence.generator)])

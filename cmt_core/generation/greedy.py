@@ -1,0 +1,97 @@
+"""Greedy generation behind a context of memories, for a batch of questions at once.
+
+Prompts are padded on the right; every row counts its own positions, so a question's answer does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context, read_rows
+
+__all__ = ["Generated", "Prefilled", "generate", "prefill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """New token ids without the stop token, why they end, and the prompt's attention over context columns (S,)."""
+
+    ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    attention: Tensor
+
+
+@dataclass(slots=True)
+class Prefilled:
+    """What reading B prompts leaves behind: logits of the next token (B, V), which columns of the cache exist (B, S + Q),
+    the position of each prompt's last token (B,), and its attention over context columns (B, S)."""
+
+    logits: Tensor
+    seen: Tensor
+    last: Tensor
+    attention: Tensor
+
+
+@torch.inference_mode()
+def generate(
+    backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: set[int]
+) -> list[Generated]:
+    """Continues each prompt (token ids) behind its row of `context` until a stop token or `max_new_tokens`."""
+    read = prefill(backbone, context, prompts)
+    token = read.logits.argmax(dim=-1)  # (B,)
+    answers = _continue(backbone, context, token, read.last, read.seen, max_new_tokens, stop_ids)
+    return [Generated(ids, reason, read.attention[row]) for row, (ids, reason) in enumerate(answers)]
+
+
+@torch.inference_mode()
+def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """Reads each prompt (token ids) behind its row of `context`, whose cache is extended by the padded prompts."""
+    with backbone.capture_queries() as queries:
+        hidden, lengths, seen = read_rows(backbone, context, prompts)
+    B, last = len(prompts), context.next_position + lengths - 1  # (B,) position of each prompt's last token
+    final = torch.stack([layer[torch.arange(B), lengths - 1] for layer in queries])  # (L, B, heads * d)
+    shares = _attention(backbone, context, final, last, seen)
+    return Prefilled(backbone.logits(hidden[torch.arange(B), lengths - 1]), seen, last, shares)
+
+
+def _continue(
+    backbone: Backbone,
+    context: Context,
+    token: Tensor,
+    last: Tensor,
+    seen: Tensor,
+    max_new_tokens: int,
+    stop_ids: set[int],
+) -> list[tuple[list[int], Literal["stop", "length"]]]:
+    B = len(token)
+    new: list[list[int]] = [[] for _ in range(B)]
+    open_rows = set(range(B))
+    for step in range(max_new_tokens):
+        for row in list(open_rows):
+            chosen = int(token[row])
+            if chosen in stop_ids:
+                open_rows.discard(row)
+            else:
+                new[row].append(chosen)
+        if not open_rows or step + 1 == max_new_tokens:
+            break
+        seen = torch.cat([seen, seen.new_ones(B, 1)], dim=1)
+        position = (last + 1 + step)[:, None]
+        hidden = backbone.forward(token[:, None], position, seen[:, None, None], context.cache)
+        token = backbone.logits(hidden[:, -1]).argmax(dim=-1)
+    return [(ids, "length" if row in open_rows else "stop") for row, ids in enumerate(new)]
+
+
+def _attention(backbone: Backbone, context: Context, queries: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+    """What the prompts' last tokens look at: (B, S) attention over context columns, averaged over layers and heads."""
+    S = context.seen.shape[1]
+    total = torch.zeros(len(positions), S, device=positions.device)
+    for layer, cached in enumerate(context.cache.layers):
+        total += backbone.attention(layer, queries[layer], cached.keys, positions, seen)[:, :, :S].mean(dim=1)
+    return total / len(context.cache.layers)

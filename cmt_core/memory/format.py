@@ -1,0 +1,103 @@
+"""What stands in the bank: a window's packed memory, how Θ writes it, and how π gives its keys and values back.
+
+A format knows one method's bytes. Placing them, and choosing among them, is the same for all (model.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_core.config import MemoryConfig
+from cmt_core.errors import MemoryFormatError
+from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.quantiser import Rounding
+from cmt_core.memory.soft.soft_memory import SoftMemory
+
+__all__ = ["KVCodeFormat", "Memory", "MemoryFormat", "SoftTokensFormat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A window's packed memory of `memory_bytes` bytes, and the tokens it holds."""
+
+    code: bytes
+    n_tokens: int
+
+
+class MemoryFormat(Protocol):
+    """One method's memories, written behind the encoding prefix."""
+
+    def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
+        """Memories of windows ids, mask (B, T), read behind prefix (p, X)."""
+        ...
+
+    def read(self, memories: Sequence[bytes]) -> list[Tensor]:
+        """Keys and values (t, X) of each memory, before they are placed; raises MemoryFormatError for foreign bytes."""
+        ...
+
+
+class KVCodeFormat:
+    """A 2-byte token count, then the packed code of every token."""
+
+    def __init__(self, backbone: Backbone, code: KVCode, quantiser: Rounding, config: MemoryConfig) -> None:
+        self._backbone, self._config = backbone, config
+        self.code, self.quantiser = code, quantiser
+        decoder, offset = code.unscaled(backbone.dtype)  # made once, not for every question
+        self._decoder, self._offset = decoder.detach(), offset.detach()
+
+    def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
+        """See MemoryFormat."""
+        return self.rounded(self.code.encode(self._backbone.read(ids, mask, prefix)), mask.sum(dim=1).tolist())
+
+    def rounded(self, codes: Tensor, lengths: Sequence[int]) -> list[Memory]:
+        """Memories of codes (B, T, C), of which the first `lengths` are tokens."""
+        levels = self.quantiser.levels(codes).to(self.quantiser.number_type).cpu().numpy()
+        return [self._pack(row[:length]) for row, length in zip(levels, lengths, strict=True)]
+
+    def read(self, memories: Sequence[bytes]) -> list[Tensor]:
+        """See MemoryFormat."""
+        codes, lengths = self.codes(memories)
+        return list(torch.split(torch.addmm(self._offset, codes.to(self._decoder.dtype), self._decoder), lengths))
+
+    def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
+        """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
+        levels = [self._unpack(memory) for memory in memories]
+        stored = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self._backbone.device)
+        return self.quantiser.values(stored), [len(part) for part in levels]
+
+    def _pack(self, levels: NDArray[Any]) -> Memory:
+        code = self.quantiser.pack(levels)
+        head = len(levels).to_bytes(2, "little")
+        return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), len(levels))
+
+    def _unpack(self, memory: bytes) -> NDArray[Any]:
+        n_tokens = int.from_bytes(memory[:2], "little")
+        if len(memory) != self._config.memory_bytes or not 0 < n_tokens <= self._config.window_tokens:
+            raise MemoryFormatError(f"a memory of {len(memory)} bytes and {n_tokens} tokens is not of this checkpoint")
+        return self.quantiser.unpack(memory[2 : 2 + n_tokens * self._config.token_bytes])
+
+
+class SoftTokensFormat:
+    """m vectors of the LLM's width in float16, whatever the window's length."""
+
+    def __init__(self, backbone: Backbone, soft: SoftMemory) -> None:
+        self._backbone, self._soft = backbone, soft
+
+    def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
+        """See MemoryFormat."""
+        _, source, last = self._backbone.read_at_depth(ids, mask, prefix, self._soft.source_layer)
+        vectors = self._soft.compress(self._backbone, ids, mask, source, last)
+        lengths = mask.sum(dim=1).tolist()
+        return [Memory(self._soft.pack(row), length) for row, length in zip(vectors, lengths, strict=True)]
+
+    def read(self, memories: Sequence[bytes]) -> list[Tensor]:
+        """See MemoryFormat."""
+        return list(self._soft.align(self._backbone, self._soft.unpack(list(memories), self._backbone.device)))

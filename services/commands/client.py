@@ -1,0 +1,104 @@
+"""Asks a running query service over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from services.errors import ServiceError, SettingsError
+from services.query.gateway.addresses import is_loopback
+from services.settings import Settings
+
+__all__ = ["ask_service", "service_url", "stream_answer"]
+
+_TIMEOUT_S = 120.0
+
+
+def service_url(settings: Settings) -> str:
+    """Where the settings say that the service is."""
+    host = "127.0.0.1" if settings.serve.host in ("0.0.0.0", "::", "") else settings.serve.host
+    return settings.client.url or f"http://{f'[{host}]' if ':' in host else host}:{settings.serve.port}"
+
+
+def ask_service(url: str, settings: Settings, question: str, model: str, top_k: int | None = None) -> dict[str, Any]:
+    """The response to one question, as POST /v1/chat/completions gives it. Raises ServiceError in one line."""
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
+    if top_k is not None:
+        body["cmt"] = {"top_k": top_k}
+    with _client(url, settings) as client, _one_line(url):
+        response = client.post(_address(url), json=body)
+        _refuse_errors(url, response)
+        reply: dict[str, Any] = response.json()
+        return reply
+
+
+def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The chunks of a streamed answer, the last one with `sources` and `cmt`. Raises ServiceError in one line."""
+    asked = body | {"stream": True}
+    with (
+        _client(url, settings) as client,
+        _one_line(url),
+        client.stream("POST", _address(url), json=asked) as response,
+    ):
+        if response.status_code != httpx.codes.OK:
+            response.read()
+            _refuse_errors(url, response)
+        for line in response.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            if line == "data: [DONE]":
+                return
+            chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise ServiceError(f"{url} stopped in the middle of the answer: {chunk['error']['message']}")
+            yield chunk
+        raise ServiceError(f"{url} ended the connection in the middle of the answer")
+
+
+def _client(url: str, settings: Settings) -> httpx.Client:
+    """Through the proxies of the environment, unless the service is on this machine: no proxy can reach it there.
+
+    Raises SettingsError for a proxy that can't be used.
+    """
+    try:
+        local = is_loopback(httpx.URL(url).host)
+        return httpx.Client(headers=_headers(settings), timeout=_TIMEOUT_S, trust_env=not local)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"client.url {url!r} is no address such as http://127.0.0.1:8000: {error}") from None
+    except (ValueError, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"a proxy or certificate that the environment names can't be used: {reason}") from None
+
+
+@contextmanager
+def _one_line(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(f"no query service at {url}: {error} (start one with `cmt serve`)") from None
+    except ValueError:
+        raise ServiceError(f"{url} does not speak like a query service") from None
+
+
+def _address(url: str) -> str:
+    """The route below an address with or without the /v1 that OpenAI's clients want."""
+    return f"{url.strip().rstrip('/').removesuffix('/v1').rstrip('/')}/v1/chat/completions"
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    key = settings.client.api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+
+def _refuse_errors(url: str, response: httpx.Response) -> None:
+    if response.status_code == httpx.codes.OK:
+        return
+    try:
+        reason = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        reason = response.reason_phrase
+    raise ServiceError(f"{url} answered {response.status_code}: {reason}")

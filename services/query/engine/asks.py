@@ -1,0 +1,149 @@
+"""What travels between the HTTP side and the engine: a question, pieces of its answer, the answer, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from cmt_core.generation.query import GREEDY, Mode, Sampling
+from services.bank.document_filter import DocumentFilter
+from services.query.engine.ports import BankStats, DocumentInfo, DocumentVersion, Hit
+
+__all__ = [
+    "MODELS",
+    "UNKNOWN",
+    "Ask",
+    "Delta",
+    "Event",
+    "Failure",
+    "Found",
+    "Loaded",
+    "ModelName",
+    "Overview",
+    "Reply",
+    "Source",
+    "Versions",
+]
+
+ModelName = Literal["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"]
+MODELS: dict[ModelName, Mode] = {"cmt": "memory", "cmt-rag": "rag", "cmt-hybrid": "hybrid", "cmt-closed": "closed"}
+UNKNOWN = "I don't know."
+"""What is answered when nothing in the bank is relevant enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question. `top_k`, `min_score` and `max_new_tokens` None mean the service's defaults, `as_of` None means now.
+
+    `lookups` are the texts that are looked up in the bank; a hit counts by its best score over them.
+    """
+
+    question: str
+    mode: Mode = "memory"
+    lookups: tuple[str, ...] = ()
+    top_k: int | None = None
+    namespace: str = "default"
+    as_of: datetime | None = None
+    wanted: DocumentFilter | None = None
+    min_score: float | None = None
+    memory_weight: float = 1.0
+    earlier: tuple[tuple[str, str], ...] = ()
+    instructions: str = ""
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    deadline_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of an answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document window that an answer was read from; `weight` is its share of the attention, None where unknown."""
+
+    doc_id: str
+    chunk_no: int
+    title: str | None
+    url: str | None
+    source: str | None
+    published_at: datetime | None
+    score: float
+    weight: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer with its sources; times count from the question's arrival at the engine."""
+
+    answer: str
+    sources: tuple[Source, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+    model_id: str
+    bank_version: int | None
+    retrieve_ms: float
+    first_token_ms: float
+    generate_ms: float
+    mode: Mode = "memory"
+    known: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question got no answer: it is at fault or too long, its time is over, the bank can't be read, the engine is
+    being replaced and another one may answer, or something broke.
+    """
+
+    kind: Literal["question", "too_long", "deadline", "bank", "engine", "internal"]
+    message: str
+
+
+Event = Delta | Reply | Failure
+"""An answer is any number of Delta, then one Reply or Failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too."""
+
+    hits: tuple[Hit, ...] = ()
+    bank_version: int | None = None
+    retrieve_ms: float = 0.0
+    best_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Every version of a document, newest first."""
+
+    versions: tuple[DocumentVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The bank at a glance."""
+
+    stats: BankStats
+    latest: tuple[DocumentInfo, ...]
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What one replica of the engine answers from (llm, checkpoint, retriever, bank), and why it could not load another."""
+
+    replica: str
+    pid: int
+    revision: str
+    target: Mapping[str, str]
+    model_id: str
+    error: str | None = field(default=None)

@@ -1,0 +1,324 @@
+"""The engine of one replica: questions join and leave the running batch between any two tokens; no Ray, no HTTP.
+
+Two threads of its own. `bank` looks questions up, and only as many as may join, so that nobody reads an old bank.
+`model` repeats, as long as anybody is there:
+
+1. rows whose client went away or whose deadline has passed leave
+2. questions that were looked up join: their prompts are read, their first tokens come out
+3. every running row gets one token more, and those that are done leave
+
+What fails outside of one question's own part fails everybody whom the thread had in hand, and the next one is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.metrics import Metrics
+from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
+from services.query.engine.asks import Ask, Delta, Event, Failure, Found, Overview, Reply, Versions
+from services.query.engine.grouping import attempted, failure_of, isolated
+from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
+from services.query.engine.prompt_budget import Fitted, PromptBudget
+from services.query.engine.retrieval import Retrieval
+from services.query.engine.ticket import Ticket
+from services.supervision import ServiceThread
+
+__all__ = ["Retired", "Scheduler", "SchedulerOptions"]
+
+_log = logging.getLogger(__name__)
+_MOST_FAILURES = 5  # in a row, with no whole answer between them: then the replica needs another process
+
+
+class Retired(Exception):
+    """The scheduler takes nothing new: it is being stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt;
+    whether every window of a document counts, and whether a question that is too long is shortened or refused.
+
+    `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last.
+    """
+
+    max_batch: int = 8
+    top_k: int | None = None
+    min_score: float | None = 0.0
+    every_chunk: bool = False
+    max_prompt_tokens: int = 4096
+    shorten: bool = True
+    join_at_once: int = 4
+
+
+class Scheduler:
+    """Answers questions with `model` from what `bank` holds, until `stop`."""
+
+    def __init__(
+        self,
+        model: AnsweringModel,
+        bank: MemoryReader,
+        options: SchedulerOptions = SchedulerOptions(),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._model, self._bank, self._options = model, bank, options
+        self._metrics = metrics or Metrics()
+        self._retrieval = Retrieval(
+            model,
+            bank,
+            top_k=options.top_k,
+            min_score=options.min_score,
+            every_chunk=options.every_chunk,
+            metrics=self._metrics,
+        )
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._looking: list[Ticket] = []  # questions that are being looked up
+        self._joining: list[Ticket] = []  # questions whose prompts are being read
+        self._ready: deque[Ticket] = deque()
+        self._rows: dict[int, AnswerRow] = {}
+        self._stopping = False
+        self._batch: RunningBatch | None = None  # a failed one is thrown away with all that it holds
+        self._bank_thread = self._thread("bank", self._look_up_forever, self._looking_up_failed)
+        self._model_thread = self._thread("model", self._generate_forever, self._generating_failed)
+        self._threads = (self._bank_thread, self._model_thread)
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def model_id(self) -> str:
+        """The checkpoint that answers."""
+        return self._model.model_id
+
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        return len(self._rows)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is answered here any more, None while the threads run."""
+        return next((thread.trouble for thread in self._threads if thread.trouble), None)
+
+    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
+        """Queues a question; `deliver` gets its answer piece by piece, from another thread. Raises Retired."""
+        ticket = Ticket(ask, deliver)
+        with self._changed:
+            if self._stopping:
+                raise Retired
+            if self.trouble is None:
+                self._waiting.append(ticket)
+                self._changed.notify_all()
+                return ticket
+        ticket.send(Failure("engine", f"the engine is being replaced: {self.trouble}"))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forgets a question, wherever it is; a running one leaves before the next token."""
+        with self._changed:
+            waited_for, ticket.gone = not ticket.gone, True
+            self._changed.notify_all()
+        if waited_for:
+            self._metrics.count("cmt_query_cancelled_total")
+
+    def search(self, ask: Ask) -> Found | Failure:
+        """What the bank holds for `ask.question`, relevant or not; any thread may call it."""
+        return attempted(lambda: self._retrieval.find([ask], relevant_only=False)[0])
+
+    def overview(self, n: int, namespace: str) -> Overview | Failure:
+        """Size of the bank and its `n` latest documents; never waits behind the model."""
+
+        def look() -> Overview:
+            latest = tuple(self._bank.latest(n, namespace)) if n else ()
+            return Overview(self._bank.stats(), latest, self._model.model_id)
+
+        return attempted(look)
+
+    def history(self, doc_id: str, namespace: str) -> Versions | Failure:
+        """Every version of a document."""
+        return attempted(lambda: Versions(tuple(self._bank.history(doc_id, namespace))))
+
+    def stop(self) -> None:
+        """Answers what is inside, takes nothing new, and ends the threads."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _thread(self, name: str, work: Callable[[], None], failed: Callable[[BaseException], None]) -> ServiceThread:
+        return ServiceThread(
+            name, work, self._metrics, failed=failed, given_up=self._fail_all, most_failures=_MOST_FAILURES
+        )
+
+    def _look_up_forever(self) -> None:
+        while tickets := self._next_to_look_up():
+            found = self._retrieval.find([ticket.ask for ticket in tickets])
+            with self._changed:
+                for ticket, one in zip(tickets, found, strict=True):
+                    self._looked_up(ticket, one)
+                self._looking = []
+                self._changed.notify_all()
+            self._bank_thread.worked()
+
+    def _looking_up_failed(self, error: BaseException) -> None:
+        with self._changed:
+            failed, self._looking = [one for one in self._looking if one not in self._ready], []
+            self._changed.notify_all()
+        _fail(failed, failure_of(error))
+
+    def _fail_all(self) -> None:
+        """Nobody answers any more: all who wait are told, and the other thread ends, too."""
+        with self._changed:
+            left = [*self._waiting, *self._looking, *self._ready, *self._joining]
+            left += [row.ticket for row in self._rows.values()]
+            self._waiting.clear()
+            self._ready.clear()
+            self._changed.notify_all()
+        _fail(left, Failure("engine", f"the engine is being replaced: {self.trouble}"))
+
+    def _next_to_look_up(self) -> list[Ticket]:
+        """Those that may join now, in the order they came; empty when the scheduler stops."""
+        with self._changed:
+            while True:
+                self._drop_gone(self._waiting)
+                if (self._stopping and not self._waiting) or self.trouble:
+                    return []
+                room = self._options.max_batch - len(self._rows) - len(self._ready) - len(self._joining)
+                if self._waiting and room > 0:
+                    self._looking = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+                    return self._looking
+                self._changed.wait(1.0 if self._waiting else None)  # waiting ones have deadlines
+
+    def _looked_up(self, ticket: Ticket, found: Found | Failure) -> None:
+        if isinstance(found, Failure):
+            ticket.send(found)
+            return
+        ticket.found = found
+        if ticket.ask.mode != "closed" and not found.hits:
+            self._metrics.count("cmt_query_unknown_total")
+            reply = unknown_reply(ticket.ask, found, self._model.model_id, ticket.ms())
+            ticket.send(Delta(reply.answer))
+            ticket.send(reply)
+            return
+        self._ready.append(ticket)
+
+    def _generate_forever(self) -> None:
+        while self._wait_for_work():
+            self._leave([row for row, one in self._rows.items() if self._is_over(one.ticket)])
+            self._join(self._next_to_join())
+            self._advance()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not self._rows and not self._ready:
+                if (self._stopping and not self._waiting and not self._looking) or self.trouble:
+                    return False
+                self._changed.wait(0.2 if self._stopping else None)
+            return True
+
+    def _next_to_join(self) -> list[Ticket]:
+        with self._changed:
+            many = min(len(self._ready), self._options.join_at_once)
+            self._joining = [self._ready.popleft() for _ in range(many)]
+        return [ticket for ticket in self._joining if not self._is_over(ticket)]
+
+    def _join(self, tickets: Sequence[Ticket]) -> None:
+        if tickets:
+            self._metrics.observe("cmt_query_batch_questions", len(self._rows) + len(tickets))
+            for ticket, outcome in zip(tickets, isolated(tickets, self._read), strict=True):
+                if isinstance(outcome, Failure):
+                    ticket.send(outcome)
+                else:
+                    self._take(outcome, outcome.first_token)
+        self._joining = []
+        self._settle()
+
+    def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
+        """Reads the prompts of those that are not too long, together."""
+        batch, options = self._running_batch(), self._options
+        budget = PromptBudget(
+            options.max_prompt_tokens, options.shorten, batch.prompt_tokens, self._model.follows_instructions
+        )
+        asked = [budget.fitted(query_of(ticket.ask, ticket.found)) for ticket in tickets]
+        fit = {i: one for i, one in enumerate(asked) if isinstance(one, Fitted)}
+        started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
+        return [
+            AnswerRow(ticket, started[i], batch.text, self._model.answer_tokens, one.notes)
+            if isinstance(one, Fitted)
+            else one
+            for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
+        ]
+
+    def _take(self, row: AnswerRow, token: int | None) -> None:
+        """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
+        self._rows[row.number] = row
+        if text := row.push(token):
+            row.ticket.send(Delta(text))
+        if row.finish_reason is None:
+            return
+        reply = row.reply(self._model)
+        self._model_thread.worked()
+        self._measure(row.ticket.ask, reply)
+        row.ticket.send(reply)
+
+    def _advance(self) -> None:
+        if not self._rows:
+            return
+        for number, token in self._running_batch().step().items():
+            self._take(self._rows[number], token)
+        self._settle()
+
+    def _running_batch(self) -> RunningBatch:
+        if self._batch is None:
+            self._batch = self._model.answer_batch()
+        return self._batch
+
+    def _generating_failed(self, error: BaseException) -> None:
+        """The running batch is lost with all that is in it; the next one starts afresh."""
+        with self._changed:
+            failed = [*self._joining, *(row.ticket for row in self._rows.values())]
+            self._joining, self._batch = [], None
+            self._rows.clear()
+            self._changed.notify_all()
+        _fail(failed, failure_of(error))
+        self._metrics.gauge("cmt_query_running", 0)
+
+    def _settle(self) -> None:
+        """Rows that are done leave, and those who wait are told that there is room."""
+        self._leave([number for number, row in self._rows.items() if row.finish_reason is not None])
+
+    def _leave(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._running_batch().leave(number)
+            del self._rows[number]
+        if numbers:
+            with self._changed:
+                self._changed.notify_all()
+        self._metrics.gauge("cmt_query_running", len(self._rows))
+
+    def _is_over(self, ticket: Ticket) -> bool:
+        if ticket.late:
+            ticket.send(Failure("deadline", f"the deadline of {ticket.ask.deadline_s:g} s has passed"))
+        return ticket.gone
+
+    def _drop_gone(self, tickets: deque[Ticket]) -> None:
+        for _ in range(len(tickets)):
+            ticket = tickets.popleft()
+            if not self._is_over(ticket):
+                tickets.append(ticket)
+
+    def _measure(self, ask: Ask, reply: Reply) -> None:
+        self._metrics.observe("cmt_query_generate_seconds", reply.generate_ms / 1e3)
+        self._metrics.observe("cmt_query_first_token_seconds", reply.first_token_ms / 1e3, mode=ask.mode)
+        self._metrics.count("cmt_query_prompt_tokens_total", reply.prompt_tokens, mode=ask.mode)
+        self._metrics.count("cmt_query_completion_tokens_total", reply.completion_tokens, mode=ask.mode)
+
+
+def _fail(tickets: Sequence[Ticket], failure: Failure) -> None:
+    for ticket in tickets:
+        ticket.send(failure)

@@ -1,0 +1,1 @@
+"""The HTTP side: routes, bodies, keys, limits and the page, on any engine."""

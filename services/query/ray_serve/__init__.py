@@ -1,0 +1,1 @@
+"""The engine and the gateway as deployments of Ray Serve, and what starts, reloads and reaches them."""
