@@ -43,7 +43,7 @@ def measure_ranking(report: Report) -> None:
     random.Random(0).shuffle(examples)
     asked = examples[: int(os.environ.get("BENCH_QUESTIONS", "2000"))]
     keys = retriever.keys([f"{title}\n{text}" for title, text in texts.values()])
-    questions = retriever.keys([example.question for example in asked]).astype(np.float32)
+    questions = retriever.query_keys([example.question for example in asked]).astype(np.float32)
     layout = BankLayout("bench", keys.shape[1], 16)
     with tempfile.TemporaryDirectory() as name:
         uri = f"{name}/bank"

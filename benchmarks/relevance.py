@@ -60,12 +60,13 @@ def main(
         "foreign": [example.question for example in others],
     }
     best = {
-        name: (retriever.keys(own[:questions]).astype(np.float32) @ bank.T).max(axis=1) for name, own in asked.items()
+        name: (retriever.query_keys(own[:questions]).astype(np.float32) @ bank.T).max(axis=1)
+        for name, own in asked.items()
     }
     best["answerable_and_found_first"] = _found_first(
         [example.doc_id for example in examples if example.doc_id in inside][:questions],
         [doc_id for doc_id, _ in windows],
-        retriever.keys(asked["answerable"][:questions]).astype(np.float32) @ bank.T,
+        retriever.query_keys(asked["answerable"][:questions]).astype(np.float32) @ bank.T,
     )
     rows = [
         {"min_score": threshold}

@@ -29,6 +29,7 @@ from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.retriever import Retriever
+from cmt_core.retrieval.sentence_layout import read_layout
 from cmt_core.text.windows import Window, split_document
 
 __all__ = ["CMT", "Answer", "Memory"]
@@ -131,7 +132,7 @@ class CMT:
 
     def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
         """Retrieval keys (B, d_key) of questions."""
-        return self.retriever.keys(questions)
+        return self.retriever.query_keys(questions)
 
     @torch.inference_mode()
     def compress(self, windows: Sequence[Window]) -> list[Memory]:
@@ -287,4 +288,4 @@ class CMT:
 
 def _retriever_fingerprint(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return "".join(file_sha256(path) for path in weights)
+    return "".join(file_sha256(path) for path in weights) + read_layout(folder).suffix

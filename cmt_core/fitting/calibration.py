@@ -49,7 +49,7 @@ def calibrate(
     `coded` are the rows (t, X) that all windows' codes stand for.
     """
     questions = [item.question for item in items]
-    keys, asked = retriever.keys(texts), retriever.keys(questions)
+    keys, asked = retriever.keys(texts), retriever.query_keys(questions)
     found = HybridIndex(texts, keys).nearest(questions, asked, _CANDIDATES)
     candidates = [[one.row for one in rows] for rows in found]
     scores = [[one.score for one in rows] for rows in found]

@@ -1,4 +1,7 @@
-"""The retrieval key: a small frozen sentence encoder whose cosine finds the memories that a question needs."""
+"""The retrieval key: a small frozen sentence encoder whose cosine finds the memories that a question needs.
+
+It is used as its own files say (sentence_layout.py): pooling, dense layers, what stands before a query or a document.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from cmt_core.errors import ModelSourceError, one_line
 from cmt_core.llm.backbone import pick_dtype
 from cmt_core.llm.control_tokens import SafeTokenizer
+from cmt_core.retrieval.sentence_layout import pooled, read_dense, read_layout
 
 __all__ = ["Retriever"]
 
@@ -22,13 +26,13 @@ _BUCKET_TOKENS = 32  # lengths are padded to whole buckets: every new shape cost
 
 
 class Retriever:
-    """Mean-pooled, normalised sentence embeddings (Reimers and Gurevych 2019), 256 tokens at most.
+    """Normalised sentence embeddings (Reimers and Gurevych 2019) of documents and of queries.
 
     Texts are normalised, and names of control tokens in them are the tokens of their letters.
     """
 
-    def __init__(self, folder: Path, device: torch.device, max_tokens: int = 256, batch: int = 32) -> None:
-        """Raises ModelSourceError, and UnsupportedModelError for a tokenizer that is not of the `tokenizers` library."""
+    def __init__(self, folder: Path, device: torch.device, batch: int = 32) -> None:
+        """Raises ModelSourceError, and UnsupportedModelError for a tokenizer or a part that can't be used."""
         transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -37,14 +41,25 @@ class Retriever:
             raise ModelSourceError(f"retriever {folder} can't be loaded: {one_line(error)}") from None
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._device = device
-        self._tokenizer = SafeTokenizer(tokenizer, max_tokens)
+        self.layout = read_layout(folder)
+        self._dense = [layer.to(device) for layer in read_dense(folder, self.layout)]
+        self._tokenizer = SafeTokenizer(tokenizer, self.layout.max_tokens)
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._batch = batch
-        self.d_key: int = self._model.config.hidden_size
+        hidden = int(self._model.config.hidden_size) * len(self.layout.pooling)
+        full = len(next(self._dense[-1].parameters())) if self._dense else hidden
+        self.d_key: int = min(full, self.layout.width or full)
+
+    def keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """Unit vectors (N, d_key) of documents' texts, in their order."""
+        return self._keys([self.layout.document_prompt + text for text in texts])
+
+    def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
+        """Unit vectors (N, d_key) of questions, in their order."""
+        return self._keys([self.layout.query_prompt + question for question in questions])
 
     @torch.inference_mode()
-    def keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """Unit vectors (N, d_key) of texts, in their order."""
+    def _keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
         out = np.zeros((len(texts), self.d_key), dtype=np.float16)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), self._batch):
@@ -58,7 +73,8 @@ class Retriever:
         ids = torch.tensor([row + [self._pad_id] * (T - len(row)) for row in rows], device=self._device)
         attended = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=self._device)
         hidden = self._model(input_ids=ids, attention_mask=attended).last_hidden_state.float()
-        mask = attended[..., None].float()
-        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-        unit: NDArray[np.float16] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy().astype(np.float16)
-        return unit
+        vectors = pooled(hidden, attended, self.layout.pooling)
+        for layer in self._dense:
+            vectors = layer(vectors)
+        unit = torch.nn.functional.normalize(vectors[:, : self.d_key], dim=-1).cpu().numpy()
+        return np.asarray(unit, dtype=np.float16)
