@@ -21,7 +21,7 @@ from services.ingest.ports import BankRecord, Compress, Write
 from services.ingest.retry import Retry
 from services.metrics import Metrics
 from services.settings import KafkaSettings
-from services.stream.decode import decode
+from services.stream.decode import BAD_TIME, decode
 from services.stream.record import Document, Tombstone, original_place
 from services.stream.shape import RecordShape
 
@@ -40,6 +40,8 @@ class Prepared:
 
     taken: Taken
     outcome: BankRecord | RecordError
+    wrong: RecordError | None = None
+    """What of the record can't be true, though it is read: a letter says so."""
 
     @property
     def windows(self) -> int:
@@ -69,28 +71,40 @@ class BatchWork:
 
     def prepare(self, batch: Sequence[Taken]) -> list[Prepared]:
         """Decodes and compresses. Raises ServiceError when the compressor fails for good, never for a bad record."""
-        decoded = [_guarded(decode, one.record, self._shape, self._count_left_out) for one in batch]
+        wrong: list[list[RecordError]] = [[] for _ in batch]
+        decoded = [
+            _guarded(decode, one.record, self._shape, self._count_left_out, said.append)
+            for one, said in zip(batch, wrong, strict=True)
+        ]
         documents = [one for one in decoded if isinstance(one, Document)]
         chunks = iter(self._compressed(documents))
         return [
-            Prepared(taken, _guarded(self._bank_record, taken, one, next(chunks) if isinstance(one, Document) else ()))
-            for taken, one in zip(batch, decoded, strict=True)
+            Prepared(
+                taken,
+                _guarded(self._bank_record, taken, one, next(chunks) if isinstance(one, Document) else ()),
+                # a letter that was sent again has said so once
+                said[0] if said and original_place(taken.record) is None else None,
+            )
+            for taken, one, said in zip(batch, decoded, wrong, strict=True)
         ]
 
     def store(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:
         """Commits to the bank. After it every record of the batch is safe there, but those that it gives back.
 
-        Those are for the dead-letter topic. Raises BankError, with nothing visible, when the bank can't take the batch
-        for good.
+        Those are for the dead-letter topic, and so are those in the bank of which something can't be true. Raises
+        BankError, with nothing visible, when the bank can't take the batch for good.
         """
         good = [one for one in batch if not isinstance(one.outcome, RecordError)]
         bad = [(one.taken, one.outcome) for one in batch if isinstance(one.outcome, RecordError)]
-        return bad + self._committed(good)
+        bad += self._committed(good)
+        told = {id(taken) for taken, _ in bad}
+        return bad + [(one.taken, one.wrong) for one in good if one.wrong is not None and id(one.taken) not in told]
 
     def count_dead_letter(self, taken: Taken, error: RecordError) -> None:
-        """Counts a record that the dead-letter topic has acknowledged."""
+        """Counts a record that the dead-letter topic has acknowledged; one that is in the bank too was counted as that."""
         self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
-        self._count("dead_lettered", 1)
+        if error.reason != BAD_TIME:
+            self._count("dead_lettered", 1)
 
     def _count_left_out(self, field: str) -> None:
         self._metrics.count("cmt_ingest_left_out_fields_total", field=field)

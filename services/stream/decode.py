@@ -10,7 +10,8 @@
     schema_registry   a schema registry's framing has no JSON behind it: Avro, Protobuf
     schema            id, text, namespace or seq do not fit document.v1.schema.json
 
-An optional field that can't be understood never costs the document: it is left out, and told to the caller.
+An optional field that can't be understood never costs the document: it is left out, and told to the caller. One that is
+understood and can't be true (bad_time: a moment outside the years 1 to 9999) is told as an error besides, for a letter.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ from services.stream.record import (
     Tombstone,
 )
 from services.stream.shape import METADATA_PREFIX, RecordShape
-from services.stream.times import moment_of
+from services.stream.times import is_beyond_calendars, moment_of
 
-__all__ = ["DOCUMENT_SHAPE", "decode"]
+__all__ = ["BAD_TIME", "DOCUMENT_SHAPE", "decode"]
+
+BAD_TIME = "bad_time"
+"""The reason of a letter whose document is read all the same."""
 
 DOCUMENT_SHAPE = RecordShape()
 """Of the document record itself."""
@@ -55,29 +59,43 @@ _MAX_METADATA_BYTES = 16 * 1024  # every row of a document carries it
 _MAX_METADATA_DEPTH = 16
 
 
+class _Lost(list[str]):
+    """The names of fields that are left out, and errors that are wrong content's, not a lack of understanding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong: list[RecordError] = []
+
+
 def decode(
-    record: RawRecord, shape: RecordShape = DOCUMENT_SHAPE, left_out: Callable[[str], None] = lambda name: None
+    record: RawRecord,
+    shape: RecordShape = DOCUMENT_SHAPE,
+    left_out: Callable[[str], None] = lambda name: None,
+    wrong: Callable[[RecordError], None] = lambda error: None,
 ) -> Document | Tombstone:
     """Reads a record; one with this program's own content type is read in its own shape.
 
     A null, blank or JSON null value is a Tombstone, and so is one that `shape.deleted_if` describes; the namespace and the
     number of a deletion may stand in the headers `namespace` and `seq`. `left_out` is called with the name of every
     optional field that could not be understood, and with `key` where the key is not the document's id, so that a
-    deletion by that key would not find it. Raises RecordError, and nothing else.
+    deletion by that key would not find it; `wrong` with an error for each that was understood and can't be true. Raises
+    RecordError, and nothing else.
     """
     if (CONTENT_TYPE_HEADER, CONTENT_TYPE) in record.headers:
         shape = RecordShape(max_bytes=shape.max_bytes)
-    lost: list[str] = []
+    lost = _Lost()
     try:
         decoded = _decoded(record, shape, lost)
     except RecursionError:
         raise RecordError("not_json", "the record is nested too deeply") from None
     for name in lost:
         left_out(name)
+    for error in lost.wrong:
+        wrong(error)
     return decoded
 
 
-def _decoded(record: RawRecord, shape: RecordShape, lost: list[str]) -> Document | Tombstone:
+def _decoded(record: RawRecord, shape: RecordShape, lost: _Lost) -> Document | Tombstone:
     if record.undecodable:
         raise RecordError("undecodable", record.undecodable)
     value = record.value or b""
@@ -137,7 +155,7 @@ def _key_fields(key: bytes | None, shape: RecordShape) -> dict[str, str]:
     """The id that a key names, and the namespace if it does. Raises RecordError."""
     if not key:
         raise RecordError("no_key", "there is no key that says which document is meant")
-    if not shape.key_fields:
+    if not shape.key_fields or (shape.plain_keys and not key.lstrip().startswith(b"{")):
         text = utf8(key, "the key")
         if shape.key_pattern is None:
             return {"id": text}
@@ -184,7 +202,7 @@ def _seq(header: bytes) -> int:
     return int(header)
 
 
-def _document(fields: dict[str, Any], shape: RecordShape, lost: list[str], *, may_hold_surrogates: bool) -> Document:
+def _document(fields: dict[str, Any], shape: RecordShape, lost: _Lost, *, may_hold_surrogates: bool) -> Document:
     for name in _TIMES:
         if name in fields:
             _take_time(fields, name, shape, lost)
@@ -201,16 +219,18 @@ def _document(fields: dict[str, Any], shape: RecordShape, lost: list[str], *, ma
     return Document(**fields, **({} if metadata is None else {"metadata": metadata}))
 
 
-def _take_time(fields: dict[str, Any], name: str, shape: RecordShape, lost: list[str]) -> None:
+def _take_time(fields: dict[str, Any], name: str, shape: RecordShape, lost: _Lost) -> None:
     """Puts the moment in the place of a time as it was written, or takes it out."""
     written = fields.pop(name)
     if isinstance(written, str) and not written.strip():
         return
     moment = moment_of(written, shape.epoch_unit)
-    if moment is None:
-        lost.append(name)
-    else:
+    if moment is not None:
         fields[name] = moment
+        return
+    lost.append(name)
+    if is_beyond_calendars(written):
+        lost.wrong.append(RecordError(BAD_TIME, f"{name}: {written} is not in the years 1 to 9999; read without it"))
 
 
 def _storable(metadata: Any) -> bool:

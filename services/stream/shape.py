@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from services.errors import SettingsError
 from services.settings import KafkaSettings
+from services.stream.change_events import deletions, ids_in_keys, with_rows_before
 from services.stream.json_tree import ABSENT, JsonTree
 from services.stream.record import FIELDS
 from services.stream.times import EpochUnit
@@ -30,13 +31,14 @@ class RecordShape:
     """How records are read; the defaults read the document record itself.
 
     `fields` has the paths (see JsonTree) of a document's fields in the value, `key_fields` of id and namespace in a JSON
-    key; of several paths the first that leads to something counts. `deleted_if` has the paths and texts that make a
-    value a deletion.
+    key, which may be a plain id all the same where `plain_keys` says so; of several paths the first that leads to something
+    counts. `deleted_if` has the paths and texts that make a value a deletion.
     """
 
     fields: Paths = field(default_factory=dict)
     id_from: Literal["value", "key"] = "value"
     key_fields: Paths = field(default_factory=dict)
+    plain_keys: bool = False
     key_pattern: re.Pattern[str] | None = None
     deleted_if: Paths = field(default_factory=lambda: _UNWRAPPED_DELETED)
     epoch_unit: EpochUnit = "auto"
@@ -44,13 +46,18 @@ class RecordShape:
 
     @classmethod
     def of(cls, settings: KafkaSettings) -> RecordShape:
-        """The shape that settings describe. Raises SettingsError in one line."""
+        """The shape that settings describe, with what follows from them (change_events.py). Raises SettingsError in one line."""
+        fields = _checked("field_map", settings.field_map, FIELDS)
+        key_fields = _checked("key_map", settings.key_map, _KEY_FIELDS)
+        pattern, plain = _pattern(settings), settings.id_from == "value" and not settings.key_map
+        guessed = ids_in_keys(fields) if plain and pattern is None else ()
         return cls(
-            fields=_checked("field_map", settings.field_map, FIELDS),
+            fields=with_rows_before(fields),
             id_from=settings.id_from,
-            key_fields=_checked("key_map", settings.key_map, _KEY_FIELDS),
-            key_pattern=_pattern(settings),
-            deleted_if=_conditions(settings),
+            key_fields={"id": guessed} if guessed else key_fields,
+            plain_keys=bool(guessed),
+            key_pattern=pattern,
+            deleted_if=deletions(fields) | _conditions(settings),
             epoch_unit=settings.epoch_unit,
             max_bytes=settings.max_record_bytes,
         )

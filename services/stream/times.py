@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-__all__ = ["EpochUnit", "moment_of"]
+__all__ = ["EpochUnit", "is_beyond_calendars", "moment_of"]
 
 EpochUnit = Literal["auto", "d", "s", "ms", "us", "ns"]
 
@@ -16,6 +16,7 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # From 1980 to 2100 the four units share no number, and the usual words for never (0, the year 9999) are in no range.
 _FIRST_S, _LAST_S = 315_532_800, 4_102_444_800
 _NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,9})?", re.ASCII)
+_EDGE_YEARS = ("0000", "0001", "9999")
 _DATE_TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?) ?([Zz]|UTC|[+-]\d\d(?::?\d\d)?)(?: UTC)?(?:\[[\w/+-]+\])?",
     re.ASCII,
@@ -36,6 +37,19 @@ def moment_of(written: Any, unit: EpochUnit = "auto") -> datetime | None:
     if isinstance(written, bool) or not isinstance(written, int | float):
         return None
     return _since_epoch(written, unit)
+
+
+def is_beyond_calendars(written: Any) -> bool:
+    """Whether a JSON value is a time that lacks nothing, and yet its moment (UTC) is not in the years 1 to 9999.
+
+    Such is `0001-01-01T00:00:00+01:00`, which some programs write for "no time": it is in the year 0.
+    """
+    found = _DATE_TIME.fullmatch(written.strip()) if isinstance(written, str) else None
+    if found is None or moment_of(written) is not None:
+        return False
+    date, time, offset = found.groups()
+    like = f"{2000 + int(date[:4]) % 400}{date[4:]}"  # the calendar repeats after 400 years
+    return date[:4] in _EDGE_YEARS and _date_time(f"{like}T{time}{offset}") is not None
 
 
 def _date_time(text: str) -> datetime | None:

@@ -38,6 +38,9 @@ DEBEZIUM: dict[str, Any] = {
     "key_map": {"id": "payload.id"},
     "deleted_if": {"payload.op": "d"},
 }
+IN_SHORT: dict[str, Any] = {name: DEBEZIUM["field_map"][name] for name in ("text", "title", "metadata.desk")}
+IN_SHORT = {"field_map": IN_SHORT | {"id": "payload.after.id"}}
+"""The rest follows from `after`."""
 Record = tuple[bytes | None, bytes | None]
 
 
@@ -108,10 +111,13 @@ def stream(broker: str, kafka_settings: KafkaSettings, tmp_path: Path) -> Stream
     return Stream(kafka_settings, broker, tmp_path)
 
 
+@pytest.mark.parametrize("shape", [DEBEZIUM, IN_SHORT], ids=["in full", "in short"])
 @pytest.mark.parametrize("deletion", [event("d"), (KEY, None), (KEY, b""), (KEY, b"null")])
-def test_a_row_follows_its_change_events_to_its_deletion(stream: Stream, deletion: Record) -> None:
+def test_a_row_follows_its_change_events_to_its_deletion(
+    stream: Stream, deletion: Record, shape: dict[str, Any]
+) -> None:
     stream.send(event("c", "A press was found"), event("u", "The press was dated"))
-    stream.read(**DEBEZIUM)
+    stream.read(**shape)
     assert stream.title() == "The press was dated"
     versions = stream.bank.history("17")
     assert [(one.title, one.metadata) for one in versions] == [
@@ -119,7 +125,7 @@ def test_a_row_follows_its_change_events_to_its_deletion(stream: Stream, deletio
         ("A press was found", {"desk": "north"}),
     ][: len(versions)]
     stream.send(deletion)
-    stream.read(**DEBEZIUM)
+    stream.read(**shape)
     assert stream.title() is None
     assert stream.bank.history("17")[0].deleted_at is not None
     assert stream.letters() == []
@@ -170,3 +176,24 @@ def test_documents_under_any_key_are_read_and_their_keys_counted(stream: Stream)
     assert all(stream.bank.get(name) for name in values)
     assert stream.metrics.snapshot().numbers["cmt_ingest_left_out_fields_total"] == {("key",): 2, ("published_at",): 4}
     assert stream.letters() == []
+
+
+def test_document_with_a_time_that_cannot_be_true_is_in_the_bank_and_a_letter_says_so_once(stream: Stream) -> None:
+    times = {
+        "a": "0001-01-01T00:00:00+01:00",
+        "b": "9999-12-31T23:59:59-05:00",
+        "c": "yesterday",
+        "d": "0001-01-01T00:00:00Z",
+    }
+    for doc_id, time in times.items():
+        value = json.dumps({"id": doc_id, "text": f"Text of {doc_id}.", "title": doc_id, "published_at": time})
+        stream.send((doc_id.encode(), value.encode()))
+    stream.read()
+    assert [stream.title(doc_id) for doc_id in times] == list(times)
+    assert stream.letters() == ["bad_time", "bad_time"]
+    numbers = stream.metrics.snapshot().numbers
+    assert numbers["cmt_ingest_dead_letters_total"] == {("bad_time",): 2}
+    assert numbers["cmt_ingest_records_total"] == {("written",): 4}
+    assert replay(stream.kafka, stream.broker).sent == 2
+    stream.read()
+    assert len(stream.letters()) == 2

@@ -263,6 +263,32 @@ def test_several_fields_that_cannot_be_understood_are_all_told_and_the_rest_is_r
     assert sorted(left_out) == ["key", "lang", "published_at", "url"]
 
 
+@pytest.mark.parametrize("field", ["published_at", "expires_at"])
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+01:00", "0000-06-01T00:00:00Z", "9999-12-31T23:59:59-05:00"])
+def test_time_that_cannot_be_true_is_told_and_its_document_is_read(field: str, time: str) -> None:
+    left_out: list[str] = []
+    wrong: list[RecordError] = []
+    value = {"id": "1", "text": "Rain.", field: time}
+    assert decode(raw(json.dumps(value).encode(), b"1"), RecordShape(), left_out.append, wrong.append) == Document(
+        "1", "Rain."
+    )
+    assert left_out == [field]
+    assert [(one.reason, time in str(one), field in str(one)) for one in wrong] == [("bad_time", True, True)]
+
+
+@pytest.mark.parametrize(
+    "time", ["yesterday", "2024-05-01T12:00:00", "0001-01-01T00:00:00Z", 253_402_300_800_000, "0000-00-00T00:00:00Z"]
+)
+def test_other_times_are_no_reason_for_a_letter(time: object) -> None:
+    wrong: list[RecordError] = []
+    decode(
+        raw(json.dumps({"id": "1", "text": "Rain.", "published_at": time}).encode(), b"1"),
+        RecordShape(),
+        wrong=wrong.append,
+    )
+    assert wrong == []
+
+
 def test_blank_times_count_as_absent() -> None:
     assert read({"id": "1", "text": "Rain.", "published_at": "", "expires_at": " "}) == Document("1", "Rain.")
 

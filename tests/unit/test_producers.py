@@ -103,6 +103,14 @@ SAMPLES: dict[str, Sequence[Record]] = {
         (connect(17), {"schema": None, "payload": None}, GONE),
         (connect({"id": 17}), None, GONE),
     ],
+    "change events, in short": [
+        (connect({"id": 17}), connect(debezium("c", None, row())), ANONYMOUS),
+        (connect({"id": 17}), connect(debezium("d", {"id": 17, "body": TEXT}, None)), GONE),
+        (b"other", connect(debezium("d", {"id": 17}, None)), GONE),
+        (connect({"id": 17}), connect(debezium("d", None, None)), GONE),
+        (connect({"id": 17}), None, GONE),
+        (b"17", None, GONE),
+    ],
     "Debezium, JsonConverter with schemas": [
         (connect({"id": 17}), connect(debezium("c", None, row(published_at=PUBLISHED))), FIRST),
         (connect({"id": 17}), connect(debezium("u", {"id": 17}, row(published_at=MS * 1000))), FIRST),

@@ -262,3 +262,42 @@ def test_settings_that_describe_no_shape_are_refused_in_one_line(settings: dict[
         RecordShape.of(KafkaSettings(**settings))
     assert "\n" not in str(caught.value)
     assert "kafka." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value"),
+    [
+        ("after.id", {"id": 17}, {"op": "d", "before": {"id": 17}, "after": None}),
+        (
+            "payload.after.story_no",
+            {"payload": {"story_no": 17}},
+            {"payload": {"op": "d", "before": {"story_no": "17"}}},
+        ),
+        ("message.payload.after.key.no", {}, {"message": {"payload": {"op": "d", "before": {"key": {"no": 17}}}}}),
+    ],
+)
+def test_path_through_after_says_what_deletes(path: str, key: Any, value: Any) -> None:
+    settings: dict[str, Any] = {"field_map": {"id": path, "text": "after.body"}}
+    assert read(value, json.dumps(key).encode(), **settings)[0] == Tombstone("17")
+    if key:
+        assert read(None, json.dumps(key).encode(), **settings)[0] == Tombstone("17")
+
+
+def test_what_is_said_counts_before_what_follows_from_after() -> None:
+    event = {"op": "d", "before": {"id": 1}, "after": {"id": 2, "text": "Rain."}}
+    fields = {"id": "after.id", "text": "after.text"}
+    assert read(event, field_map=fields, deleted_if={"op": "x"})[0] == Document("2", "Rain.")
+    assert read(None, b'{"id": 1, "no": 3}', field_map=fields, key_map={"id": "no"})[0] == Tombstone("3")
+    assert read(None, b"a:4", field_map=fields, key_pattern="a:(?P<id>.+)")[0] == Tombstone("4")
+    assert read(None, b'{"id": 1}', field_map=fields, id_from="key")[0] == Tombstone('{"id": 1}')
+
+
+def test_key_without_the_id_of_a_change_event_deletes_nothing() -> None:
+    assert reason(None, b'{"other": 1}', field_map={"id": "after.id"}) == "no_key"
+    assert reason(None, b"{not json", field_map={"id": "after.id"}) == "not_json"
+
+
+def test_maps_without_after_leave_keys_and_op_alone() -> None:
+    fields = {"id": "guid", "text": "after"}
+    assert read({"guid": "1", "after": "Rain.", "op": "d"}, field_map=fields)[0] == Document("1", "Rain.")
+    assert read(None, b'{"id": 1}', field_map=fields)[0] == Tombstone('{"id": 1}')

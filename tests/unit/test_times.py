@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.stream.times import EpochUnit, moment_of
+from services.stream.times import EpochUnit, is_beyond_calendars, moment_of
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NOON_S = int(NOON.timestamp())
@@ -117,3 +117,36 @@ def test_a_unit_that_is_set_takes_any_number_that_a_date_can_hold(
 def test_nothing_that_is_written_raises(written: Any, unit: EpochUnit) -> None:
     moment = moment_of(written, unit)
     assert moment is None or moment.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "0001-01-01T00:00:00+01:00",
+        " 0001-01-01 00:00+0100 ",
+        "0000-02-29T12:00:00Z",
+        "9999-12-31T23:59:59-05:00",
+        "9999-12-31T23:59:59.999999999 -00:01",
+    ],
+)
+def test_time_that_lacks_nothing_outside_of_the_calendar_is_told_apart(written: str) -> None:
+    assert moment_of(written) is None
+    assert is_beyond_calendars(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("0001-01-01T00:00:00Z", "9999-12-31T23:59:59+05:00", "2026-11-25T12:00:00Z"),
+        *(
+            "0000-00-00T00:00:00Z",
+            "0001-02-29T00:00:00+23:00",
+            "9999-12-31T23:59:59",
+            "0001-01-01",
+            "10000-01-01T00:00:00Z",
+        ),
+        *("0001-01-01T00:00:00+25:00", "yesterday", 253_402_300_800, None, {"a": 1}),
+    ],
+)
+def test_other_times_are_inside_or_not_understood(written: object) -> None:
+    assert not is_beyond_calendars(written)
