@@ -20,6 +20,7 @@ from torch import Tensor
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.llm.backbone import Backbone, KVShape
+from cmt_core.llm.loading import loading_alone
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.format import KVCodeFormat, MemoryFormat, SoftTokensFormat
 from cmt_core.memory.quantiser import HalfCodes, Quantiser
@@ -112,7 +113,9 @@ class Checkpoint:
             shape = KVShape(llm["layers"], llm["heads"], llm["head_dim"])
             tensors = load_file(folder / "weights.safetensors")
             _check_prefixes(shape, tensors)
-            code, quantiser = _code(config, shape, tensors) if config.method == "kv_code" else (None, None)
+            with loading_alone():
+                code, quantiser = _code(config, shape, tensors) if config.method == "kv_code" else (None, None)
+                select, soft = _select(config, shape, tensors), _soft(config, shape, tensors)
             return cls(
                 config,
                 shape,
@@ -122,8 +125,8 @@ class Checkpoint:
                 code,
                 quantiser,
                 described.get("training", {}),
-                _select(config, shape, tensors),
-                _soft(config, shape, tensors),
+                select,
+                soft,
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None

@@ -85,8 +85,8 @@ def _best_prior(
     if not known:
         return 0.1, 0.37, float("nan")
     own = torch.tensor([list(candidates[number]).index(number) for number in known])
-    by_score = torch.tensor([scores[number] for number in known])
-    by_nats = torch.tensor([nats[number] for number in known])
+    by_score = torch.tensor([scores[number] for number in known], dtype=torch.float32)
+    by_nats = torch.tensor([nats[number] for number in known], dtype=torch.float32)
 
     def value(pair: tuple[float, float]) -> float:
         temperature, weight = pair

@@ -24,7 +24,7 @@ _LEAST = 1e-3  # of the mean weight: what no question asked for still gets a num
 def gradient_weights(reader: ChatReader, items: Sequence[Item], progress: Progress, stage: str) -> Tensor:
     """Weights (X,) of mean 1 from items with targets; every question counts alike, however sure its answer is."""
     X = reader.backbone.shape.width
-    squares, rows, done = torch.zeros(X), 0, 0
+    squares, rows, done = torch.zeros(X, dtype=torch.float32), 0, 0
     for part in batches(items):
         leaves = [item.exact.to(reader.backbone.device, reader.backbone.dtype, copy=True) for item in part]
         for leaf in leaves:

@@ -91,7 +91,7 @@ def _continue(
 def _attention(backbone: Backbone, context: Context, queries: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
     """What the prompts' last tokens look at: (B, S) attention over context columns, averaged over layers and heads."""
     S = context.seen.shape[1]
-    total = torch.zeros(len(positions), S, device=positions.device)
+    total = torch.zeros(len(positions), S, device=positions.device, dtype=torch.float32)
     for layer, cached in enumerate(context.cache.layers):
         total += backbone.attention(layer, queries[layer], cached.keys, positions, seen)[:, :, :S].mean(dim=1)
     return total / len(context.cache.layers)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from cmt_core.llm.families import (
     sliding_windows,
 )
 from cmt_core.llm.lean_layers import LeanLayers, Watch
+from cmt_core.llm.loading import loading_alone
 from cmt_core.llm.placed_cache import PlacedCache
 
 __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
@@ -43,7 +43,6 @@ __all__ = ["Backbone", "KVShape", "PlacedCache", "pick_device", "pick_dtype"]
 _log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 12
-_LOADING = threading.Lock()  # transformers sets the number type of the whole process while it loads
 _LEAN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.01}
 
 
@@ -96,7 +95,7 @@ class Backbone:
         """
         transformers_logging.disable_progress_bar()
         kind = dtype or pick_dtype(device)
-        with _LOADING:
+        with loading_alone():
             return cls._loaded(folder, device, kind)
 
     @classmethod

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmt_core.llm.loading import loading_alone
+
 __all__ = ["convert_gguf"]
 
 _SHARD_BYTES = 512 * 2**20
@@ -33,7 +35,7 @@ def convert_gguf(gguf: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     parsed = load_gguf_checkpoint(str(gguf), return_tensors=False)
     config = AutoConfig.for_model(**parsed["config"])
-    with torch.device("meta"):
+    with torch.device("meta"), loading_alone():
         model = AutoModelForCausalLM.from_config(config)
     config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
     config.save_pretrained(target)

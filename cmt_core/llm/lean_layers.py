@@ -222,7 +222,7 @@ def _understood(layer: Any, number: int, config: Any) -> Callable[[], _Layer] | 
     norms = [_Norm.of(layer.input_layernorm), _Norm.of(layer.post_attention_layernorm)]
     names = [name for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     of_heads = [_Norm.of(getattr(attention, name)) for name in names]
-    probe = torch.linspace(-3, 3, 16)
+    probe = torch.linspace(-3, 3, 16, dtype=torch.float32)
     if not (
         all(type(one) is nn.Linear for one in linear)
         and hasattr(attention, "scaling")

@@ -164,7 +164,7 @@ class Select(nn.Module):
         B, k, T, _, H, d = keys.shape
         hidden = ~mask.bool().view(B, 1, k, T)
         shares = self.mix.flatten().softmax(dim=0).view_as(self.mix)
-        total = torch.zeros(B, k, T, device=keys.device)
+        total = torch.zeros(B, k, T, device=keys.device, dtype=torch.float32)
         for number, layer in enumerate(self.layers):
             turned = keys[:, :, :, number].float().reshape(B, k * T, H, d).permute(0, 2, 3, 1)  # (B, H, d, k * T)
             scores = queries[layer].view(B, H, -1, d).float() @ turned * d**-0.5  # (B, H, heads / H, k * T)
@@ -183,7 +183,9 @@ class Select(nn.Module):
         sizes = seen.sum(dim=-1, keepdim=True).clamp_min(1)
         share = (1 - self.floor) * attention + self.floor / sizes
         useful = self._by_block(share, seen) * prior.softmax(dim=-1)[..., None]  # (B, k, T)
-        earlier_first = torch.arange(T, device=mask.device) * 1e-6  # ties within a block: from its start
+        earlier_first = (
+            torch.arange(T, device=mask.device, dtype=torch.float32) * 1e-6
+        )  # ties within a block: from its start
         ranked = (useful.clamp_min(1e-12).log() - earlier_first).masked_fill(~seen, -math.inf).view(B, -1)
         best = ranked.topk(c, dim=-1)
         kept = best.values > -math.inf

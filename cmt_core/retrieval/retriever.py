@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from cmt_core.errors import ModelSourceError, one_line
 from cmt_core.llm.backbone import pick_dtype
 from cmt_core.llm.control_tokens import SafeTokenizer
+from cmt_core.llm.loading import loading_alone
 from cmt_core.retrieval.sentence_layout import pooled, read_dense, read_layout
 
 __all__ = ["Retriever"]
@@ -36,7 +37,8 @@ class Retriever:
         transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModel.from_pretrained(folder, dtype=pick_dtype(device))
+            with loading_alone():
+                self._model = AutoModel.from_pretrained(folder, dtype=pick_dtype(device))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelSourceError(f"retriever {folder} can't be loaded: {one_line(error)}") from None
         self._model = self._model.to(device).eval().requires_grad_(False)

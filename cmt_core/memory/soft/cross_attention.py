@@ -58,4 +58,6 @@ def _heads(width: int) -> int:
 
 def hidden_bias(mask: Tensor) -> Tensor:
     """Attention bias (B, 1, S) of a mask (B, S): 0 where true, -inf elsewhere."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask.bool(), float("-inf"))[:, None]
+    return torch.zeros(mask.shape, device=mask.device, dtype=torch.float32).masked_fill(~mask.bool(), float("-inf"))[
+        :, None
+    ]

@@ -67,7 +67,7 @@ def surprisal(backbone: Backbone, ids: Tensor, hidden: Tensor) -> Tensor:
 
     ids (B, T); hidden (B, T, D) of the same pass. One document's logits are held at a time.
     """
-    nats = torch.zeros(ids.shape, device=ids.device)
+    nats = torch.zeros(ids.shape, device=ids.device, dtype=torch.float32)
     for row in range(len(ids)):
         nats[row, 1:] = F.cross_entropy(backbone.logits(hidden[row, :-1]).float(), ids[row, 1:], reduction="none")
     return nats
