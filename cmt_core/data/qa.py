@@ -17,7 +17,10 @@ __all__ = ["QAExample", "QuestionedDocument", "by_document", "read_qa"]
 
 @dataclass(frozen=True, slots=True)
 class QAExample:
-    """One question with its gold answers and the document that holds them; `date` is ISO 8601 where the set has one."""
+    """One question with its gold answers and the document that holds them; `date` is ISO 8601 where the set has one.
+
+    A question for a free answer has `facts`, which the answer must all contain, each in one of several wordings.
+    """
 
     doc_id: str
     title: str
@@ -26,6 +29,7 @@ class QAExample:
     answers: tuple[str, ...]
     source: str = ""
     date: str = ""
+    facts: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from cmt_core.text.normalisation import normalised
 
-__all__ = ["contains_answer", "exact_match", "f1", "normalise", "papers_exact_match"]
+__all__ = ["contains_answer", "contains_facts", "exact_match", "f1", "normalise", "papers_exact_match"]
 
+_CURLY = re.compile("[“”„‘’«»]")  # SQuAD's punctuation has the straight ones alone
 _PUNCTUATION = set(string.punctuation)
 
 
@@ -40,6 +41,19 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> bool:
     """Whether a normalised gold answer occurs in the normalised prediction, at word borders."""
     padded = f" {normalise(prediction)} "
     return any(f" {gold} " in padded for answer in answers if (gold := normalise(answer)))
+
+
+def contains_facts(prediction: str, facts: Sequence[Sequence[str]]) -> bool:
+    """Whether every fact occurs in the normalised prediction in one of its wordings.
+
+    A wording begins a word and may lack its ending (nest, nests); a number is the whole number.
+    """
+    told = f" {normalise(_CURLY.sub('', prediction))} "
+    return all(any(_tells(told, normalise(wording)) for wording in fact) for fact in facts)
+
+
+def _tells(told: str, wording: str) -> bool:
+    return f" {wording}{' ' if wording[-1:].isdigit() else ''}" in told
 
 
 def _f1(prediction: list[str], gold: list[str]) -> float:

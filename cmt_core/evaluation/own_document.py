@@ -18,12 +18,13 @@ from cmt_core.checkpoint import Checkpoint
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import CheckpointError, ConfigError
 from cmt_core.evaluation.bank import filled_bank, own_window
-from cmt_core.evaluation.metrics import contains_answer, exact_match, f1
+from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_match, f1
 from cmt_core.evaluation.stream import sample
 from cmt_core.evaluation.systems import System, system
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 from cmt_core.retrieval.hybrid import Found
+from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["KeptAnswers", "OwnPoint", "beside", "own_documents"]
 
@@ -35,7 +36,8 @@ _SYSTEMS = {"text": "rag_prefix", "none": "closed_prefix"}
 class OwnPoint:
     """Scores of one way to have the document (text, memory, none), 0 to 100; `text_share` is F1 in per cent of the text's.
 
-    `nats` is the log-loss per token of the first gold answer and its end; `token_bytes` is what is kept of a token.
+    `contained` are answers that contain a gold answer, or all facts that are asked for. `nats` is the log-loss per token of the
+    first gold answer and its end; `token_bytes` is what is kept of a token.
     """
 
     system: str
@@ -101,6 +103,7 @@ def own_documents(
     questions: int,
     seed: int = 0,
     max_new_tokens: int = 24,
+    instructions: str = SHORT_ANSWERS,
     kept: KeptAnswers | None = None,
     closed: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -120,16 +123,20 @@ def own_documents(
         reading = _reading(model)
         if reading not in texts:
             for kind in ("text", "none") if closed else ("text",):
-                one = system(_SYSTEMS[kind], model)
+                one = system(_SYSTEMS[kind], model, instructions=instructions)
                 rows = _answers(one, f"{kind} {reading}", bank, asked, max_new_tokens, answers, report)
                 size = 2 * model.backbone.shape.width if kind == "text" else 0
                 point = _point(kind, "", size, size * model.config.window_tokens, rows, asked, texts.get(reading))
                 texts.setdefault(reading, point.f1)
                 yield point
-        one = system(model.config.aggregation, model)
+        one = system(model.config.aggregation, model, instructions=instructions)
         rows = _answers(one, f"memory {model.model_id}", bank, asked, max_new_tokens, answers, report)
         size = model.config.token_bytes
         yield _point("memory", name, size, model.memory_bytes, rows, asked, texts[reading])
+
+
+def _contains(example: QAExample, answer: str) -> bool:
+    return contains_facts(answer, example.facts) if example.facts else contains_answer(answer, example.answers)
 
 
 def beside(model: CMT, folder: Path) -> CMT:
@@ -202,7 +209,7 @@ def _point(
         em=round(share(exact_match), 2),
         f1=round(score, 2),
         text_share=round(100 * score / of_text, 1) if of_text else 0.0,
-        contained=round(share(contains_answer), 2),
+        contained=round(100 * sum(map(_contains, asked, (answer for answer, _ in pairs))) / len(pairs), 2),
         nats=round(sum(row.nats for row in rows) / len(rows), 4),
         seconds=round(sum(row.seconds for row in rows), 1),
     )

@@ -101,28 +101,32 @@ def system_at(spec: str, k: int) -> tuple[str, int]:
     return name, int(own)
 
 
-def system(name: str, model: CMT, single_context: CMT | None = None) -> System:
+def system(name: str, model: CMT, single_context: CMT | None = None, instructions: str = SHORT_ANSWERS) -> System:
     """The system of that name around `model`, or around the paper's checkpoint `single_context`.
+
+    `instructions` are the system message of every question.
 
     Raises ConfigError for a name that is not known and for a system that the checkpoint can't be.
     """
     if name not in SYSTEMS:
         raise ConfigError(f"system {name!r} is not known; known are {', '.join(SYSTEMS)}")
     if name == "single_context":
-        return System(name, _of(single_context or model, name), "memory", _memory)
+        return System(name, _of(single_context or model, name), "memory", _memory(instructions))
     if name == "select":
-        return System(name, _of(model, name), "memory", _memory)
+        return System(name, _of(model, name), "memory", _memory(instructions))
     if name == "stack":
-        return System(name, _stacked(model), "memory", _memory)
+        return System(name, _stacked(model), "memory", _memory(instructions))
     if name in ("closed", "closed_prefix"):
         prefixed = name == "closed_prefix"
         return System(
             name,
             model,
             "nothing",
-            lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=SHORT_ANSWERS),
+            lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=instructions),
         )
-    return System(name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare))
+    return System(
+        name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare, instructions)
+    )
 
 
 def _of(model: CMT, aggregation: str) -> CMT:
@@ -142,12 +146,15 @@ def _stacked(model: CMT) -> CMT:
     return stacked
 
 
-def _memory(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
-    codes = bank.codes([[one.row for one in row] for row in rows])
-    return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], SHORT_ANSWERS)
+def _memory(instructions: str) -> Ask:
+    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
+        codes = bank.codes([[one.row for one in row] for row in rows])
+        return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], instructions)
+
+    return ask
 
 
-def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked]) -> Ask:
+def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked], instructions: str) -> Ask:
     return lambda bank, asked, rows: ask(
-        asked, [[bank.rows[one.row].window.reading for one in row] for row in rows], SHORT_ANSWERS
+        asked, [[bank.rows[one.row].window.reading for one in row] for row in rows], instructions
     )

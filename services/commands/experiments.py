@@ -31,6 +31,8 @@ from services.terminal import echo
 
 __all__ = ["register"]
 
+_SHORT_TOKENS, _FREE_TOKENS = 24, 96
+
 
 def register(app: typer.Typer) -> None:
     """Adds the experiments to `cmt eval`."""
@@ -52,23 +54,33 @@ def own_command(
     questions: Questions = 300,
     seed: Seed = 0,
     closed: Annotated[bool, typer.Option("--closed", help="Also without any document.")] = False,
+    free: Annotated[
+        bool, typer.Option("--free", help="100 questions about the sample news that ask for a sentence or a list.")
+    ] = False,
     since: Annotated[str | None, typer.Option(help="Only rows dated YYYY-MM-DD or later.")] = None,
     out: Out = Path("results"),
 ) -> None:
     """Questions about their own documents, as text and as memories: the reading alone. It goes on where it was ended."""
     from cmt_core.evaluation.own_document import KeptAnswers, beside, own_documents
+    from cmt_core.text.prompt import SHORT_ANSWERS
+    from services.sample_news import free_questions
 
-    asked = Experiment.of(config, dataset, questions, 0, seed)
-    kept = KeptAnswers(out / "own_answers.jsonl")
-    examples = asked.examples(since)
+    asked = Experiment.of(config, "free questions" if free else dataset, questions, 0, seed)
+    name = "free" if free else "own"
+    kept = KeptAnswers(out / f"{name}_answers.jsonl")
+    examples = free_questions() if free else asked.examples(since)
+    instructions, longest = ("", _FREE_TOKENS) if free else (SHORT_ANSWERS, _SHORT_TOKENS)
     first, *others = checkpoints or [asked.settings.model.checkpoint]
     model = asked.model(first)
-    models = itertools.chain([(first, model)], ((name, beside(model, Path(name))) for name in others))
+    models = itertools.chain([(first, model)], ((other, beside(model, Path(other))) for other in others))
     points = []
-    for point in own_documents(models, examples, questions=questions, seed=seed, kept=kept, closed=closed, report=say):
+    for point in own_documents(
+        models, examples, questions=questions, seed=seed, max_new_tokens=longest, instructions=instructions, kept=kept,
+        closed=closed, report=say,
+    ):  # fmt: skip
         points.append(point)
         echo(json.dumps(dataclasses.asdict(point)))
-    asked.write(out, "own", points, "token_bytes", "f1", "bytes a token")
+    asked.write(out, name, points, "token_bytes", "contained" if free else "f1", "bytes a token")
 
 
 def retention_command(

@@ -12,7 +12,7 @@ from services.feed.fetch import read_all
 from services.settings import FeedSettings
 from services.stream.record import Document
 
-__all__ = ["SAMPLE_NEWS", "read_questions", "sample_locations", "sample_questions"]
+__all__ = ["SAMPLE_NEWS", "free_questions", "read_questions", "sample_locations", "sample_questions"]
 
 SAMPLE_NEWS = Path(__file__).parent
 
@@ -37,14 +37,38 @@ def read_questions(folder: Path = SAMPLE_NEWS) -> list[dict[str, Any]]:
     return rows
 
 
-def sample_questions(folder: Path = SAMPLE_NEWS) -> list[QAExample]:
-    """The questions with the articles as they stand after all updates and deletions."""
+def free_questions() -> list[QAExample]:
+    """100 questions that ask for a sentence or a list, with the facts that an answer must contain."""
+    articles = _articles(SAMPLE_NEWS)
+    lines = (SAMPLE_NEWS / "free_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [(row := json.loads(line), articles[row["article_id"]]) for line in lines]
+    return [
+        QAExample(
+            article.id,
+            article.title or "",
+            article.text,
+            row["question"],
+            ("; ".join(fact[0] for fact in row["facts"]),),
+            facts=tuple(map(tuple, row["facts"])),
+        )
+        for row, article in rows
+    ]
+
+
+def _articles(folder: Path) -> dict[str, Document]:
+    """The articles as they stand after all updates and deletions, by their ids."""
     articles: dict[str, Document] = {}
     for item in read_all(sample_locations(folder), FeedSettings()):
         if isinstance(item, Document):
             articles[item.id] = item
         else:
             articles.pop(item.id, None)
+    return articles
+
+
+def sample_questions(folder: Path = SAMPLE_NEWS) -> list[QAExample]:
+    """The questions with the articles as they stand after all updates and deletions."""
+    articles = _articles(folder)
     return [
         QAExample(article.id, article.title or "", article.text, row["question"], tuple(row["answers"]))
         for row in read_questions(folder)

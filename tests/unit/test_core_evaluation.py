@@ -10,7 +10,7 @@ import pytest
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.evaluation.metrics import contains_answer, exact_match, f1, normalise, papers_exact_match
+from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_match, f1, normalise, papers_exact_match
 from cmt_core.retrieval.hybrid import Found, HybridIndex
 from cmt_core.retrieval.ranking import DENSE
 
@@ -61,6 +61,15 @@ def test_contained_answer_must_stand_at_word_borders() -> None:
     assert contains_answer("It was on 23 January, they said", ["23 January"])
     assert not contains_answer("There were 1234 of them", ["123"])
     assert not contains_answer("", ["x"])
+
+
+def test_facts_must_all_be_told_in_one_of_their_wordings() -> None:
+    facts = (("jackdaw",), ("nest", "twigs"))
+    assert contains_facts("The jackdaws' twigs knocked the weight.", facts)
+    assert not contains_facts("A jackdaw did it.", facts)
+    assert not contains_facts("An honest jackdaw.", facts)  # nest only inside a word
+    assert contains_facts("It sold 6,350 kilos.", [["6,350"]])
+    assert not contains_facts("It sold 63,500 kilos.", [["6,350"]])
 
 
 def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:

@@ -179,3 +179,15 @@ def test_sample_questions_stand_on_the_articles_latest_text() -> None:
     examples = sample_questions()
     assert len(examples) >= 40
     assert all(any(answer.lower() in row.text.lower() for answer in row.answers) for row in examples)
+
+
+def test_free_questions_ask_for_facts_that_their_articles_tell() -> None:
+    from cmt_core.evaluation.metrics import contains_facts
+    from services.sample_news import free_questions
+
+    examples = free_questions()
+    assert len(examples) == 100
+    assert len({row.question for row in examples}) == 100
+    for row in examples:
+        assert row.facts
+        assert contains_facts(f"{row.title} {row.text}", row.facts), (row.question, row.facts)
