@@ -10,7 +10,8 @@ from benchmarks.bank_rows import D_KEY, SyntheticNews
 from benchmarks.bars import Figure, Report
 from cmt_core.config import MemoryConfig
 from services.bank.reader import BankReader
-from services.bank.schema import BankLayout, DocumentWrite
+from services.bank.records import DocumentWrite
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 
 __all__ = ["measure_encodings"]

@@ -18,7 +18,8 @@ from cmt_core.llm.model_source import resolve_model
 from cmt_core.retrieval.ranking import Ranking
 from cmt_core.retrieval.retriever import Retriever
 from services.bank.reader import BankReader
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.settings import load_settings
 

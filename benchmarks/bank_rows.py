@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from services.bank.schema import Chunk, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentWrite, Position
 
 __all__ = ["D_KEY", "SyntheticNews"]
 

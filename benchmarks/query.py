@@ -39,7 +39,8 @@ from cmt_core.data.qa import QAExample, read_qa
 from cmt_core.llm.model_source import resolve_model
 from cmt_core.model import CMT
 from cmt_core.text.prompt import INSTRUCTION, question_text
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.models import fetch_models, load_cmt
 from services.query.engine.asks import Ask, Delta, Event, Reply

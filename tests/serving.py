@@ -22,7 +22,7 @@ from services.query.gateway.api import create_api
 from services.query.gateway.service import QueryService
 from services.settings import Settings, load_settings
 from services.testing.lexical import LexicalModel
-from services.testing.memory_bank import InMemoryBank, StoredWindow
+from services.testing.memory_bank import InMemoryBank, window
 from tests.waiting import until
 
 BRIDGE = "Mayor Lund opened the bridge in Aarhus on Monday. It cost 12 million."
@@ -34,10 +34,16 @@ def swap_of(model: AnsweringModel, bank: MemoryReader, options: SchedulerOptions
 
 
 def publish(
-    bank: InMemoryBank, model: LexicalModel, doc_id: str, text: str, title: str | None = None, **about: Any
+    bank: InMemoryBank,
+    model: LexicalModel,
+    doc_id: str,
+    text: str,
+    title: str | None = None,
+    record_time: datetime | None = None,
+    **about: Any,
 ) -> None:
-    window = StoredWindow(doc_id, text, model.pack(text), title=title, **about)
-    bank.add(model.query_keys([text])[0], window)
+    stored = window(doc_id, text, model.pack(text), title=title, **about)
+    bank.add(model.query_keys([text])[0], stored, record_time)
 
 
 class LocalEngine(LiveEngine):

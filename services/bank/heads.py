@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from services.bank.filters import CURRENT, of_documents
-from services.bank.schema import Position
+from services.bank.records import Position
 from services.bank.store import bank_errors
 
 __all__ = ["HALVES", "SPLIT_ROWS", "Document", "Head", "Heads", "find_heads"]

@@ -18,7 +18,8 @@ from cmt_core.retrieval.ranking import DENSE, Ranking
 from services.bank.document_filter import DocumentFilter
 from services.bank.filters import ingested_after, matching, of_documents, quoted, visible
 from services.bank.index_state import IndexState, index_state
-from services.bank.schema import BankLayout, BankStats, DocumentInfo, DocumentVersion, Hit
+from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
+from services.bank.schema import BankLayout
 from services.bank.search import Request, search_table
 from services.bank.store import BankStore, bank_errors
 from services.errors import BankUnavailable

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from services.bank.indexed_words import indexed_words
 from services.bank.labels import labels_of
-from services.bank.schema import GUARD_CHUNK, BankLayout, Chunk, DocumentDelete, DocumentWrite
+from services.bank.records import Chunk, DocumentDelete, DocumentWrite
+from services.bank.schema import GUARD_CHUNK, BankLayout
 
 __all__ = ["key_column", "record_rows"]
 

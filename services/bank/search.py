@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from cmt_core.retrieval.ranking import CANDIDATES, Ranking
 from services.bank.index_state import IndexState
-from services.bank.schema import BankLayout, Hit
+from services.bank.records import Hit
+from services.bank.schema import BankLayout
 from services.bank.words import word_scores
 
 __all__ = ["Request", "search_table"]

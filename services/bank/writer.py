@@ -17,15 +17,10 @@ from services.bank.heads import Document, Head, Heads, find_heads
 from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
 from services.bank.maintenance import MaintenanceReport, maintain_table, optimize_table
 from services.bank.object_store import require_conditional_put
+from services.bank.records import CommitReport, DocumentDelete, DocumentWrite
 from services.bank.replacement import closed_rows, commit_replacement, staged_replacement
 from services.bank.rows import record_rows
-from services.bank.schema import (
-    GUARD_CHUNK,
-    BankLayout,
-    CommitReport,
-    DocumentDelete,
-    DocumentWrite,
-)
+from services.bank.schema import GUARD_CHUNK, BankLayout
 from services.bank.store import BankStore, WriterLock, bank_errors
 from services.errors import BankUnavailable
 from services.metrics import Metrics

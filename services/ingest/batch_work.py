@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from services.bank.schema import Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
 from services.errors import RecordError, is_panic
 from services.ingest.inbox import Taken
 from services.ingest.ports import BankRecord, Compress, Write

@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from services.bank.schema import BankLayout, Chunk
+from services.bank.records import Chunk
+from services.bank.schema import BankLayout
 from services.errors import RecordError
 from services.ingest.ports import Compressor, ModelFactory
 from services.ingest.stages import StagedCompressor

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from services.bank.schema import CommitReport, DocumentWrite
+from services.bank.records import CommitReport, DocumentWrite
 from services.errors import BankUnavailable
 from services.ingest.ports import BankRecord
 from services.metrics import Metrics

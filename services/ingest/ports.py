@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmt_core.text.windows import Window
-from services.bank.schema import Chunk, CommitReport, DocumentDelete, DocumentWrite
+from services.bank.records import Chunk, CommitReport, DocumentDelete, DocumentWrite
 from services.errors import BrokerError, RecordError
 from services.settings import Settings
 from services.stream.record import RawRecord

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from services.bank.schema import Chunk, CommitReport
+from services.bank.records import Chunk, CommitReport
 from services.errors import RecordError, ServiceError, WorkerLost
 from services.ingest.names import actor_or_none
 from services.ingest.ports import BankRecord

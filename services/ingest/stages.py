@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.bank.schema import Chunk
+from services.bank.records import Chunk
 from services.errors import RecordError, is_panic
 from services.ingest.ports import Compressor
 from services.ingest.token_batches import Pending, TokenQueue, Waiting

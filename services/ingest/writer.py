@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from services.bank.schema import BankLayout, CommitReport
+from services.bank.records import CommitReport
+from services.bank.schema import BankLayout
 from services.errors import BankError, BankUnavailable
 from services.ingest.group_commit import GroupCommit
 from services.ingest.names import writer_name

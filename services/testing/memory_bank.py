@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,93 +12,55 @@ import numpy.typing as npt
 
 from services.bank.document_filter import DocumentFilter
 from services.bank.labels import labels_of
+from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 
-__all__ = ["InMemoryBank", "StoredDocument", "StoredStats", "StoredVersion", "StoredWindow"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWindow:
-    """One window with its memory; `score` is filled in by a search."""
-
-    doc_id: str
-    text: str
-    memory: bytes
-    chunk_no: int = 0
-    namespace: str = "default"
-    title: str | None = None
-    url: str | None = None
-    source: str | None = None
-    published_at: datetime | None = None
-    ingested_at: datetime | None = None
-    record_time: datetime | None = None
-    score: float = 0.0
-    metadata: Any = None
-
-    @property
-    def rank(self) -> float:
-        """The score: this bank orders by it alone."""
-        return self.score
-
-    @property
-    def n_tokens(self) -> int:
-        """Words of the window."""
-        return len(self.text.split())
+__all__ = ["InMemoryBank", "window"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """One document as `latest` lists it."""
-
-    doc_id: str
-    title: str | None
-    url: str | None
-    source: str | None
-    published_at: datetime | None
-    ingested_at: datetime | None
-    chunks: int
-    updated: bool = False
-    record_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredStats:
-    """Size and version."""
-
-    rows: int
-    documents: int
-    version: int
-    bytes: int
-    fragments: int
-    latest_ingested_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
-    """A live version of a document."""
-
-    title: str | None
-    url: str | None
-    source: str | None
-    published_at: datetime | None
-    ingested_at: datetime | None
-    chunks: int
-    text: str
-    superseded_at: datetime | None = None
-    deleted_at: datetime | None = None
-    expires_at: datetime | None = None
-    metadata: Any = None
+def window(
+    doc_id: str,
+    text: str,
+    memory: bytes,
+    *,
+    chunk_no: int = 0,
+    namespace: str = "default",
+    title: str | None = None,
+    url: str | None = None,
+    source: str | None = None,
+    published_at: datetime | None = None,
+    ingested_at: datetime | None = None,
+    metadata: Any = None,
+) -> Hit:
+    """A window to add, now unless `ingested_at` is given; its score and rank are filled in by a search."""
+    return Hit(
+        namespace=namespace,
+        doc_id=doc_id,
+        chunk_no=chunk_no,
+        title=title,
+        url=url,
+        source=source,
+        text=text,
+        published_at=published_at,
+        ingested_at=ingested_at or datetime.now(UTC),
+        score=0.0,
+        rank=0.0,
+        memory=memory,
+        n_tokens=len(text.split()),
+        metadata=metadata,
+    )
 
 
 class InMemoryBank:
     """Windows in a list, searched exactly by inner product."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[npt.NDArray[np.float32], StoredWindow]] = []
+        self._rows: list[tuple[npt.NDArray[np.float32], Hit]] = []
+        self._record_times: dict[str, datetime] = {}
 
-    def add(self, key: npt.NDArray[np.float32], window: StoredWindow) -> None:
-        """Adds a window with its key (d_key,)."""
-        ingested_at = window.ingested_at or datetime.now(UTC)
-        self._rows.append((key, replace(window, ingested_at=ingested_at)))
+    def add(self, key: npt.NDArray[np.float32], window: Hit, record_time: datetime | None = None) -> None:
+        """Adds a window with its key (d_key,); its record came into Kafka at `record_time`, or when it was ingested."""
+        self._rows.append((key, window))
+        self._record_times[window.doc_id] = record_time or window.ingested_at
 
     def search(
         self,
@@ -110,7 +72,7 @@ class InMemoryBank:
         *,
         texts: Sequence[str] = (),
         every_chunk: bool = False,
-    ) -> list[list[StoredWindow]]:
+    ) -> list[list[Hit]]:
         """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`; words are not looked at."""
         seen = [
             (key, row)
@@ -119,43 +81,64 @@ class InMemoryBank:
         ]
         return [_best(key, seen, k, every_chunk) for key in keys]
 
-    def latest(self, n: int, namespace: str) -> list[StoredDocument]:
+    def latest(self, n: int, namespace: str) -> list[DocumentInfo]:
         """The n documents that came in last, newest first."""
-        chunks: dict[str, list[StoredWindow]] = {}
+        chunks: dict[str, list[Hit]] = {}
         for _, row in self._rows:
             if row.namespace == namespace:
                 chunks.setdefault(row.doc_id, []).append(row)
         documents = [
-            StoredDocument(
-                r.doc_id, r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), record_time=r.record_time
+            DocumentInfo(
+                namespace,
+                last.doc_id,
+                last.title,
+                last.url,
+                last.source,
+                last.published_at,
+                ingested_at=last.ingested_at,
+                record_time=self._record_times[last.doc_id],
+                chunks=len(rows),
+                updated=False,
             )
             for rows in chunks.values()
-            for r in rows[-1:]
+            for last in rows[-1:]
         ]
-        return sorted(documents, key=lambda d: d.ingested_at or datetime.min.replace(tzinfo=UTC), reverse=True)[:n]
+        return sorted(documents, key=lambda document: document.ingested_at, reverse=True)[:n]
 
-    def history(self, doc_id: str, namespace: str) -> list[StoredVersion]:
+    def history(self, doc_id: str, namespace: str) -> list[DocumentVersion]:
         """The one version of a document, or none: this bank forgets what it replaces."""
         rows = [row for _, row in self._rows if (row.namespace, row.doc_id) == (namespace, doc_id)]
         text = "\n".join(row.text for row in rows)
         return [
-            StoredVersion(r.title, r.url, r.source, r.published_at, r.ingested_at, len(rows), text, metadata=r.metadata)
-            for r in rows[:1]
+            DocumentVersion(
+                title=first.title,
+                url=first.url,
+                source=first.source,
+                published_at=first.published_at,
+                ingested_at=first.ingested_at,
+                superseded_at=None,
+                deleted_at=None,
+                expires_at=None,
+                chunks=len(rows),
+                text=text,
+                metadata=first.metadata,
+            )
+            for first in rows[:1]
         ]
 
-    def stats(self) -> StoredStats:
+    def stats(self) -> BankStats:
         """Size now; every added window is a version."""
         rows = [row for _, row in self._rows]
-        newest = max((row.ingested_at for row in rows if row.ingested_at), default=None)
+        newest = max((row.ingested_at for row in rows), default=None)
         size = sum(len(row.memory) for row in rows)
-        return StoredStats(len(rows), len({(r.namespace, r.doc_id) for r in rows}), len(rows), size, 1, newest)
+        return BankStats(len(rows), len({(r.namespace, r.doc_id) for r in rows}), len(rows), size, 1, newest)
 
 
-def _known(row: StoredWindow, as_of: datetime | None) -> bool:
-    return as_of is None or (row.ingested_at is not None and row.ingested_at <= as_of)
+def _known(row: Hit, as_of: datetime | None) -> bool:
+    return as_of is None or row.ingested_at <= as_of
 
 
-def _wanted(row: StoredWindow, wanted: DocumentFilter | None) -> bool:
+def _wanted(row: Hit, wanted: DocumentFilter | None) -> bool:
     if wanted is None:
         return True
     at, labels = row.published_at, set(labels_of(row.metadata))
@@ -170,13 +153,15 @@ def _wanted(row: StoredWindow, wanted: DocumentFilter | None) -> bool:
 
 def _best(
     key: npt.NDArray[np.floating[Any]],
-    rows: Sequence[tuple[npt.NDArray[np.float32], StoredWindow]],
+    rows: Sequence[tuple[npt.NDArray[np.float32], Hit]],
     k: int,
     every_chunk: bool,
-) -> list[StoredWindow]:
-    scored = sorted((replace(row, score=float(key @ own)) for own, row in rows), key=lambda row: -row.score)
+) -> list[Hit]:
+    scores = [float(key @ own) for own, _ in rows]
+    scored = [replace(row, score=score, rank=score) for score, (_, row) in zip(scores, rows, strict=True)]
+    scored.sort(key=lambda row: -row.score)
     if not every_chunk:
-        first: dict[str, StoredWindow] = {}
+        first: dict[str, Hit] = {}
         for row in scored:
             first.setdefault(row.doc_id, row)
         scored = list(first.values())

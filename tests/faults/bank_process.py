@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from services.bank.schema import BankLayout, Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter, Record
 
 LAYOUT = BankLayout("checkpoint-a", d_key=8, memory_bytes=64)

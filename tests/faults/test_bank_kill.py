@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from services.bank.reader import BankReader
-from services.bank.schema import DocumentWrite
+from services.bank.records import DocumentWrite
 from services.bank.writer import BankWriter
 from tests.faults.bank_process import DOCUMENTS, LAYOUT, record
 

@@ -13,7 +13,8 @@ from typing import Any
 import openai
 import ray
 
-from services.bank.schema import BankLayout, Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.errors import ServiceError
 from services.query.ray_serve.app import stop

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from services.bank import maintenance
 from services.bank.fence import WriterFence
 from services.bank.reader import BankReader
-from services.bank.schema import BankLayout, BankStats, Chunk, DocumentDelete, DocumentWrite, Hit, Position
+from services.bank.records import BankStats, Chunk, DocumentDelete, DocumentWrite, Hit, Position
+from services.bank.schema import BankLayout
 from services.bank.store import WriterLock
 from services.bank.writer import BankWriter
 from services.errors import BankFenced, BankFull, BankMismatch, BankUnavailable

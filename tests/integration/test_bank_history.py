@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.bank.reader import BankReader
-from services.bank.schema import DocumentDelete, DocumentWrite
+from services.bank.records import DocumentDelete, DocumentWrite
 from services.bank.writer import BankWriter
 from tests.integration.test_bank import LAYOUT, T0, all_hits, at, write
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.bank.reader import BankReader
-from services.bank.schema import DocumentWrite
+from services.bank.records import DocumentWrite
 from services.bank.writer import BankWriter
 from tests.integration.test_bank import LAYOUT, T0, all_hits, at, delete, seconds_clock, texts, write
 

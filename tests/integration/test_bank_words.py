@@ -14,7 +14,7 @@ from cmt_core.retrieval.ranking import Ranking
 from services.bank import words
 from services.bank.document_filter import DocumentFilter
 from services.bank.reader import BankReader
-from services.bank.schema import DocumentWrite
+from services.bank.records import DocumentWrite
 from services.bank.writer import BankWriter
 from tests.integration.test_bank import LAYOUT, T0, at, delete, key_of, seconds_clock, write
 

@@ -10,7 +10,8 @@ import numpy as np
 from cmt_core.retrieval.hybrid import HybridIndex
 from cmt_core.retrieval.ranking import DENSE, HYBRID
 from services.bank.reader import BankReader
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.sample_news import sample_questions
 from services.testing.lexical import LexicalModel

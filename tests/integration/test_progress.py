@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.commands.tree import app
 from services.errors import BrokerUnreachable, SettingsError, TopicMissing

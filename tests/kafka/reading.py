@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from services.bank.schema import CommitReport, DocumentDelete
+from services.bank.records import CommitReport, DocumentDelete
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer
 from services.ingest.ports import BankRecord

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
 from services.bank.rows import record_rows
-from services.bank.schema import GUARD_CHUNK, BankLayout, Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.schema import GUARD_CHUNK, BankLayout
 from services.errors import BankUnavailable
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

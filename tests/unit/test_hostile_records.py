@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.bank.records import CommitReport, DocumentWrite
 from services.bank.rows import record_rows
-from services.bank.schema import BankLayout, CommitReport, DocumentWrite
+from services.bank.schema import BankLayout
 from services.errors import RecordError
 from services.ingest.batch_work import BatchWork
 from services.ingest.compressor import CompressorWorker

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cmt_core.text.windows import Window
-from services.bank.schema import CommitReport, DocumentDelete, DocumentWrite
+from services.bank.records import CommitReport, DocumentDelete, DocumentWrite
 from services.errors import BankFull, BankMismatch, BrokerError, BrokerUnreachable, RecordError, ServiceError
 from services.ingest.compressor import CompressorWorker
 from services.ingest.consumer import Consumer

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.bank.schema import CommitReport, DocumentDelete, Position
+from services.bank.records import CommitReport, DocumentDelete, Position
 from services.errors import BankFull, BankUnavailable, BrokerError, BrokerUnreachable, RecordError
 from services.ingest.group_commit import GroupCommit
 from services.ingest.inbox import Taken

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmt_core.text.windows import Window
-from services.bank.schema import Chunk
+from services.bank.records import Chunk
 from services.errors import RecordError, ServiceError
 from services.ingest.stages import StagedCompressor, is_out_of_memory
 from services.ingest.token_batches import Pending, TokenQueue, Waiting

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.bank.schema import BankLayout, CommitReport, DocumentDelete, Position
+from services.bank.records import CommitReport, DocumentDelete, Position
+from services.bank.schema import BankLayout
 from services.bank.store import bank_errors
 from services.bank.writer import BankWriter
 from services.errors import BankUnavailable, BrokerError, RecordError

@@ -20,7 +20,7 @@ from services.query.gateway.api import create_api
 from services.query.gateway.keys import hash_of
 from services.query.gateway.service import QueryService
 from services.settings import load_settings
-from services.testing.memory_bank import StoredWindow
+from services.testing.memory_bank import window
 from tests.serving import BRIDGE, LocalEngine, SentTombstones, client_of, no_snapshots, publish
 
 QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who opened the bridge in Aarhus?"}]}
@@ -404,7 +404,7 @@ def test_log_holds_no_question_and_no_document(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO)
     engine = LocalEngine()
     assert chat(engine).status_code == 200
-    foreign = StoredWindow("z", "secret zebra", memory=b"of another checkpoint")
+    foreign = window("z", "secret zebra", memory=b"of another checkpoint")
     engine.bank.add(engine.model.query_keys(["secret zebra"])[0], foreign)
     assert chat(engine, messages=[{"role": "user", "content": "secret zebra"}]).status_code == 400
     assert "a question failed" in caplog.text

@@ -12,7 +12,7 @@ from ray.exceptions import NodeDiedError
 from ray.serve._private.common import RequestMetadata
 from ray.serve.handle import DeploymentResponseGenerator
 
-from services.bank.schema import BankStats
+from services.bank.records import BankStats
 from services.query.engine.asks import Ask, Overview
 from services.query.gateway.errors import ApiError
 from services.query.ray_serve.remote import RemoteEngine

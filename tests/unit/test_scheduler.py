@@ -11,6 +11,7 @@ import pytest
 
 from cmt_core.generation.query import Query, Started
 from services.bank.document_filter import DocumentFilter
+from services.bank.records import BankStats
 from services.errors import BankUnavailable, ServiceError
 from services.metrics import Metrics, Snapshot
 from services.metrics_hub import MetricsHub
@@ -20,7 +21,7 @@ from services.query.engine.lazy_reader import LazyReader
 from services.query.engine.scheduler import Retired, Scheduler, SchedulerOptions
 from services.query.gateway.ingest_numbers import IngestNumbers
 from services.testing.lexical import LexicalBatch, LexicalModel
-from services.testing.memory_bank import InMemoryBank, StoredStats
+from services.testing.memory_bank import InMemoryBank
 from tests.serving import day, publish
 from tests.waiting import until
 
@@ -71,7 +72,7 @@ class BrokenBank(InMemoryBank):
     def search(self, *arguments: Any, **options: Any) -> Any:
         raise BankUnavailable("the disk is gone")
 
-    def stats(self) -> StoredStats:
+    def stats(self) -> BankStats:
         raise BankUnavailable("the disk is gone")
 
 

@@ -11,8 +11,9 @@ import pytest
 from cmt_core.errors import ConfigError
 from cmt_core.model import CMT
 from services.bank.reader import BankReader
+from services.bank.records import Chunk, DocumentWrite, Position
 from services.bank.reindex import reindex_bank
-from services.bank.schema import BankLayout, Chunk, DocumentWrite, Position
+from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.commands.encoding import encoder
 from services.errors import BankMismatch

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from cmt_core.generation.query import Query, Started
+from services.bank.records import Hit
 from services.query.engine.asks import UNKNOWN, Ask, Found, Reply, Source
-from services.query.engine.ports import AnsweringModel, Hit
+from services.query.engine.ports import AnsweringModel
 from services.query.engine.text_stream import TextStream
 from services.query.engine.ticket import Ticket
 
@@ -72,16 +74,12 @@ class AnswerRow:
 def query_of(ask: Ask, found: Found) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says."""
     texts = {"rag": found.hits, "hybrid": found.hits[:1]}.get(ask.mode, ())
-    return Query(
-        question=ask.question,
-        mode=ask.mode,
-        memories=[hit.memory for hit in found.hits] if ask.mode in ("memory", "hybrid") else (),
-        scores=[float(hit.rank) for hit in found.hits] if ask.mode in ("memory", "hybrid") else None,
+    reads_memories = ask.mode in ("memory", "hybrid")
+    return replace(
+        ask,
+        memories=[hit.memory for hit in found.hits] if reads_memories else (),
+        scores=[float(hit.rank) for hit in found.hits] if reads_memories else None,
         passages=[_passage(hit) for hit in texts],
-        earlier=ask.earlier,
-        instructions=ask.instructions,
-        sampling=ask.sampling,
-        memory_weight=ask.memory_weight,
     )
 
 
@@ -118,7 +116,4 @@ def _notes(ask: Ask) -> tuple[str, ...]:
 
 def _sources(hits: Sequence[Hit], weights: Sequence[float]) -> tuple[Source, ...]:
     known: Sequence[float | None] = weights if len(weights) == len(hits) else [None] * len(hits)
-    return tuple(
-        Source(hit.doc_id, hit.chunk_no, hit.title, hit.url, hit.source, hit.published_at, float(hit.score), weight)
-        for hit, weight in zip(hits, known, strict=True)
-    )
+    return tuple(Source.of(hit, weight) for hit, weight in zip(hits, known, strict=True))

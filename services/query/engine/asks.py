@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Literal
 
-from cmt_core.generation.query import GREEDY, Mode, Sampling
+from cmt_core.generation.query import Mode, Query
 from services.bank.document_filter import DocumentFilter
-from services.query.engine.ports import BankStats, DocumentInfo, DocumentVersion, Hit
+from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 
 __all__ = [
     "MODELS",
@@ -34,24 +34,21 @@ UNKNOWN = "I don't know."
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One question. `top_k`, `min_score` and `max_new_tokens` None mean the service's defaults, `as_of` None means now.
+class Ask(Query):
+    """A question to the service: what the LLM is asked, and how the memories that it reads are found.
+
+    `top_k`, `min_score` and `max_new_tokens` None mean the service's defaults, `as_of` None means now.
 
     `lookups` are the texts that are looked up in the bank; a hit counts by its best score over them.
     """
 
-    question: str
-    mode: Mode = "memory"
+    memory_weight: float | None = 1.0
     lookups: tuple[str, ...] = ()
     top_k: int | None = None
     namespace: str = "default"
     as_of: datetime | None = None
     wanted: DocumentFilter | None = None
     min_score: float | None = None
-    memory_weight: float = 1.0
-    earlier: tuple[tuple[str, str], ...] = ()
-    instructions: str = ""
-    sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     deadline_s: float = 120.0
@@ -65,17 +62,16 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A document window that an answer was read from; `weight` is its share of the attention, None where unknown."""
+class Source(Hit):
+    """A hit that an answer was read from, without its memory; `weight` is its share of the attention, None where unknown."""
 
-    doc_id: str
-    chunk_no: int
-    title: str | None
-    url: str | None
-    source: str | None
-    published_at: datetime | None
-    score: float
-    weight: float | None
+    weight: float | None = None
+
+    @classmethod
+    def of(cls, hit: Hit, weight: float | None) -> Source:
+        """The hit with its weight."""
+        about = {one.name: getattr(hit, one.name) for one in fields(hit)}
+        return cls(**about | {"memory": b"", "weight": weight})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.bank.document_filter import DocumentFilter
+from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 from services.errors import BankError, BankUnavailable
-from services.query.engine.ports import BankStats, DocumentInfo, DocumentVersion, Hit, MemoryReader
+from services.query.engine.ports import MemoryReader
 
 __all__ = ["LazyReader"]
 

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 
+from services.bank.records import Hit
 from services.metrics import Metrics
 from services.query.engine.asks import Ask, Failure, Found
 from services.query.engine.grouping import in_groups, isolated
-from services.query.engine.ports import AnsweringModel, Hit, MemoryReader
+from services.query.engine.ports import AnsweringModel, MemoryReader
 
 __all__ = ["Retrieval"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from services.query.engine.ports import DocumentVersion
+from services.bank.records import DocumentVersion
 from services.query.gateway.responses import Document, DocumentState, VersionInfo
 
 __all__ = ["document_of", "is_live"]

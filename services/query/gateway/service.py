@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Protocol
 
 from services.errors import BrokerError, Overloaded
@@ -40,7 +39,6 @@ __all__ = ["EnginePort", "QueryService", "TombstonePort"]
 
 _FRESH_S = 0.4  # however many pages look, the bank is looked at this often
 _GRACE_S = 5.0  # after its deadline an engine that says nothing counts as gone
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DESCRIPTIONS = {
     "cmt": "reads the memories of the bank, without their text in the prompt",
     "cmt-rag": "reads the text of the found articles in the prompt",
@@ -285,8 +283,8 @@ class QueryService:
 
 def _freshness_s(seen: Overview) -> float | None:
     """Seconds from Kafka's time of the newest document to its commit; None for a bank without one."""
-    newest = max(seen.latest, key=lambda one: one.ingested_at or _LONG_AGO, default=None)
-    if newest is None or newest.ingested_at is None or newest.record_time is None:
+    newest = max(seen.latest, key=lambda one: one.ingested_at, default=None)
+    if newest is None:
         return None
     return round(max(0.0, (newest.ingested_at - newest.record_time).total_seconds()), 3)
 
