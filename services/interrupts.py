@@ -27,6 +27,7 @@ __all__ = ["ENDS_WITHIN_S", "INTERRUPTED", "Interrupts", "interruptible", "own_s
 ENDS_WITHIN_S = 2.0
 INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HEARD_WITHIN_S = 0.5
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
@@ -37,7 +38,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came = False
-        self.seen = False  # also where a library had taken the signal over
+        self._heard = threading.Event()  # also where a library had taken the signal over
         self.graceful = False  # what came was taken as a request to finish
         self._stopping: threading.Event | None = None
         self._within_s = ENDS_WITHIN_S
@@ -61,6 +62,13 @@ class Interrupts:
             signal.signal(number, handler)
         os.write(self._wake, b"\0")  # tells the thread to end
         Interrupts.current = None
+
+    def ends(self, code: int) -> bool:
+        """Whether a program that comes to its end with this exit code was interrupted, and was not asked to finish.
+
+        A library that has taken SIGTERM over ends the program with the signal's number, before our thread may have heard it.
+        """
+        return (self.came or self._heard.wait(_HEARD_WITHIN_S if code in _SIGNALS else 0.0)) and not self.graceful
 
     @contextmanager
     def finishing(self, within_s: float) -> Iterator[Callable[[float | None], bool]]:
@@ -105,7 +113,7 @@ class Interrupts:
                     return
                 if number not in _SIGNALS:
                     continue
-                self.seen = True
+                self._heard.set()
                 if end_s is not None:
                     self.end()
                 end_s = time.monotonic() + self._within_s

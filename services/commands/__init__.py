@@ -1,1 +1,1 @@
-"""Commands of `cmt` by part of the system; services/cli.py registers them."""
+"""Commands of `cmt` by part of the system; tree.py registers them."""

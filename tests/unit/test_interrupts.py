@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 END_S = 60.0  # a bound for a busy machine; the process sets its own, of two seconds
 
 PROGRAM = """
-import ctypes, sys, threading, time
+import ctypes, signal, sys, threading, time
 from services.interrupts import Interrupts, interruptible
 interrupts = Interrupts()
 interrupts.watch()
@@ -22,11 +23,14 @@ def ready():
     print("ready", flush=True)
 def run():
 {body}
+code = 0
 try:
     run()
 except KeyboardInterrupt:
     pass
-if interrupts.came and not interrupts.graceful:
+except SystemExit as end:
+    code = end.code
+if interrupts.ends(code):
     interrupts.end()
 print("done", flush=True)
 """
@@ -107,6 +111,18 @@ def test_signal_ends_the_process_whatever_holds_it(body: str, number: int) -> No
     assert ended(process) == (130, "", "cmt: interrupted\n")
 
 
+def test_library_that_has_taken_sigterm_over_changes_nothing() -> None:
+    process = start("signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number)); ready(); time.sleep(600)")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
+
+
+@pytest.mark.parametrize("code", [2, 15])
+def test_program_that_ends_with_a_signals_number_by_itself_was_not_interrupted(code: int) -> None:
+    process = start(f"ready(); sys.exit({code})")
+    assert ended(process) == (0, "done\n", "")
+
+
 def test_what_was_opened_is_closed_first() -> None:
     process = start(CLEANS)
     process.send_signal(signal.SIGINT)
@@ -150,6 +166,27 @@ def test_command_is_interrupted_while_it_is_being_imported(arguments: tuple[str,
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (130, "", "cmt: interrupted\n")
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.005, 0.02, 0.05])
+def test_ctrl_c_leaves_no_trace_from_the_first_line_on(late_s: float, tmp_path: Path) -> None:
+    program = "import sys; print('line', flush=True); from services.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-X", "frozen_modules=off", "-c", program, "config", "show"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    while _catches(process.pid, signal.SIGINT) and not _catches(process.pid, signal.SIGTERM):
+        assert process.poll() is None  # Python's own handler, which makes a trace, is there until ours comes
+    time.sleep(late_s)
+    process.send_signal(signal.SIGINT)
+    code, _, err = ended(process)
+    assert (code, err) in [(130, "cmt: interrupted\n"), (-signal.SIGINT, "")]
 
 
 def _catches(pid: int, number: int) -> bool:
