@@ -296,7 +296,7 @@ def _line(row: BankRow) -> dict[str, Any]:
     return {
         "entry": entry,
         "published_at": moment.astimezone(UTC).isoformat() if moment else None,
-        "window": asdict(row.window),
+        "window": {"number": row.window.number, "title": row.window.title, "text": row.window.text},
         "n_tokens": row.memory.n_tokens if row.memory else 0,
     }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cmt_core.text.normalisation import normalised, on_one_line
 
@@ -22,11 +23,15 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window of a document: its place, its text as it came, and the normalised title that is read before the text."""
+    """One window of a document: its place, its text as it came, and the normalised title that is read before the text.
+
+    `tokens` is the length of title and text as the split counted it, sentence by sentence; 0 where nobody did.
+    """
 
     number: int
     title: str
     text: str
+    tokens: int = field(default=0, compare=False)
 
     @property
     def reading(self) -> str:
@@ -39,8 +44,10 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
 
     `count` gives a string's number of tokens. A sentence longer than a window is cut at words.
     """
+    count = functools.cache(count)  # a sentence that opens a window was counted before
     title = _shortened(on_one_line(title), max_tokens // 4, count)
-    room = max_tokens - (count(f"{title}\n") if title else 0) - 2  # two spare: tokens merge differently across joins
+    title_tokens = count(f"{title}\n") if title else 0
+    room = max_tokens - title_tokens - 2  # two spare: tokens merge differently across joins
     pieces = [piece for sentence in sentences(text) for piece in _cut(sentence, room, count)]
     windows: list[Window] = []
     current: list[str] = []
@@ -48,14 +55,14 @@ def split_document(title: str, text: str, max_tokens: int, count: Callable[[str]
     for sentence in pieces:
         tokens = count(f" {sentence}")
         if current and used + tokens > room:
-            windows.append(Window(len(windows), title, " ".join(current)))
+            windows.append(Window(len(windows), title, " ".join(current), title_tokens + used))
             overlap = current[-1:] if len(current) > 1 else []
             used = count(overlap[0]) if overlap else 0
             current, used = (overlap, used) if used + tokens <= room else ([], 0)
         used += tokens if current else count(sentence)  # a word without its space can be many tokens
         current.append(sentence)
     if current:
-        windows.append(Window(len(windows), title, " ".join(current)))
+        windows.append(Window(len(windows), title, " ".join(current), title_tokens + used))
     return windows
 
 
@@ -70,6 +77,8 @@ def _cut(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:
 
     Most texts are counted twice, however long they are: once whole, once in pieces.
     """
+    if len(normalised(sentence).encode(errors="surrogatepass")) < room:  # no token is less than a byte
+        return [sentence]
     tokens = count(sentence)
     if tokens <= room or len(sentence) < 2:
         return [sentence]

@@ -17,7 +17,6 @@ from cmt_core.text.windows import Window
 
 __all__ = ["Pending", "TokenQueue", "Waiting"]
 
-_CHARS_PER_TOKEN = 4
 _SMALLEST_BUDGET = 64
 _OLDEST_EVERY = 4
 _LIKE = 0.75  # shortest by longest in a batch: what is padded is computed for nothing
@@ -36,7 +35,7 @@ class Pending:
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A window on its way, its document, an estimate of its tokens, and where its result goes (`slot`, the caller's)."""
+    """A window on its way, its document, its tokens as far as they count, and where its result goes (`slot`, the caller's)."""
 
     window: Window
     document: Pending
@@ -44,8 +43,7 @@ class Waiting:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        chars = len(self.window.title) + len(self.window.text)
-        self.tokens = max(_PADDED_TO, 2 + chars // _CHARS_PER_TOKEN)
+        self.tokens = max(_PADDED_TO, self.window.tokens)
 
 
 class TokenQueue:

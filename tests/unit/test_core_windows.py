@@ -60,6 +60,7 @@ def test_windows_hold_the_whole_text_in_order_within_the_limit(
     assert covers(windows, text)
     assert [window.number for window in windows] == list(range(len(windows)))
     assert all(count(window.reading) <= max_tokens for window in windows)
+    assert all(window.tokens for window in windows)
     assert windows == split_document(title, text, max_tokens, count)
 
 
@@ -128,3 +129,24 @@ def test_a_text_without_a_sentence_end_is_counted_a_few_times_however_long_it_is
     windows = split_document("", " ".join(words), 256, count)
     assert [word for window in windows for word in window.text.split()] == words
     assert counted < 5 * len(" ".join(words)), "its tokenizing would hold up other documents"
+
+
+def test_a_window_carries_the_length_that_the_split_counted(count: Count) -> None:
+    text = " ".join(f"Ferry {number} sails from the northern pier again." for number in range(60))
+    windows = split_document("New pier", text, 64, count)
+    assert len(windows) > 3
+    for window in windows:
+        assert abs(window.tokens - count(window.reading)) <= 2, "tokens merge differently across joins"
+
+
+def test_a_text_of_usual_sentences_is_counted_little_more_than_once() -> None:
+    counted = 0
+
+    def count(text: str) -> int:
+        nonlocal counted
+        counted += len(text)
+        return len(text.split())
+
+    text = " ".join(f"Ferry {number} sails from the northern pier again." for number in range(1000))
+    assert len(split_document("", text, 200, count)) > 30
+    assert counted < 1.3 * len(text), "every count is a pass of the tokenizer"

@@ -141,7 +141,7 @@ def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
 def document(name: str, tokens: Sequence[int], arrived_s: float = 0.0) -> list[Waiting]:
     """The windows of a document, each of so many tokens."""
     pending = Pending(len(tokens), arrived_s)
-    return [Waiting(Window(i, "", "x" * (4 * n)), pending, (name, i)) for i, n in enumerate(tokens)]
+    return [Waiting(Window(i, "", "text", n), pending, (name, i)) for i, n in enumerate(tokens)]
 
 
 def names(batch: Sequence[Waiting]) -> set[str]:
