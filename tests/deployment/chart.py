@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "cmt"
 CI = sorted((CHART / "ci").glob("*-values.yaml"))
 CI_NAMES = [path.name.removesuffix("-values.yaml") for path in CI]
+CLUSTER_KEYS = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}  # where a kind keeps its Ray cluster
 Object = dict[str, Any]
 
 
@@ -63,7 +64,7 @@ def templates(found: list[Object]) -> list[tuple[str, Object]]:
 
 def _templates(found: list[Object]) -> Iterator[tuple[str, Object]]:
     for one in found:
-        cluster = one["spec"] if one["kind"] == "RayCluster" else one.get("spec", {}).get("rayClusterConfig")
+        cluster = one.get("spec", {}).get(CLUSTER_KEYS.get(one["kind"], "-"))
         if cluster is not None:
             yield f"{one['kind']} head", cluster["headGroupSpec"]["template"]
             for group in cluster["workerGroupSpecs"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import helm_python as helm
@@ -11,7 +12,17 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from tests.deployment.chart import CI_NAMES, ci_files, ci_objects, ci_values, objects, of_kind, render, templates
+from tests.deployment.chart import (
+    CI_NAMES,
+    CLUSTER_KEYS,
+    ci_files,
+    ci_objects,
+    ci_values,
+    objects,
+    of_kind,
+    render,
+    templates,
+)
 
 KAFKA = {"kafka": {"bootstrapServers": "kafka:9092"}}
 HASH = "0" * 64
@@ -66,9 +77,8 @@ def test_what_must_be_written_to_is_a_volume(name: str) -> None:
 
 
 def test_rays_autoscaler_is_confined_too() -> None:
-    for kind, key in (("RayService", "rayClusterConfig"), ("RayCluster", None)):
-        spec = of_kind(ci_objects("minimal"), kind)["spec"]
-        options = (spec[key] if key else spec)["autoscalerOptions"]
+    for kind, key in CLUSTER_KEYS.items():
+        options = of_kind(ci_objects("minimal"), kind)["spec"][key]["autoscalerOptions"]
         assert options["securityContext"]["readOnlyRootFilesystem"] is True
         assert options["resources"]["limits"].keys() == {"cpu", "memory"}
         assert options["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
@@ -119,7 +129,7 @@ def test_replicas_scale_between_their_limits() -> None:
 def _names(files: dict[str, str]) -> tuple[str, str]:
     found = objects(files)
     query = of_kind(found, "RayService")["spec"]["rayClusterConfig"]
-    return of_kind(found, "RayCluster")["metadata"]["name"], json.dumps(query, sort_keys=True)
+    return of_kind(found, "RayJob")["metadata"]["name"], json.dumps(query, sort_keys=True)
 
 
 def test_another_checkpoint_is_exchanged_in_the_running_query_pods() -> None:
@@ -154,11 +164,14 @@ def test_what_only_the_ingest_needs_leaves_the_query_pods_alone() -> None:
     assert before[0] != after[0]
 
 
-def test_job_and_cluster_of_the_ingest_find_each_other() -> None:
-    cluster = of_kind(ci_objects("minimal"), "RayCluster")["metadata"]["name"]
+def test_the_ingest_is_begun_again_however_it_ended() -> None:
+    """KubeRay refuses a job with a `backoffLimit` on a cluster of another object, and leaves alone one that ended well."""
     job = of_kind(ci_objects("minimal"), "RayJob")["spec"]
-    assert job["clusterSelector"] == {"ray.io/cluster": cluster}
+    assert "clusterSelector" not in job
     assert job["backoffLimit"] > 0
+    for ended, said in ((0, 75), (6, 6), (130, 130)):
+        script = job["entrypoint"].replace("cmt ingest", f"(exit {ended})")
+        assert subprocess.run(script, shell=True, check=False).returncode == said
 
 
 def test_a_pod_that_ends_drains_first() -> None:
@@ -168,9 +181,9 @@ def test_a_pod_that_ends_drains_first() -> None:
         command: str = found[where]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
         return command
 
-    assert hook("RayCluster head").startswith("cmt ingest drain")
-    assert found["RayCluster head"]["terminationGracePeriodSeconds"] >= 30 + 10  # stop_within_s, and a little more
-    waits = {one["name"]: one for one in found["RayCluster head"]["containers"][0]["env"]}["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert hook("RayJob head").startswith("cmt ingest drain")
+    assert found["RayJob head"]["terminationGracePeriodSeconds"] >= 30 + 10  # stop_within_s, and a little more
+    waits = {one["name"]: one for one in found["RayJob head"]["containers"][0]["env"]}["RAY_JOB_STOP_WAIT_TIME_S"]
     assert int(waits["value"]) >= 30  # Ray's own default of 3 s would cut a graceful stop off
     assert hook("RayService workers").startswith("sleep 15")
 
@@ -243,7 +256,7 @@ def test_keys_in_the_values_reach_the_pods_through_a_secret() -> None:
     _, head = templates([of_kind(found, "RayService")])[0]
     keys = next(one for one in head["spec"]["containers"][0]["env"] if one["name"] == "CMT_SERVE__API_KEYS")
     assert keys["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "api-keys"}
-    for _, template in templates([of_kind(found, "RayCluster")]):
+    for _, template in templates([of_kind(found, "RayJob")]):
         assert not [one for one in template["spec"]["containers"][0]["env"] if one["name"] == keys["name"]]
 
 
@@ -253,3 +266,42 @@ def test_the_test_hook_asks_end_to_end() -> None:
     script = pod["spec"]["containers"][0]["command"][-1]
     assert script.index("cmt feed play") < script.index("cmt ask")
     assert "tests/ask.yaml" in str(list(ci_files("secure")))
+
+
+@pytest.mark.parametrize(
+    ("known", "token_auth", "refused"),
+    [
+        (["v1", "ray.io/v1/RayCluster"], True, True),
+        (["v1", "ray.io/v1/RayCluster"], False, False),
+        (["v1", "ray.io/v1/RayCluster", "ray.io/v1/RayCronJob"], True, False),
+        (["v1"], True, False),  # nobody knows: `helm template` without a cluster
+    ],
+)
+def test_tokens_are_refused_where_kuberay_is_too_old_for_them(
+    known: list[str], token_auth: bool, refused: bool
+) -> None:
+    asked = (
+        f'{{{{ include "cmt.kuberayProblem" (list (splitList "," "{",".join(known)}") {str(token_auth).lower()}) }}}}'
+    )
+    extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "asked"}, "data": {"said": asked}}
+    found = objects(render(KAFKA | {"extraObjects": [extra]}))
+    said = of_kind(found, "ConfigMap", "asked")["data"]["said"]
+    assert bool(said) is refused
+    if refused:
+        assert "ray.tokenAuth=false" in said
+        assert "\n" not in said
+
+
+def test_a_budget_says_what_must_stay() -> None:
+    """Kubernetes can't count what may go of a RayCluster's pods: it refuses `maxUnavailable` where no scale subresource is."""
+    for name, stays in (("minimal", 1), ("secure", 2)):
+        for part in ("query", "ingest"):
+            budget = of_kind(ci_objects(name), "PodDisruptionBudget", part)["spec"]
+            assert budget.keys() == {"minAvailable", "selector"}
+            assert budget["minAvailable"] == (stays if part == "query" else 1)
+    (none,) = [
+        one["spec"]["minAvailable"]
+        for one in objects(render(KAFKA | {"query": {"maxUnavailable": 9}}))
+        if one["kind"] == "PodDisruptionBudget" and one["metadata"]["name"].endswith("query")
+    ]
+    assert none == 0

@@ -61,7 +61,7 @@ def test_the_program_takes_what_every_pod_is_given(name: str, monkeypatch: pytes
 
 
 def test_secrets_and_settings_come_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _, head = templates([of_kind(ci_objects("s3"), "RayCluster")])[0]
+    _, head = templates([of_kind(ci_objects("s3"), "RayJob")])[0]
     settings = settings_in("s3", head, monkeypatch, tmp_path)
     options = {name: one.get_secret_value() for name, one in settings.bank.storage_options.items()}
     assert options == {
@@ -80,10 +80,10 @@ def test_secrets_and_settings_come_together(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_pool_that_may_grow_has_the_pods_to_grow_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cluster = of_kind(ci_objects("gpu"), "RayCluster")
-    _, head = templates([cluster])[0]
+    job = of_kind(ci_objects("gpu"), "RayJob")
+    _, head = templates([job])[0]
     settings = settings_in("gpu", head, monkeypatch, tmp_path)
-    assert settings.ingest.max_compressors == cluster["spec"]["workerGroupSpecs"][0]["maxReplicas"] == 4
+    assert settings.ingest.max_compressors == job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == 4
     assert settings.ingest.compressor_gpus == 1.0
     assert settings.model.device == "cuda"
 

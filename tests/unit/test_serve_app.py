@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.errors import SettingsError
+from services.models import load_cmt
 from services.query.ray_serve.serve_app import application
 
 
@@ -27,3 +28,10 @@ def test_the_model_may_be_another() -> None:
     built = application({"model_factory": "services.testing.lexical:load_lexical"})
     engine = built._bound_deployment.init_args[1]._bound_deployment
     assert engine.init_args[1].__name__ == "load_lexical"
+
+
+def test_without_arguments_it_is_the_models_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the chart's Serve config: the default is imported, too, not handed on as its name."""
+    monkeypatch.setenv("CMT_SERVE__HOST", "127.0.0.1")
+    engine = application({})._bound_deployment.init_args[1]._bound_deployment
+    assert engine.init_args[1] is load_cmt

@@ -60,7 +60,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The ingest's RayCluster and RayJob carry a hash of what they are made of: KubeRay rolls neither, so a change makes new ones. */}}
+{{/* The ingest's RayJob carries a hash of what it is made of: KubeRay doesn't change a running one, so a change makes a new one. */}}
 {{- define "cmt.ingestName" -}}
 {{- $config := omit (include "cmt.config" . | fromYaml) "serve" -}}
 {{- $made := printf "%s\n%s" (toYaml $config) (include "cmt.ingestClusterSpec" .) -}}

@@ -241,6 +241,14 @@ spec:
     {{- include "cmt.volumes" $root | nindent 4 }}
 {{- end -}}
 
+{{/* (API versions of the cluster, ray.tokenAuth): why they don't go together. KubeRay 1.6 is known by the kind that it brought. */}}
+{{- define "cmt.kuberayProblem" -}}
+{{- $known := index . 0 -}}
+{{- if and (index . 1) (has "ray.io/v1/RayCluster" $known) (not (has "ray.io/v1/RayCronJob" $known)) -}}
+ray.tokenAuth: KubeRay is older than 1.6 here, which hands no tokens to jobs; install 1.6, or set ray.tokenAuth=false
+{{- end -}}
+{{- end -}}
+
 {{/* (root, component): the spec of a RayCluster. */}}
 {{- define "cmt.rayClusterSpec" -}}
 {{- $root := index . 0 -}}
@@ -249,6 +257,9 @@ spec:
 {{- $models := ternary "replicas" "compressors" (eq $component "query") -}}
 {{- if gt (int (index $part $models).max) (int $part.workers.max) -}}
 {{- fail (printf "%s.workers.max: each of up to %v %s needs a worker pod" $component (index $part $models).max $models) -}}
+{{- end -}}
+{{- with include "cmt.kuberayProblem" (list $root.Capabilities.APIVersions $root.Values.ray.tokenAuth) -}}
+{{- fail . -}}
 {{- end -}}
 rayVersion: {{ $root.Values.ray.version | quote }}
 {{- if $root.Values.ray.tokenAuth }}

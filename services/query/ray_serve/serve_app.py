@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, ImportString
+from pydantic import BaseModel, ConfigDict, Field, ImportString
 
 from services.query.engine.ports import ModelFactory
 from services.query.gateway.addresses import refuse_open_door
@@ -24,7 +24,7 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_factory: ImportString[Any] = "services.models:load_cmt"
+    model_factory: ImportString[Any] = Field("services.models:load_cmt", validate_default=True)
 
 
 def application(args: dict[str, str]) -> Any:
