@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka image-test faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast test-kafka test-llms image-test faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ image-test: $(VENV)/.dev  ## builds the image and runs it as any user, read-only
 
 test-kafka: $(VENV)/.dev  ## stream, ingest and faults on a real Apache Kafka, one broker and three (needs Java and Maven, or CMT_TEST_KAFKA=host:port)
 	@FAULT_RECORDS=$${FAULT_RECORDS:-100000} $(BIN)/python -m pytest --durations=0 tests/kafka
+
+test-llms: $(VENV)/.dev  ## real larger LLMs, fitted and asked (half an hour and 5 GB the first time; CMT_TEST_LLMS names others)
+	@$(BIN)/python -m pytest -s tests/llms
 
 faults: $(VENV)/.dev  ## the fault tests on 100,000 records
 	@FAULT_RECORDS=100000 $(BIN)/python -m pytest --durations=0 tests/faults

@@ -1,6 +1,6 @@
 """Where documents stand best in an LLM's chat template: the gold answers' nats and the F1 with the exact documents there.
 
-python -m benchmarks.chat_place pypi:qwen2.5-coder-0.5b-instruct [QUESTIONS]     # squad_dev in CMT_DATA_DIR; decision 0130
+python -m benchmarks.chat_place pypi:qwen2.5-coder-0.5b-instruct [QUESTIONS]     # squad_dev in CMT_DATA_DIR; decision 0092
 
 Every place is asked the same questions about their own documents, behind exact keys and values: what differs is the template.
 """
@@ -27,7 +27,7 @@ from cmt_core.reading.prompting import Turns
 from cmt_core.text.prompt import SHORT_ANSWERS
 
 _BATCH = 16
-_WINDOW = 400  # tokens: whole paragraphs
+_WINDOW = 256  # tokens
 _ANSWER_TOKENS = 24
 _KIND = "You are a helpful assistant. Answer from the passages."
 _PASSAGES = "Passages:\n"
@@ -58,26 +58,10 @@ def _behind_system(documents: str, instructions: str, question: str) -> Messages
     ]
 
 
-def _with_a_mark(documents: str, instructions: str, question: str) -> Messages:
-    return [
-        {"role": "system", "content": _KIND},
-        {"role": "user", "content": f"{_PASSAGES}{documents}{_said(instructions, f'Question: {question}')}"},
-    ]
-
-
-def _behind_a_short_system(documents: str, instructions: str, question: str) -> Messages:
-    return [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": f"{_PASSAGES}{documents}{_said(instructions, question)}"},
-    ]
-
-
 PLACES: dict[str, Place] = {
     "in the system message": _in_system,
     "in the user turn, the template's own system message": _in_user_turn,
     "in the user turn, the instruction as system message": _behind_system,
-    "the same, and 'Question:'": _with_a_mark,
-    "in the user turn, a short system message": _behind_a_short_system,
 }
 
 

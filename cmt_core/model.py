@@ -252,6 +252,13 @@ class CMT:
         return self._contexts.of_memories(questions, memories, scores)
 
     @torch.inference_mode()
+    def likely(
+        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]]
+    ) -> list[list[int]]:
+        """The places of each question's memories that are likely its documents, the likeliest first, as `select` leaves them."""
+        return self._contexts.likely(questions, memories, scores)
+
+    @torch.inference_mode()
     def context_of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
         """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
         return self._contexts.of_text(passages)

@@ -16,7 +16,7 @@ from cmt_core.evaluation.systems import system
 from cmt_core.memory.format import Memory
 from cmt_core.model import CMT
 
-__all__ = ["BudgetPoint", "budgets"]
+__all__ = ["BudgetPoint", "budgets", "rounding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def budgets(
     exact.codes([read])
     points: list[BudgetPoint] = []
     for one, number in sorted(zip(models, bits, strict=True), key=lambda pair: -pair[0].memory_bytes):
-        bank = exact.converted(one, _rounding(exact.model, one))
+        bank = exact.converted(one, rounding(exact.model, one))
         scores = score_system(system(model.config.aggregation, one), bank, asked, k)
         start = points[0].f1 if points else scores.f1
         kept = round(100 * scores.f1 / start, 1) if start else 0.0
@@ -69,7 +69,7 @@ def budgets(
     return points
 
 
-def _rounding(exact: CMT, model: CMT) -> Callable[[Memory], Memory]:
+def rounding(exact: CMT, model: CMT) -> Callable[[Memory], Memory]:
     """How a float16 memory becomes the one that `model` would have written."""
     read, write = kv_code_format(exact), kv_code_format(model)
 

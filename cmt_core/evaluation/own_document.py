@@ -18,7 +18,9 @@ from cmt_core.checkpoint import Checkpoint
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import CheckpointError, ConfigError
 from cmt_core.evaluation.bank import filled_bank, own_window
+from cmt_core.evaluation.budget import rounding
 from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_match, f1
+from cmt_core.evaluation.rounding import FLOAT16, with_bits
 from cmt_core.evaluation.stream import sample
 from cmt_core.evaluation.systems import System, system
 from cmt_core.memory_bank import MemoryBank
@@ -101,6 +103,7 @@ def own_documents(
     examples: Sequence[QAExample],
     *,
     questions: int,
+    bits: Sequence[int] = (),
     seed: int = 0,
     max_new_tokens: int = 24,
     instructions: str = SHORT_ANSWERS,
@@ -111,7 +114,8 @@ def own_documents(
     """Scores named checkpoints of one LLM on seeded questions about their own documents, each as it is done.
 
     Before the first checkpoint of a reading (a prefix, or a place in the chat template) comes its `text`; `closed` adds the
-    same prompt without a document.
+    same prompt without a document. With `bits` each checkpoint's codes, written once, are rounded to each number of bits a token.
+    Raises ConfigError as `with_bits` does.
     """
     answers = kept or KeptAnswers()
     _, asked = sample(examples, questions, None, seed)
@@ -129,10 +133,24 @@ def own_documents(
                 point = _point(kind, "", size, size * model.config.window_tokens, rows, asked, texts.get(reading))
                 texts.setdefault(reading, point.f1)
                 yield point
-        one = system(model.config.aggregation, model, instructions=instructions)
-        rows = _answers(one, f"memory {model.model_id}", bank, asked, max_new_tokens, answers, report)
-        size = model.config.token_bytes
-        yield _point("memory", name, size, model.memory_bytes, rows, asked, texts[reading])
+        for read, filled in _rounded(model, bank, asked, bits):
+            one = system(model.config.aggregation, read, instructions=instructions)
+            rows = _answers(one, f"memory {read.model_id}", filled, asked, max_new_tokens, answers, report)
+            yield _point("memory", name, read.config.token_bytes, read.memory_bytes, rows, asked, texts[reading])
+
+
+def _rounded(
+    model: CMT, bank: MemoryBank, asked: Sequence[QAExample], bits: Sequence[int]
+) -> Iterator[tuple[CMT, MemoryBank]]:
+    """The checkpoint with its bank, at each number of bits a token, or as it is."""
+    if not bits:
+        yield model, bank
+        return
+    models = [with_bits(model, one) for one in bits]
+    exact = bank.converted(with_bits(model, FLOAT16), lambda memory: memory)  # nothing is written yet
+    exact.codes([sorted({own_window(bank, row) for row in asked})])
+    for one in models:
+        yield one, exact.converted(one, rounding(exact.model, one))
 
 
 def _contains(example: QAExample, answer: str) -> bool:

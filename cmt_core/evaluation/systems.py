@@ -1,8 +1,10 @@
 """The systems that are compared on one bank with one frozen LLM; each answers from the rows that retrieval found for it.
 
 `select`, `single_context` and `stack` read memories with that aggregation ψ, `rag_prefix` the same documents' text behind the
-prefix that was tuned on text, `rag_bare` the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt, and
-`closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
+prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template). `rag_likely` reads the text of those
+documents that `select` would read: the same filter, and the same look at the question's likelihood behind each memory. `rag_bare`
+reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt, and `closed_prefix` nothing behind the
+reading prefix: it knows what an answer looks like.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
 
-SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_bare", "closed", "closed_prefix")
+SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_likely", "rag_bare", "closed", "closed_prefix")
 
 _BATCH = 8
 
@@ -124,6 +126,8 @@ def system(name: str, model: CMT, single_context: CMT | None = None, instruction
             "nothing",
             lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=instructions),
         )
+    if name == "rag_likely":
+        return System(name, _of(model, "select"), "text", _likely_text(model, instructions))
     return System(
         name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare, instructions)
     )
@@ -158,3 +162,15 @@ def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked], i
     return lambda bank, asked, rows: ask(
         asked, [[bank.rows[one.row].window.reading for one in row] for row in rows], instructions
     )
+
+
+def _likely_text(model: CMT, instructions: str) -> Ask:
+    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
+        codes = bank.codes([[one.row for one in row] for row in rows])
+        kept = model.likely(asked, codes, [[one.score for one in row] for row in rows])
+        texts = [
+            [bank.rows[row[place].row].window.reading for place in own] for row, own in zip(rows, kept, strict=True)
+        ]
+        return model.ask_of_text(asked, texts, instructions)
+
+    return ask

@@ -1,11 +1,11 @@
 """Reading `chat`: documents stand in the LLM's own chat template, at one place behind a fixed beginning.
 
-    <system> our instruction, "Passages:"  | documents |  the request's system message </system> turns, question <assistant>
-    ---------------- head ----------------                ------------------------- what follows ------------------------
+    <system> our instruction <user> "Passages:"  | documents |  the request's system message, question, more turns <assistant>
+    -------------------- head ------------------                ---------------------- what follows --------------------------
 
 The head is the same for every request, so a document read behind it stands there again, whatever the request says: the request's
-system message, earlier turns and question all come behind the documents. A template without a system role has them in its first
-user turn. docs/decisions/0092 says what is not settled.
+system message, earlier turns and question all come behind the documents. A template without a system role has the instruction in
+its first user turn, too. Why documents stand there: docs/decisions/0092.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from cmt_core.reading.prompting import Turns
 
 __all__ = ["INSTRUCTION", "ChatPrompting"]
 
-INSTRUCTION = "You are a helpful assistant. Answer from the passages.\n\nPassages:\n"
+INSTRUCTION = "You are a helpful assistant. Answer from the passages."
+_PASSAGES = "Passages:\n"
 _SEPARATOR = "\n\n"  # behind every document, and so before what follows
 _NO_PLACE = "this LLM's chat template has no place for documents before a conversation"
 
@@ -42,9 +43,9 @@ class ChatPrompting:
         )
         if not tokens.has_chat_template:
             raise UnsupportedModelError("this LLM has no chat template: take its instruct version")
-        self._in_system = True
+        self._system_role = True
         if not self._is_steady():
-            self._in_system = False
+            self._system_role = False
             if not self._is_steady():
                 raise UnsupportedModelError(_NO_PLACE)
         self.head = tokens.ids(self._asked("", (), "")[0])
@@ -90,13 +91,13 @@ class ChatPrompting:
 
     def _asked(self, question: str, earlier: Turns, instructions: str) -> tuple[str, str]:
         """The template's text before the documents, and what follows them."""
-        first = f"{self._instruction}{self._documents}{instructions}"
-        spoken = [text for turn in earlier for text in turn] + [question]
-        if self._in_system:
-            messages = [{"role": "system", "content": first}, *_turns(spoken)]
+        first, *more = [text for turn in earlier for text in turn] + [question]
+        told = _SEPARATOR.join(text for text in (instructions, first) if text)
+        placed = f"{_PASSAGES}{self._documents}{told}"
+        if self._system_role:
+            messages = [{"role": "system", "content": self._instruction}, *_turns([placed, *more])]
         else:
-            between = _SEPARATOR if instructions else ""
-            messages = _turns([f"{first}{between}{spoken[0]}", *spoken[1:]])
+            messages = _turns([f"{self._instruction}{_SEPARATOR}{placed}", *more])
         parts = self._rendered(messages).split(self._documents)
         if len(parts) != 2:
             raise UnsupportedModelError(_NO_PLACE)

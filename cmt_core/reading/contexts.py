@@ -75,6 +75,17 @@ class Contexts:
         self._keep(memories, decoded)
         return self._placed(self.reading_prefix, documents, mask, rooms, self.prompting.stop_ids)
 
+    def likely(
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None,
+    ) -> list[list[int]]:
+        """The places of each question's memories that ψ `select` reads, the likeliest first."""
+        orders = self._prior(questions, memories, scores).sort(dim=-1, descending=True, stable=True)
+        found = zip(orders.values.isfinite().sum(dim=-1).tolist(), orders.indices.tolist(), strict=True)
+        return [order[:count] for count, order in found]
+
     def of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
         """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
         ids = [self.prompting.texts(row) for row in passages]

@@ -27,9 +27,11 @@ def question_log_likelihood(
 ) -> list[float]:
     """Log-probability in nats of each question's words behind its row of `context`, whose cache is extended by them.
 
-    `asked` are the tokens between context and question, and the question's own.
+    `asked` are the tokens between context and question, and the question's own. Where nothing stands between them, the first
+    of the question's tokens counts as such: what would say how likely it is was read with the context.
     """
-    cut = [(list(head), list(ids[-_READ_TOKENS:])) for head, ids in asked]
+    split = [(head, ids) if head else (ids[:1], ids[1:]) for head, ids in asked]
+    cut = [(list(head), list(ids[-_READ_TOKENS:])) for head, ids in split]
     hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for head, ids in cut])
     told = torch.cat([hidden[row, len(head) - 1 : len(head) - 1 + len(ids)] for row, (head, ids) in enumerate(cut)])
     words = torch.tensor([word for _, ids in cut for word in ids], dtype=torch.long, device=told.device)

@@ -52,6 +52,9 @@ def own_command(
     dataset: Dataset = SQUAD,
     config: Config = None,
     questions: Questions = 300,
+    bits: Annotated[
+        str | None, typer.Option(help="Bits a token to round the codes to, comma-separated; default the checkpoint's.")
+    ] = None,
     seed: Seed = 0,
     closed: Annotated[bool, typer.Option("--closed", help="Also without any document.")] = False,
     free: Annotated[
@@ -75,8 +78,8 @@ def own_command(
     models = itertools.chain([(first, model)], ((other, beside(model, Path(other))) for other in others))
     points = []
     for point in own_documents(
-        models, examples, questions=questions, seed=seed, max_new_tokens=longest, instructions=instructions, kept=kept,
-        closed=closed, report=say,
+        models, examples, questions=questions, bits=integers(bits) if bits else (), seed=seed,
+        max_new_tokens=longest, instructions=instructions, kept=kept, closed=closed, report=say,
     ):  # fmt: skip
         points.append(point)
         echo(json.dumps(dataclasses.asdict(point)))

@@ -13,7 +13,7 @@ from cmt_core.llm.tokens import Tokens
 from cmt_core.reading.chat_prompting import ChatPrompting
 from tests.unit.conftest import CHAT_TEMPLATE
 
-INSTRUCTION = "Answer from the passages.\n\nPassages:\n"
+INSTRUCTION = "Answer from the passages."
 LOOP = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
 OPEN = "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 TEMPLATES = {
@@ -56,14 +56,13 @@ def test_whole_prompt_is_the_templates_own_text_around_the_documents(
     chat = asking(tiny_backbone, TEMPLATES[template], monkeypatch)
     tokenizer = tiny_backbone.tokenizer
     for question, earlier, instructions in REQUESTS:
-        spoken = [text for turn in earlier for text in turn] + [question]
-        document = f"{INSTRUCTION}The mayor opened the bridge.\n\n{instructions}"
+        first, *more = [text for turn in earlier for text in turn] + [question]
+        told = f"{instructions}\n\n{first}" if instructions else first
+        placed = f"Passages:\nThe mayor opened the bridge.\n\n{told}"
         if template in ("no system", "system in the last turn"):
-            gap = "\n\n" if instructions else ""
-            contents = [f"{document}{gap}{spoken[0]}", *spoken[1:]]
-            roles = ["user", "assistant"]
+            contents, roles = [f"{INSTRUCTION}\n\n{placed}", *more], ["user", "assistant"]
         else:
-            contents, roles = [document, *spoken], ["system", "user", "assistant"]
+            contents, roles = [INSTRUCTION, placed, *more], ["system", "user", "assistant"]
         messages = [
             {"role": roles[0] if i == 0 else ("user", "assistant")[(i - len(roles) + 2) % 2], "content": text}
             for i, text in enumerate(contents)
@@ -76,10 +75,6 @@ def test_whole_prompt_is_the_templates_own_text_around_the_documents(
             *chat.document("The mayor opened the bridge.", 64),
             *chat.question(question, earlier, instructions),
         ]
-        if template == "trimmed" and not instructions:
-            expected = expected.replace(
-                "bridge.<|end|>", "bridge.\n\n<|end|>"
-            )  # the documents are no part of what is trimmed
         assert tokenizer.decode(made) == expected
 
 
@@ -90,7 +85,7 @@ def test_head_does_not_depend_on_the_request(
     chat = asking(tiny_backbone, TEMPLATES[template], monkeypatch)
     heads = {chat._asked(*request)[0] for request in REQUESTS}
     assert len(heads) == 1
-    assert tiny_backbone.tokenizer.decode(chat.head).endswith(INSTRUCTION)
+    assert tiny_backbone.tokenizer.decode(chat.head).endswith("Passages:\n")
 
 
 @pytest.mark.parametrize("where", ["question", "instructions", "earlier", "document"])

@@ -11,6 +11,9 @@ import pytest
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_match, f1, normalise, papers_exact_match
+from cmt_core.evaluation.systems import system
+from cmt_core.memory_bank import Entry, MemoryBank
+from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.hybrid import Found, HybridIndex
 from cmt_core.retrieval.ranking import DENSE
 
@@ -70,6 +73,28 @@ def test_facts_must_all_be_told_in_one_of_their_wordings() -> None:
     assert not contains_facts("An honest jackdaw.", facts)  # nest only inside a word
     assert contains_facts("It sold 6,350 kilos.", [["6,350"]])
     assert not contains_facts("It sold 63,500 kilos.", [["6,350"]])
+
+
+def test_likely_text_is_that_of_the_documents_that_select_would_read(exact_cmt: CMT) -> None:
+    exact_cmt.select = Select(exact_cmt.backbone.shape, exact_cmt.backbone.query_heads, 64)
+    exact_cmt.config = dataclasses.replace(exact_cmt.config, aggregation="select", context_vectors=64)
+    bank = MemoryBank(exact_cmt)
+    texts = ["The mayor opened the bridge.", "A storm cancelled the ferry.", "The town has six bells."]
+    bank.extend([Entry(text, doc_id=str(number)) for number, text in enumerate(texts)])
+    rows = [[Found(0, 0.5), Found(1, 0.9), Found(2, 0.85)], [Found(2, 0.9), Found(1, 0.1), Found(0, 0.1)]]
+    questions = ["Who opened the bridge?", "How many bells?"]
+    codes = bank.codes([[one.row for one in row] for row in rows])
+    kept = exact_cmt.likely(questions, codes, [[one.score for one in row] for row in rows])
+    assert kept[1] == [0]
+    assert set(kept[0]) <= {1, 2}  # the first one's score leaves it out
+    asked = system("rag_likely", exact_cmt, instructions="").ask(bank, questions, rows)
+    by_hand = [[texts[row[place].row] for place in own] for row, own in zip(rows, kept, strict=True)]
+    expected = exact_cmt.ask_of_text(questions, by_hand)
+    assert asked.prompts == expected.prompts
+    assert asked.reading.text_tokens == expected.reading.text_tokens
+    read = exact_cmt.ask(questions, codes, [[one.score for one in row] for row in rows]).reading
+    owners = [sorted({owner for owner in row if owner >= 0}) for row in read.owner.tolist()]
+    assert [sorted(own) for own in kept] == owners
 
 
 def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:

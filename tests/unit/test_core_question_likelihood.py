@@ -51,6 +51,16 @@ def test_likelihood_is_the_sum_over_the_questions_tokens_alone(exact_cmt: CMT) -
     assert padded < one
 
 
+@torch.no_grad()
+def test_a_question_right_behind_its_document_is_told_from_its_second_token(exact_cmt: CMT) -> None:
+    tokens, backbone = exact_cmt.tokens, exact_cmt.backbone
+    asked = tokens.ids(QUESTION)
+    logits = backbone.model(input_ids=torch.tensor([asked])).logits[0].log_softmax(dim=-1)
+    expected = sum(float(logits[n, token]) for n, token in enumerate(asked[1:]))
+    context = exact_cmt.context_of_nothing(1).context
+    assert question_log_likelihood(backbone, context, [([], asked)]) == pytest.approx([expected], rel=1e-4)
+
+
 def test_only_the_end_of_a_long_question_is_read(exact_cmt: CMT) -> None:
     long = "Once upon a time there was a town with a bridge. " * 20 + QUESTION
     assert likelihoods(exact_cmt, [long]) == pytest.approx(likelihoods(exact_cmt, [f"No. {long}"]), rel=1e-4)

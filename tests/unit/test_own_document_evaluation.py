@@ -80,6 +80,15 @@ def test_an_evaluation_goes_on_where_it_was_ended(
     assert [(one.f1, one.nats) for one in again] == [(one.f1, pytest.approx(one.nats, abs=1e-3)) for one in whole]
 
 
+def test_one_checkpoint_is_rounded_to_each_number_of_bits(tiny_cmt: CMT, examples: list[QAExample]) -> None:
+    own = tiny_cmt.config.bits_per_token
+    _, plain = points(tiny_cmt, examples)
+    _, coarse, same = points(tiny_cmt, examples, bits=[own // 2, own])
+    assert (coarse.token_bytes, same.token_bytes) == (own // 16, own // 8)
+    assert same.nats == pytest.approx(plain.nats, abs=0.02)  # the codes were float16 in between
+    assert coarse.window_kb < same.window_kb
+
+
 def test_a_file_of_something_else_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="doesn't hold answers of an evaluation"):
