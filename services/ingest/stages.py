@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.bank.records import Chunk
-from services.errors import RecordError, is_panic
+from services.errors import RecordError, WorkerLost, is_panic
 from services.ingest.ports import Compressor
 from services.ingest.token_batches import Pending, TokenQueue, Waiting
 from services.metrics import Metrics
@@ -27,6 +27,7 @@ __all__ = ["StagedCompressor", "is_out_of_memory"]
 
 _log = logging.getLogger(__name__)
 _POST_BATCHES = 2
+_CLOSED = "the compressor is closed"
 
 Compressed = list[Chunk] | RecordError
 
@@ -60,7 +61,7 @@ class StagedCompressor:
         """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed.
 
         The reasons: `unstorable` when the model refuses the text or can't split it, `out_of_memory` when a window alone
-        is too much for the device. Raises what else the model raises.
+        is too much for the device. Raises what else the model raises, and WorkerLost when this is closed.
         """
         started = time.perf_counter()
         split = [self._windows(title, text) for title, text in documents]
@@ -70,15 +71,17 @@ class StagedCompressor:
             for number, own in enumerate(split):
                 if isinstance(own, list):
                     document = Pending(len(own))
-                    self._queue.put(Waiting(window, document, (call, (number, window.number))) for window in own)
+                    waiting = [Waiting(window, document, (call, (number, window.number))) for window in own]
+                    if not self._queue.put(waiting):
+                        raise WorkerLost(_CLOSED)
             call.done.wait()
         if call.failure is not None:
             raise call.failure
         return [_gathered(call, number, own) for number, own in enumerate(split)]
 
     def close(self) -> None:
-        """Ends the threads; callers that still wait are told."""
-        self._queue.close()
+        """Ends the threads after the batch that is read now; callers whose windows still wait are told (WorkerLost)."""
+        _fail(self._queue.close(), WorkerLost(_CLOSED))
         for thread in self._threads:
             thread.join(5.0)
 

@@ -75,11 +75,14 @@ class TokenQueue:
         with self._changed:
             self._tokens_per_s = _KEPT * self._tokens_per_s + (1 - _KEPT) * speed if self._tokens_per_s else speed
 
-    def put(self, windows: Iterable[Waiting]) -> None:
-        """Adds windows; never blocks."""
+    def put(self, windows: Iterable[Waiting]) -> bool:
+        """Adds windows; never blocks. False when the queue is closed, and nothing was added."""
         with self._changed:
+            if self._closed:
+                return False
             self._waiting += windows
             self._changed.notify_all()
+            return True
 
     def take(self) -> list[Waiting]:
         """The next batch, as soon as there is a window; empty once the queue is closed.
@@ -90,11 +93,13 @@ class TokenQueue:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return [] if self._closed else self._cut()
 
-    def close(self) -> None:
-        """Ends `take`."""
+    def close(self) -> list[Waiting]:
+        """Ends `take`; gives the windows that nobody will take any more."""
         with self._changed:
             self._closed = True
+            left, self._waiting = self._waiting, []
             self._changed.notify_all()
+            return left
 
     def _cut(self) -> list[Waiting]:
         """The first window in turn, and those after it that are of like length, while they fit."""

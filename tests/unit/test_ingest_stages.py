@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cmt_core.text.windows import Window
 from services.bank.records import Chunk
-from services.errors import RecordError, ServiceError
+from services.errors import RecordError, ServiceError, WorkerLost
 from services.ingest.stages import StagedCompressor, is_out_of_memory
 from services.ingest.token_batches import Pending, TokenQueue, Waiting
 from services.metrics import Metrics
@@ -86,6 +86,50 @@ def test_many_callers_share_batches_and_get_their_own_chunks(opened: list[Staged
     for own, result in zip(documents, results, strict=True):
         assert [texts(one) for one in result] == [[text] for _, text in own]
     assert len(model.batches) < 8, "what came while the model was busy is read together"
+
+
+@pytest.mark.parametrize("callers", [1, 5])
+def test_close_tells_the_callers_that_wait_and_finishes_the_batch_that_is_read(callers: int) -> None:
+    model = Device()
+    stages = StagedCompressor(model, Metrics(), 4096)
+    model.gate.clear()
+    with ThreadPoolExecutor(callers + 2) as pool:
+        read = pool.submit(stages.compress, [("", "The model is busy.")])
+        assert model.begun.wait(10.0)
+        wait = [pool.submit(stages.compress, [("", "Ferry."), ("", "Bridge.")]) for _ in range(callers)]
+        wait_until(lambda: waiting(stages) == 2 * callers)
+        closed = pool.submit(stages.close)
+        for one in wait:
+            with pytest.raises(WorkerLost, match="closed"):
+                one.result(timeout=10.0)
+        assert not read.done()
+        model.gate.set()
+        assert texts(read.result(timeout=10.0)[0]) == ["The model is busy."]
+        closed.result(timeout=10.0)
+
+
+def test_caller_with_a_window_in_the_model_and_others_waiting_is_told() -> None:
+    model = Device()
+    stages = StagedCompressor(model, Metrics(), 64)
+    model.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        caller = pool.submit(stages.compress, [("", f"Ferry number {number} sails.") for number in range(9)])
+        assert model.begun.wait(10.0)
+        wait_until(lambda: waiting(stages) > 0)
+        closed = pool.submit(stages.close)
+        with pytest.raises(WorkerLost):
+            caller.result(timeout=10.0)
+        model.gate.set()
+        closed.result(timeout=10.0)
+
+
+def test_closed_compressor_refuses_at_once() -> None:
+    stages = StagedCompressor(Device(), Metrics(), 4096)
+    stages.close()
+    stages.close()
+    with pytest.raises(WorkerLost):
+        stages.compress([("", "Too late.")])
+    assert stages.compress([("", " ")]) == [[]]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
