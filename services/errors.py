@@ -5,7 +5,8 @@ ServiceError
 ├── PortInUse            a port that the service wants is taken                     exit 3
 ├── BrokerError
 │   ├── BrokerUnreachable   no Kafka broker answers                                 exit 4, retriable
-│   └── TopicMissing        the topic does not exist and may not be created         exit 4
+│   ├── TopicMissing        the topic does not exist and may not be created         exit 4
+│   └── RecordsRefused      records that the broker will never take; others arrived exit 4
 ├── RecordError          a Kafka record that can't be read; goes to the DLQ
 ├── FeedError            a feed or file that can't be read; skipped and counted     exit 5
 ├── BankError
@@ -35,6 +36,7 @@ __all__ = [
     "Overloaded",
     "PortInUse",
     "RecordError",
+    "RecordsRefused",
     "ServiceError",
     "SettingsError",
     "TopicMissing",
@@ -72,6 +74,17 @@ class BrokerUnreachable(BrokerError):
     """No Kafka broker answers at the configured addresses."""
 
     retriable = True
+
+
+class RecordsRefused(BrokerError):
+    """Records that the broker will never take, as they are; all others that were sent have arrived. `count` of them."""
+
+    def __init__(self, message: str, count: int = 1) -> None:
+        super().__init__(message)
+        self.count = count
+
+    def __reduce__(self) -> tuple[type[RecordsRefused], tuple[str, int]]:
+        return RecordsRefused, (str(self), self.count)
 
 
 class TopicMissing(BrokerError):

@@ -49,8 +49,9 @@ def feed_play(
         f"sent {report.sent} documents and {report.deleted} deletions to {settings.kafka.topic}; "
         f"{report.skipped} items without text, {report.merged} the same as another, "
         f"{report.unreadable} feeds or lines unreadable"
+        + (f", {report.refused} refused by Kafka" if report.refused else "")
     )
-    if report.unreadable:
+    if report.unreadable or report.refused:
         sys.exit(5)
 
 

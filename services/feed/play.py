@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.errors import FeedError
+from services.errors import FeedError, RecordsRefused
 from services.feed.items import InOrderOfTime, Item
 from services.metrics import Metrics
 from services.stream.record import Document, Tombstone
@@ -39,13 +39,14 @@ class Producer(Protocol):
 @dataclass(frozen=True, slots=True)
 class PlayReport:
     """Documents and deletions that Kafka has acknowledged; items left out because they hold no text, or are the same as
-    another one of their feed; and feeds or lines that could not be read."""
+    another one of their feed; feeds or lines that could not be read; and items that the broker refused as too large."""
 
     sent: int
     deleted: int
     skipped: int
     unreadable: int = 0
     merged: int = 0
+    refused: int = 0
 
 
 def play(
@@ -95,7 +96,7 @@ class _Player:
         self._interval_s = 1 / rate_per_s if rate_per_s else 0.0
         self._on_sent = on_sent
         self._metrics = metrics
-        self._sent = self._deleted = self._unreadable = 0
+        self._sent = self._deleted = self._unreadable = self._refused = 0
         self._queued: Counter[str] = Counter()
         self._before = producer.acknowledged
         self._due = time.monotonic()
@@ -123,7 +124,7 @@ class _Player:
             self._metrics.count("cmt_feed_items_total", skipped, outcome="skipped")
         if merged:
             self._metrics.count("cmt_feed_items_total", merged, outcome="merged")
-        return PlayReport(self._sent, self._deleted, skipped, self._unreadable, merged)
+        return PlayReport(self._sent, self._deleted, skipped, self._unreadable, merged, self._refused)
 
     def _wait(self) -> None:
         """Until the next item is due; time lost to a slow feed or broker is not made up in a burst."""
@@ -150,8 +151,14 @@ class _Player:
         self._tell()
 
     def _flush(self) -> None:
-        """Waits until all that is queued has arrived, and only then counts it."""
-        self._producer.flush(_FLUSH_TIMEOUT_S)
+        """Waits until all that is queued has arrived, and only then counts it; what the broker refuses costs no other item."""
+        try:
+            self._producer.flush(_FLUSH_TIMEOUT_S)
+        except RecordsRefused as error:
+            log.warning("%s", error)
+            self._refused += error.count
+            self._queued["sent"] -= error.count  # a deletion is never too large
+            self._metrics.count("cmt_feed_items_total", error.count, outcome="refused")
         self._sent += self._queued["sent"]
         self._deleted += self._queued["deleted"]
         for outcome, count in self._queued.items():

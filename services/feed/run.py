@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from services.errors import RecordsRefused
 from services.feed.download import without_secrets
 from services.feed.fetch import read_all
 from services.feed.play import PlayReport, play
@@ -59,23 +60,32 @@ def poll_forever(settings: Settings, urls: Sequence[str], console: Terminal, *, 
         while True:
             for found in poller.due():
                 (failed.add if found.error else failed.discard)(found.url)
-                _send(producer, found, metrics)
-                poller.sent(found)
+                refused = _send(producer, found, metrics)
+                poller.sent(found)  # what was refused is not sent again before it changes: it would be refused again
                 console.print(_line(found), soft_wrap=True)
+                if refused is not None:
+                    console.print(str(refused), soft_wrap=True)
                 if wait(0.0):
                     return len(failed)
             if once or poller.all_gone() or wait(poller.wait_s()):
                 return len(failed)
 
 
-def _send(producer: DocumentProducer, found: FeedLook, metrics: Metrics) -> None:
+def _send(producer: DocumentProducer, found: FeedLook, metrics: Metrics) -> RecordsRefused | None:
+    """Sends what a look has found; what the broker refused of it, if anything."""
+    refused: RecordsRefused | None = None
     for document in found.documents:
         producer.send(document)
-    if found.documents:
-        producer.flush(_FLUSH_S)
-    metrics.count("cmt_feed_items_total", len(found.documents), outcome="sent")
+    try:
+        if found.documents:
+            producer.flush(_FLUSH_S)
+    except RecordsRefused as error:
+        refused = error
+        metrics.count("cmt_feed_items_total", error.count, outcome="refused")
+    metrics.count("cmt_feed_items_total", len(found.documents) - (refused.count if refused else 0), outcome="sent")
     metrics.count("cmt_feed_items_total", found.skipped, outcome="skipped")
     metrics.count("cmt_feed_items_total", found.merged, outcome="merged")
+    return refused
 
 
 def _line(found: FeedLook) -> str:

@@ -38,8 +38,8 @@ class DeadLetters:
         ensure_topics(settings, bootstrap)
         self._topic = settings.dlq_topic
         self._timeout_s = settings.connect_timeout_s
-        # a letter may be there twice, its readers count it once; but one that is refused must not block the others
-        self._producer = open_producer(settings, bootstrap, idempotent=False)
+        # a letter may be there twice, and out of order: its readers count it once
+        self._producer = open_producer(settings, bootstrap, in_order=False)
 
     def send(self, record: RawRecord, error: RecordError) -> None:
         """Keeps a record: key, value and headers untouched, and headers `cmt-*` that say why, from where and when.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
+from services.errors import RecordsRefused
 from services.settings import KafkaSettings
 from services.stream.connection import translated_errors
 from services.stream.dead_letter_reader import DeadLetter, read_letters
@@ -19,12 +21,14 @@ from services.stream.topics import topic_partitions
 
 __all__ = ["ReplayReport", "replay"]
 
+_log = logging.getLogger(__name__)
 _FLUSH_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """Letters sent again, left out because an earlier replay had sent them, and impossible to send (they hold no record)."""
+    """Letters sent again, left out because an earlier replay had sent them, and impossible to send (they hold no record, or the
+    topic takes none so large)."""
 
     sent: int = 0
     earlier: int = 0
@@ -35,7 +39,8 @@ def replay(settings: KafkaSettings, bootstrap: str, chosen: Callable[[DeadLetter
     """Sends the chosen letters, or with None all that no earlier replay of all has sent, to the document topic.
 
     Key, value, timestamp and headers are those of the record, and a header keeps its place in the order of versions: a
-    newer version that has come meanwhile stays. Raises BrokerError when not all were delivered; then none counts as sent.
+    newer version that has come meanwhile stays. Raises BrokerError when not all were delivered that the topic takes; then none
+    counts as sent.
     """
     marks = _Marks(settings, bootstrap)
     try:
@@ -55,7 +60,12 @@ def replay(settings: KafkaSettings, bootstrap: str, chosen: Callable[[DeadLetter
                 headers = (*letter.headers, *letter.place_header)
                 producer.send_raw(letter.key, letter.value, headers, _timestamp_ms(letter))
                 sent += 1
-            producer.flush(_FLUSH_S)
+            try:
+                producer.flush(_FLUSH_S)
+            except RecordsRefused as error:  # for a topic that takes less than the dead-letter topic does
+                _log.warning("%s", error)
+                impossible += error.count
+                sent -= error.count
         if chosen is None:
             marks.write()
         return ReplayReport(sent, earlier, impossible)
