@@ -24,9 +24,23 @@ def service_url(settings: Settings) -> str:
     return settings.client.url or f"http://{f'[{host}]' if ':' in host else host}:{settings.serve.port}"
 
 
-def ask_service(url: str, settings: Settings, question: str, model: str, top_k: int | None = None) -> dict[str, Any]:
-    """The response to one question, as POST /v1/chat/completions gives it. Raises ServiceError in one line."""
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
+def ask_service(
+    url: str,
+    settings: Settings,
+    question: str,
+    model: str,
+    top_k: int | None = None,
+    instructions: str = "",
+    max_tokens: int | None = None,
+) -> dict[str, Any]:
+    """The response to one question, as POST /v1/chat/completions gives it; `instructions` are a system message.
+
+    Raises ServiceError in one line.
+    """
+    messages = [{"role": "system", "content": instructions}] if instructions else []
+    body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": question}]}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     if top_k is not None:
         body["cmt"] = {"top_k": top_k}
     with _client(url, settings) as client, _one_line(url):

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cmt_core.evaluation.metrics import contains_answer
+from cmt_core.text.prompt import SHORT_ANSWERS
 from services.commands.client import ask_service
 from services.feed.fetch import read_all
 from services.feed.play import play
@@ -49,6 +50,7 @@ __all__ = ["Asked", "DemoReport", "run_demo"]
 _MIN_SHARE_AFTER = 0.60
 _MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
+_ANSWER_TOKENS = 32  # a chat LLM that knows nothing of the matter would go on for pages
 _CATCH_UP_S = 180.0
 _STOP_S = 2.5
 
@@ -165,7 +167,9 @@ def _ask_all(
         task = bar.add_task(label, total=len(questions))
 
         def ask(question: dict[str, Any]) -> dict[str, Any]:
-            reply = ask_service(url, settings, question["question"], model)
+            reply = ask_service(
+                url, settings, question["question"], model, instructions=SHORT_ANSWERS, max_tokens=_ANSWER_TOKENS
+            )
             bar.advance(task)
             return reply
 
