@@ -18,7 +18,10 @@ from services.settings import load_settings
 from services.threads import use_all_cores
 
 QUESTION = "How many people a week will the new ferry line of the council of Varde carry, and on which day was it said?"
-SURE, DOUBTFUL = (0.9, 0.1, 0.1, 0.1), (0.52, 0.51, 0.5, 0.5)  # the retriever's scores: without, and with a second look
+SURE, UNSURE = (
+    (0.9, 0.1, 0.1, 0.1),
+    (0.52, 0.51, 0.5, 0.5),
+)  # the retriever's scores: without and with reranking
 _STEPS = 8
 
 
@@ -60,7 +63,7 @@ def main() -> None:
         "closed: each further token": lambda: further(asked("closed", 0)),
         "memory k=1: first token": lambda: first(asked("memory", 1, SURE)),
         "memory k=4, no likelihood looks": lambda: first(asked("memory", 4, SURE)),
-        "memory k=4, with likelihood looks": lambda: first(asked("memory", 4, DOUBTFUL)),
+        "memory k=4, with query-likelihood reranking": lambda: first(asked("memory", 4, UNSURE)),
         "memory k=4: each further token": lambda: further(asked("memory", 4, SURE)),
         "text k=4: first token": lambda: first(asked("rag", 4)),
     }

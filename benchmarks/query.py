@@ -43,7 +43,7 @@ from services.bank.records import Chunk, DocumentWrite, Position
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.models import fetch_models, load_cmt
-from services.query.engine.asks import Ask, Delta, Event, Reply
+from services.query.engine.messages import Ask, Delta, Event, Reply
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
 from services.query.ray_serve import app
 from services.runtime import ray_session

@@ -106,7 +106,7 @@ class MemoryConfig:
         return 2 + self.window_tokens * self.token_bytes
 
     @property
-    def room_tokens(self) -> int:
+    def slot_tokens(self) -> int:
         """Positions that one document takes in a context of `stack`."""
         return self.memory_vectors if self.method == "soft_tokens" else self.window_tokens
 

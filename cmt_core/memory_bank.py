@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.model import CMT, Memory
-from cmt_core.retrieval.hybrid import Found, HybridIndex
+from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
 from cmt_core.text.windows import Window
 
@@ -142,7 +142,7 @@ class MemoryBank:
     def ask(self, question: str, k: int | None = None, *, max_new_tokens: int | None = None) -> BankAnswer:
         """Answers a question from the memories of the k best documents; "I don't know." when none is relevant."""
         hits = self.search(question, k)
-        found = [Found(row, hit.rank) for row, hit in self._placed(hits) if hit.score >= self.min_score]
+        found = [RowHit(row, hit.rank) for row, hit in self._placed(hits) if hit.score >= self.min_score]
         if not found:
             return BankAnswer(UNKNOWN, [], [])
         rows, ranks = [one.row for one in found], [one.score for one in found]
@@ -174,7 +174,7 @@ class MemoryBank:
         """The memories that were compressed so far."""
         return [row.memory for row in self._rows if row.memory is not None]
 
-    def nearest(self, questions: Sequence[str], k: int) -> list[list[Found]]:
+    def nearest(self, questions: Sequence[str], k: int) -> list[list[RowHit]]:
         """The rows of the k best documents of every question, best first."""
         return self.index.nearest(questions, self.model.query_keys(questions), k)
 
@@ -264,7 +264,7 @@ class MemoryBank:
             raise ValueError(f"document {entry.doc_id!r} has no words to remember")
         return windows
 
-    def _hit(self, found: Found) -> BankHit:
+    def _hit(self, found: RowHit) -> BankHit:
         row = self._rows[found.row]
         return BankHit(row.entry, row.window.number, row.window.text, found.cosine, found.score)
 

@@ -17,7 +17,7 @@ from cmt_core.fitting.auto import auto_checkpoint
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.fitting.known import note_checkpoint
 from cmt_core.generation.answering import AnswerBatch
-from cmt_core.generation.asking import Asked, log_loss
+from cmt_core.generation.asking import QuestionBatch, log_loss
 from cmt_core.generation.greedy import Generated, generate
 from cmt_core.generation.mixed_greedy import generate_mixed
 from cmt_core.llm.backbone import Backbone, pick_device
@@ -168,7 +168,7 @@ class CMT:
     def answer_rag(
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
     ) -> list[Answer]:
-        """The rival: the same LLM with the passages' text in the prompt, behind the prefix that was tuned on text."""
+        """The RAG baseline: the same LLM with the passages' text in the prompt, behind the prefix that was tuned on text."""
         return self.write(self.ask_of_text(questions, passages), max_new_tokens)
 
     @torch.inference_mode()
@@ -184,7 +184,7 @@ class CMT:
     def answer_bare(
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], *, max_new_tokens: int
     ) -> list[Answer]:
-        """The plain rival: the LLM by itself with the passages' text in its own chat template, and no learned prefix."""
+        """The plain RAG baseline: the LLM by itself with the passages' text in its own chat template, and no learned prefix."""
         return self.write(self.ask_bare(questions, passages), max_new_tokens)
 
     def ask(
@@ -193,33 +193,39 @@ class CMT:
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None = None,
         instructions: str = "",
-    ) -> Asked:
+    ) -> QuestionBatch:
         """What `answer` asks with, to be answered by `write` and judged by `log_loss`.
 
         `instructions` are a system message, which reading `chat` follows as the LLM does.
         """
         reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
         plain = self.context_of_nothing(len(questions), prefixed=True).context if weight != 1 else None
-        return Asked(reading, self._prompts(questions, instructions), plain=plain, weight=weight)
+        return QuestionBatch(reading, self._prompts(questions, instructions), plain=plain, weight=weight)
 
-    def ask_of_text(self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = "") -> Asked:
+    def ask_of_text(
+        self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = ""
+    ) -> QuestionBatch:
         """What `answer_rag` asks with."""
-        return Asked(self.context_of_text(passages), self._prompts(questions, instructions))
+        return QuestionBatch(self.context_of_text(passages), self._prompts(questions, instructions))
 
-    def ask_bare(self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = "") -> Asked:
+    def ask_bare(
+        self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = ""
+    ) -> QuestionBatch:
         """What `answer_bare` asks with."""
         asked = ["\n\n".join([*texts, question]) for question, texts in zip(questions, passages, strict=True)]
         return self.ask_closed(asked, instructions=instructions)
 
-    def ask_closed(self, questions: Sequence[str], *, prefixed: bool = False, instructions: str = "") -> Asked:
+    def ask_closed(self, questions: Sequence[str], *, prefixed: bool = False, instructions: str = "") -> QuestionBatch:
         """What `answer_closed` asks with, or (`prefixed`) the questions behind the reading prefix, without any memory."""
         if prefixed:
-            return Asked(self.context_of_nothing(len(questions), prefixed=True), self._prompts(questions, instructions))
+            return QuestionBatch(
+                self.context_of_nothing(len(questions), prefixed=True), self._prompts(questions, instructions)
+            )
         prompts = [self.prompting.closed(question, (), instructions) for question in questions]
-        return Asked(self.context_of_nothing(len(prompts)), prompts, closed=True)
+        return QuestionBatch(self.context_of_nothing(len(prompts)), prompts, closed=True)
 
     @torch.inference_mode()
-    def write(self, asked: Asked, max_new_tokens: int) -> list[Answer]:
+    def write(self, asked: QuestionBatch, max_new_tokens: int) -> list[Answer]:
         """The answers to what was asked, greedy."""
         reading, prompts = asked.reading, asked.prompts
         if asked.plain is None:
@@ -233,7 +239,7 @@ class CMT:
             for row, one in enumerate(made)
         ]
 
-    def log_loss(self, asked: Asked, answers: Sequence[str]) -> list[float]:
+    def log_loss(self, asked: QuestionBatch, answers: Sequence[str]) -> list[float]:
         """Nats per token that the LLM loses on each given answer and its end, before or instead of `write`."""
         return log_loss(self.backbone, self.prompting, asked, answers)
 

@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.metrics import Metrics, Snapshot
-from services.query.engine.asks import Ask, Event
 from services.query.engine.hot_swap import HotSwap
 from services.query.engine.live import LiveEngine
+from services.query.engine.messages import Ask, Event
 from services.query.engine.ports import AnsweringModel, MemoryReader
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
 from services.query.gateway.api import create_api

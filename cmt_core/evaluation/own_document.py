@@ -25,7 +25,7 @@ from cmt_core.evaluation.stream import sample
 from cmt_core.evaluation.systems import System, system
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
-from cmt_core.retrieval.hybrid import Found
+from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["KeptAnswers", "OwnPoint", "beside", "own_documents"]
@@ -191,7 +191,7 @@ def _answers(
     new.sort(key=lambda row: len(bank.rows[own[id(row)]].window.text))
     for start in range(0, len(new), _AT_ONCE):
         part = new[start : start + _AT_ONCE]
-        made = one.answers(bank, part, [[Found(own[id(row)], 1.0)] for row in part], max_new_tokens)
+        made = one.answers(bank, part, [[RowHit(own[id(row)], 1.0)] for row in part], max_new_tokens)
         kept.extend(
             [
                 _Row(asked_of, row.question, row.doc_id, answer.answer.text, answer.gold_nats, answer.seconds)

@@ -16,7 +16,7 @@ from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
 from cmt_core.evaluation.systems import Answered, System, system, system_at
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
-from cmt_core.retrieval.hybrid import Found
+from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
 
 __all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
@@ -109,7 +109,7 @@ def score_system(
     answers = compared.answers(bank, asked, found, max_new_tokens)
     oracle = None
     if compared.reads != "nothing":
-        own = [[Found(own_window(bank, row), 1.0)] for row in asked]
+        own = [[RowHit(own_window(bank, row), 1.0)] for row in asked]
         oracle = compared.answers(bank, asked, own, max_new_tokens)
     hits = [
         [bank.rows[one.row].entry.doc_id == example.doc_id for one in rows]

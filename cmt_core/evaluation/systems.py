@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
-from cmt_core.generation.asking import Asked
+from cmt_core.generation.asking import QuestionBatch
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
-from cmt_core.retrieval.hybrid import Found
+from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
@@ -28,7 +28,7 @@ SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_likely", "rag
 
 _BATCH = 8
 
-Ask = Callable[[MemoryBank, Sequence[str], Sequence[Sequence[Found]]], Asked]
+Ask = Callable[[MemoryBank, Sequence[str], Sequence[Sequence[RowHit]]], QuestionBatch]
 _Key = tuple[
     str, str, tuple[str, ...], tuple[float, ...], int
 ]  # question, gold, windows read, their scores, longest answer
@@ -58,7 +58,7 @@ class System:
     _made: dict[_Key, Answered] = field(default_factory=dict)
 
     def answers(
-        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
     ) -> list[Answered]:
         """One answer a question from its own rows of the bank."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
@@ -71,7 +71,7 @@ class System:
         return [self._made[key] for key in keys]
 
     def _answered(
-        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[Found]], max_new_tokens: int
+        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
     ) -> list[Answered]:
         model = bank.model if self.reads == "memory" else self.model
         started = time.perf_counter()
@@ -83,7 +83,7 @@ class System:
         each_took = (reading + time.perf_counter() - started) / len(asked)
         return [Answered(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
 
-    def _key(self, bank: MemoryBank, asked: QAExample, rows: Sequence[Found], max_new_tokens: int) -> _Key:
+    def _key(self, bank: MemoryBank, asked: QAExample, rows: Sequence[RowHit], max_new_tokens: int) -> _Key:
         if self.reads == "nothing":
             return asked.question, asked.answers[0], (), (), max_new_tokens
         # scores say how likely a document is beside the others: none are needed for one alone, and text has no such weights
@@ -151,21 +151,21 @@ def _stacked(model: CMT) -> CMT:
 
 
 def _memory(instructions: str) -> Ask:
-    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
+    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[RowHit]]) -> QuestionBatch:
         codes = bank.codes([[one.row for one in row] for row in rows])
         return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], instructions)
 
     return ask
 
 
-def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], Asked], instructions: str) -> Ask:
+def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], QuestionBatch], instructions: str) -> Ask:
     return lambda bank, asked, rows: ask(
         asked, [[bank.rows[one.row].window.reading for one in row] for row in rows], instructions
     )
 
 
 def _likely_text(model: CMT, instructions: str) -> Ask:
-    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[Found]]) -> Asked:
+    def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[RowHit]]) -> QuestionBatch:
         codes = bank.codes([[one.row for one in row] for row in rows])
         kept = model.likely(asked, codes, [[one.score for one in row] for row in rows])
         texts = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item
 from cmt_core.retrieval.hybrid import HybridIndex
-from cmt_core.retrieval.question_likelihood import question_log_likelihood
+from cmt_core.retrieval.query_likelihood import query_log_likelihood
 from cmt_core.retrieval.retriever import Retriever
 
 __all__ = ["Calibration", "calibrate"]
@@ -70,9 +70,9 @@ def _likelihoods(
     """Log-probability of each question behind each of its candidates' memories."""
     made: list[list[float]] = []
     for question, rows in zip(questions, candidates, strict=True):
-        asked = [reader.prompting.looked_at(question)] * len(rows)
+        asked = [reader.prompting.for_likelihood(question)] * len(rows)
         context = reader.context([coded[row] for row in rows])
-        made.append(question_log_likelihood(reader.backbone, context, asked))
+        made.append(query_log_likelihood(reader.backbone, context, asked))
         progress(stage, len(made), len(questions))
     return made
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cmt_core.generation.continuous import ContinuousBatch, TokenEngine
-from cmt_core.generation.query import Query, Started
+from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 
@@ -29,13 +29,13 @@ class AnswerBatch:
         """Tokens that a query gives the LLM to read, texts included."""
         return len(self._prompt(query)) + (len(self._texts(query)) if query.mode == "rag" else 0)
 
-    def join(self, queries: Sequence[Query]) -> list[Started]:
+    def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
         """Reads the prompts of `queries` and gives their first tokens.
 
         Raises MemoryFormatError for a foreign memory. Whatever it raises, none of `queries` has joined.
         """
         kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
-        started: dict[int, Started] = {}
+        started: dict[int, AnswerStart] = {}
         try:
             for kind in dict.fromkeys(kinds):
                 members = [i for i, other in enumerate(kinds) if other == kind]
@@ -60,7 +60,7 @@ class AnswerBatch:
         return self._contexts.tokens.text(ids)
 
     @torch.inference_mode()
-    def _join_alike(self, queries: Sequence[Query]) -> list[Started]:
+    def _join_alike(self, queries: Sequence[Query]) -> list[AnswerStart]:
         reading = self._read(queries)
         prompts = [self._prompt(query) for query in queries]
         weights = [self._weight(query) for query in queries]
@@ -69,7 +69,7 @@ class AnswerBatch:
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
         try:
             return [
-                Started(
+                AnswerStart(
                     one.row,
                     reading.prompt_tokens(i, prompts[i]),
                     reading.weights(i, one.attention),

@@ -14,11 +14,11 @@ from cmt_core.llm.context import Context, read_rows
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.prompting import Prompting
 
-__all__ = ["Asked", "log_loss"]
+__all__ = ["QuestionBatch", "log_loss"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionBatch:
     """B questions: what each reads, and its prompt (token ids). It is good for one answer: writing extends its contexts.
 
     `closed` prompts are whole by themselves, in the LLM's own chat template. With `plain`, contexts without a memory,
@@ -33,7 +33,7 @@ class Asked:
 
 
 @torch.inference_mode()
-def log_loss(backbone: Backbone, prompting: Prompting, asked: Asked, answers: Sequence[str]) -> list[float]:
+def log_loss(backbone: Backbone, prompting: Prompting, asked: QuestionBatch, answers: Sequence[str]) -> list[float]:
     """Log-loss of each question's answer in nats per token, the token that ends it counted; `asked` stays as it was."""
     targets = [prompting.answer(answer, closed=asked.closed) for answer in answers]
     logits = _answer_logits(backbone, asked.reading.context, asked.prompts, targets)

@@ -19,10 +19,10 @@ from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.llm.kv_slots import KVSlots
 
-__all__ = ["ContinuousBatch", "Joined", "TokenEngine"]
+__all__ = ["ContinuousBatch", "SequenceStart", "TokenEngine"]
 
 
-class Joined(NamedTuple):
+class SequenceStart(NamedTuple):
     """A sequence's number, its first token, and its prompt's attention over the context's columns (S,)."""
 
     row: int
@@ -40,7 +40,7 @@ class TokenEngine(Protocol):
         sampling: Sequence[Sampling],
         plain: Context | None = None,
         weights: Sequence[float] = (),
-    ) -> list[Joined]:
+    ) -> list[SequenceStart]:
         """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
 
         Whatever it raises, none of them has joined.
@@ -96,12 +96,12 @@ class ContinuousBatch:
         sampling: Sequence[Sampling],
         plain: Context | None = None,
         weights: Sequence[float] = (),
-    ) -> list[Joined]:
+    ) -> list[SequenceStart]:
         """See TokenEngine."""
         reads = [(context, prefill(self._backbone, context, prompts))]
         if plain is not None:
             reads.append((plain, prefill(self._backbone, plain, prompts)))
-        joined: list[Joined] = []
+        joined: list[SequenceStart] = []
         try:
             for row, one in enumerate(sampling):
                 joined.append(self._start(row, reads, one, weights[row] if plain is not None else 1.0))
@@ -111,7 +111,9 @@ class ContinuousBatch:
             raise
         return joined
 
-    def _start(self, row: int, reads: list[tuple[Context, Prefilled]], sampling: Sampling, weight: float) -> Joined:
+    def _start(
+        self, row: int, reads: list[tuple[Context, Prefilled]], sampling: Sampling, weight: float
+    ) -> SequenceStart:
         started = _Sequence([], 0, sampling, weight, _generator(sampling))
         number, self._next_row = self._next_row, self._next_row + 1
         self._running[number] = started
@@ -119,7 +121,7 @@ class ContinuousBatch:
             for context, read in reads:
                 started.slots.append(self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1))
             started.token = _choose(_mixed([read.logits[row] for _, read in reads], weight), started)
-            return Joined(number, started.token, reads[0][1].attention[row])
+            return SequenceStart(number, started.token, reads[0][1].attention[row])
         except BaseException:
             self.leave(number)
             raise

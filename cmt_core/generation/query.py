@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GREEDY", "Mode", "Query", "Sampling", "Started"]
+__all__ = ["GREEDY", "AnswerStart", "Mode", "Query", "Sampling"]
 
 Mode = Literal["memory", "rag", "hybrid", "closed"]
 
@@ -46,7 +46,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class AnswerStart:
     """A query that joined: its row's number, tokens of its prompt, each memory's weight, and its first token (None: it ended)."""
 
     row: int

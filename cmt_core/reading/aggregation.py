@@ -4,7 +4,7 @@
 question alone, cross-attend to each document's memory; with a prior over the documents this scores every vector, and the c
 best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing). Documents
 that the prior gives little are left out: what distracts costs more than what it might answer. Where the retriever's scores leave
-a doubt, the prior also counts how likely the LLM finds the question behind each memory (retrieval/question_likelihood.py).
+a doubt, the prior also counts how likely the LLM finds the question behind each memory (retrieval/query_likelihood.py).
 
 Source: the top-k aggregation of CMT (arXiv 2412.07393), with the LLM's frozen query heads as cross-attention and only the mix
 of the heads learned.
@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from cmt_core.llm.backbone import Backbone, KVShape
 
 __all__ = [
-    "Chosen",
     "Select",
+    "Selection",
     "adjoining",
-    "doubtful",
     "likely",
     "mean_to",
     "question_queries",
@@ -33,12 +32,13 @@ __all__ = [
     "rank_prior",
     "score_prior",
     "stack",
+    "to_rerank",
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
-_SURE_SHARE = 0.9  # of the best document, from which on no second look is taken at the others
-_CONSIDERED_SHARE = 0.01  # below which a document gets no second look
+_SURE_SHARE = 0.9  # of the best document, from which on the others are not reranked
+_CONSIDERED_SHARE = 0.01  # below which a document is not reranked
 _FIRST_LAYER, _END_LAYER = (
     0.65,
     0.87,
@@ -46,7 +46,7 @@ _FIRST_LAYER, _END_LAYER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Selection:
     """The context's vectors: index (B, S) into the k * T of a row, seen (B, S), and positions (B, S) counted from 0.
 
     `length` (B,) is how many positions they take, the question standing behind them.
@@ -58,22 +58,22 @@ class Chosen:
     length: Tensor
 
 
-def stack(mask: Tensor, window_tokens: int) -> Chosen:
-    """All vectors of documents with mask (B, k, T), each document in a room of its own."""
+def stack(mask: Tensor, window_tokens: int) -> Selection:
+    """All vectors of documents with mask (B, k, T), each document in a slot of its own, a whole window long."""
     B, k, T = mask.shape
-    rooms = torch.arange(k, device=mask.device)[:, None] * window_tokens
-    positions = (rooms + torch.arange(T, device=mask.device)).reshape(-1).expand(B, -1)
+    slots = torch.arange(k, device=mask.device)[:, None] * window_tokens
+    positions = (slots + torch.arange(T, device=mask.device)).reshape(-1).expand(B, -1)
     index = torch.arange(k * T, device=mask.device).expand(B, -1)
     documents = mask.bool().any(dim=-1).sum(dim=-1)  # (B,)
-    return Chosen(index, mask.reshape(B, -1).bool(), positions, documents * window_tokens)
+    return Selection(index, mask.reshape(B, -1).bool(), positions, documents * window_tokens)
 
 
-def adjoining(mask: Tensor) -> Chosen:
+def adjoining(mask: Tensor) -> Selection:
     """All vectors of documents with mask (B, k, T), every document right behind the one before it."""
     seen = mask.flatten(1).bool()
     places = seen.long().cumsum(dim=-1)
     index = torch.arange(seen.shape[1], device=mask.device).expand_as(places)
-    return Chosen(index, seen, (places - 1).clamp_min(0), seen.sum(dim=-1))
+    return Selection(index, seen, (places - 1).clamp_min(0), seen.sum(dim=-1))
 
 
 def rank_prior(mask: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def likely(prior: Tensor, least_share: float = _LEAST_SHARE) -> Tensor:
     return prior.masked_fill(~(keep | best), -math.inf)
 
 
-def doubtful(prior: Tensor) -> Tensor:
-    """Which documents (B, k) deserve a second look: those in question where the log-prior (B, k) is not sure of one."""
+def to_rerank(prior: Tensor) -> Tensor:
+    """Which documents (B, k) are reranked by query likelihood: those considered where the log-prior (B, k) is unsure."""
     shares = prior.softmax(dim=-1)
     return (shares >= _CONSIDERED_SHARE) & (shares.amax(dim=-1, keepdim=True) < _SURE_SHARE)
 
@@ -172,7 +172,7 @@ class Select(nn.Module):
             total = total + torch.einsum("bhkt,h->bkt", seen, shares[number])
         return total
 
-    def choose(self, attention: Tensor, prior: Tensor, mask: Tensor) -> Chosen:
+    def choose(self, attention: Tensor, prior: Tensor, mask: Tensor) -> Selection:
         """The c most useful vectors, document by document in falling prior, without gaps between them.
 
         attention (B, k, T) from `attention`; prior (B, k) log-probabilities of the documents, -inf where there is none.
@@ -194,7 +194,7 @@ class Select(nn.Module):
         order = turn.masked_fill(~kept, k * T).argsort(dim=-1, stable=True)
         length = torch.full((B,), max(c, self.context_vectors), device=mask.device)
         positions = torch.arange(c, device=mask.device).expand(B, -1)
-        return Chosen(best.indices.gather(1, order), kept.gather(1, order), positions, length)
+        return Selection(best.indices.gather(1, order), kept.gather(1, order), positions, length)
 
     def _by_block(self, share: Tensor, seen: Tensor) -> Tensor:
         """Every vector's share (B, k, T), replaced by the mean of its block."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
-from cmt_core.reading.aggregation import Chosen, stack
+from cmt_core.reading.aggregation import Selection, stack
 
 __all__ = ["place", "place_chosen", "place_rows"]
 
@@ -25,13 +25,13 @@ def place(backbone: Backbone, prefix: Tensor, documents: Tensor, mask: Tensor, w
     return context
 
 
-def place_chosen(backbone: Backbone, prefix: Tensor, rows: Tensor, chosen: Chosen) -> Context:
+def place_chosen(backbone: Backbone, prefix: Tensor, rows: Tensor, chosen: Selection) -> Context:
     """Builds the context of prefix (p, X) and the chosen vectors' rows (B, S, X), in the order of `chosen`."""
     x = torch.cat([prefix.expand(rows.shape[0], -1, -1), rows], dim=1)
     return place_rows(backbone, x, len(prefix), chosen)
 
 
-def place_rows(backbone: Backbone, x: Tensor, p: int, chosen: Chosen) -> Context:
+def place_rows(backbone: Backbone, x: Tensor, p: int, chosen: Selection) -> Context:
     """Builds the context of rows x (B, p + S, X): a prefix of p, then the chosen vectors in the order of `chosen`."""
     B = x.shape[0]
     first = torch.arange(p, device=x.device).expand(B, p)

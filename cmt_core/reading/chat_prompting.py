@@ -31,7 +31,7 @@ _NO_PLACE = "this LLM's chat template has no place for documents before a conver
 class ChatPrompting:
     """One LLM's chat template around documents; see Prompting."""
 
-    room_for_window = False
+    fixed_slots = False
     answer_tokens = 256
 
     def __init__(self, tokens: Tokens, generation: Any, instruction: str = INSTRUCTION) -> None:
@@ -76,7 +76,7 @@ class ChatPrompting:
             text = self._rendered(_turns([f"{instructions}\n\n{spoken[0]}", *spoken[1:]]))
         return self._tokens.ids(text)
 
-    def looked_at(self, question: str) -> tuple[list[int], list[int]]:
+    def for_likelihood(self, question: str) -> tuple[list[int], list[int]]:
         """See Prompting."""
         before, _, _ = self._asked(self._question, (), "")[1].partition(self._question)
         return self._tokens.ids(before), self._tokens.ids(question.strip())

@@ -18,24 +18,24 @@ from cmt_core.memory.decoded import DecodedMemories
 from cmt_core.memory.format import MemoryFormat
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import (
-    Chosen,
     Select,
+    Selection,
     adjoining,
-    doubtful,
     likely,
     question_queries,
     question_states,
     rank_prior,
     score_prior,
+    to_rerank,
 )
 from cmt_core.reading.alignment import place, place_chosen, place_rows
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.prompting import Prompting
-from cmt_core.retrieval.question_likelihood import question_log_likelihood
+from cmt_core.retrieval.query_likelihood import query_log_likelihood
 
 __all__ = ["Contexts"]
 
-_LOOKED_AT_ONCE = 32  # memories behind which questions are read at once, some 6 MB each
+_RERANKED_AT_ONCE = 32  # memories behind which questions are read at once, some 6 MB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ class Contexts:
             return self._selected(self.select, questions, memories, scores)
         decoded = self._decoded(memories)
         mask = self._mask(decoded)
-        rooms = [len(row) * self.config.room_tokens for row in memories]
+        spans = [len(row) * self.config.slot_tokens for row in memories]
         documents = self._padded(decoded, mask.shape[1:])
         self._keep(memories, decoded)
-        return self._placed(self.reading_prefix, documents, mask, rooms, self.prompting.stop_ids)
+        return self._placed(self.reading_prefix, documents, mask, spans, self.prompting.stop_ids)
 
     def likely(
         self,
@@ -93,8 +93,8 @@ class Contexts:
             raise MemoryFormatError("a question without passages has nothing to read; ask it with answer_closed")
         batch, mask = self.tokens.padded(ids)
         exact = self.backbone.read(batch, mask, self.encoding_prefix)
-        rooms = [max(self.config.window_tokens, bucket(len(row))) for row in ids]
-        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], rooms, self.prompting.stop_ids)
+        spans = [max(self.config.window_tokens, bucket(len(row))) for row in ids]
+        reading = self._placed(self.encoding_prefix, exact[:, None], mask[:, None], spans, self.prompting.stop_ids)
         return replace(reading, text_tokens=[len(row) for row in ids], passages=[len(row) for row in passages])
 
     def of_nothing(self, rows: int, prefixed: bool) -> Reading:
@@ -120,7 +120,7 @@ class Contexts:
         mask = self._mask(decoded)
         left = _rectangle([row[own].tolist() for row, own in zip(prior, kept, strict=True)], -math.inf).to(mask.device)
         chosen = select.choose(self._attention(select, questions, decoded, mask), left, mask)
-        if not self.prompting.room_for_window:
+        if not self.prompting.fixed_slots:
             chosen = replace(chosen, length=chosen.seen.sum(dim=-1))
         context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
         self._keep(read, decoded)
@@ -138,11 +138,11 @@ class Contexts:
         present = _rectangle([[1] * len(row) for row in memories], 0)[..., None]
         temperature = self.config.prior_temperature
         prior = rank_prior(present) if scores is None else score_prior(_rectangle(scores, 0.0), present, temperature)
-        looked_at = doubtful(prior) if self.config.likelihood_weight else torch.zeros_like(prior, dtype=torch.bool)
-        prior[looked_at.any(dim=-1, keepdim=True) & ~looked_at] = -math.inf
-        pairs = looked_at.nonzero().tolist()
-        for start in range(0, len(pairs), _LOOKED_AT_ONCE):
-            part = pairs[start : start + _LOOKED_AT_ONCE]
+        reranked = to_rerank(prior) if self.config.likelihood_weight else torch.zeros_like(prior, dtype=torch.bool)
+        prior[reranked.any(dim=-1, keepdim=True) & ~reranked] = -math.inf
+        pairs = reranked.nonzero().tolist()
+        for start in range(0, len(pairs), _RERANKED_AT_ONCE):
+            part = pairs[start : start + _RERANKED_AT_ONCE]
             nats = self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
             for (b, i), own in zip(part, nats, strict=True):
                 prior[b, i] += self.config.likelihood_weight * own
@@ -155,12 +155,12 @@ class Contexts:
         mask = self._mask(decoded)
         documents = self._padded(decoded, mask.shape[1:])
         self._keep(single, decoded)
-        rooms = [self.config.room_tokens] * len(single)
-        reading = self._placed(self.reading_prefix, documents, mask, rooms, self.prompting.stop_ids)
-        asked = [self.prompting.looked_at(question) for question in questions]
-        return question_log_likelihood(self.backbone, reading.context, asked)
+        spans = [self.config.slot_tokens] * len(single)
+        reading = self._placed(self.reading_prefix, documents, mask, spans, self.prompting.stop_ids)
+        asked = [self.prompting.for_likelihood(question) for question in questions]
+        return query_log_likelihood(self.backbone, reading.context, asked)
 
-    def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Chosen) -> Tensor:
+    def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Selection) -> Tensor:
         """Rows (B, p + S, X) of the reading prefix and the chosen vectors, each copied once; zeros where none is seen."""
         prefix, T = self.reading_prefix, mask.shape[2]
         p, (B, S) = len(prefix), chosen.index.shape
@@ -238,13 +238,13 @@ class Contexts:
         return documents
 
     def _placed(
-        self, prefix: Tensor, documents: Tensor, mask: Tensor, rooms: Sequence[int], stop_ids: set[int]
+        self, prefix: Tensor, documents: Tensor, mask: Tensor, spans: Sequence[int], stop_ids: set[int]
     ) -> Reading:
-        """Each question stands behind its own row's `rooms` positions, or its last token's, however much its neighbours take."""
+        """Each question stands behind its own row's `spans` positions, or its last token's, however much its neighbours take."""
         B, k, T = mask.shape
-        if self.prompting.room_for_window:
-            context = place(self.backbone, prefix, documents, mask, self.config.room_tokens)
-            context.next_position = len(prefix) + torch.tensor(rooms, device=self.backbone.device)
+        if self.prompting.fixed_slots:
+            context = place(self.backbone, prefix, documents, mask, self.config.slot_tokens)
+            context.next_position = len(prefix) + torch.tensor(spans, device=self.backbone.device)
         else:
             context = place_chosen(self.backbone, prefix, documents.flatten(1, 2), adjoining(mask))
         owners = torch.arange(k, device=mask.device)[:, None].expand(k, T).reshape(-1)

@@ -15,7 +15,7 @@ __all__ = ["PrefixPrompting"]
 class PrefixPrompting:
     """A learned prefix, documents, then "Question: ... Answer:" and an answer of one line."""
 
-    room_for_window = True
+    fixed_slots = True
     answer_tokens = 32
 
     def __init__(self, tokens: Tokens) -> None:
@@ -38,7 +38,7 @@ class PrefixPrompting:
         """See Prompting."""
         return self._tokens.closed_prompt(question, earlier, instructions)
 
-    def looked_at(self, question: str) -> tuple[list[int], list[int]]:
+    def for_likelihood(self, question: str) -> tuple[list[int], list[int]]:
         """See Prompting."""
         return self._tokens.ids(QUESTION_HEAD), self._tokens.ids(f" {on_one_line(question)}")
 

@@ -18,11 +18,11 @@ Turns = Sequence[tuple[str, str]]
 class Prompting(Protocol):
     """One way of asking; all results are token ids.
 
-    `room_for_window`: every document takes the positions of a whole window, however short it is, as a reader that was trained
+    `fixed_slots`: every document takes the positions of a whole window, however short it is, as a reader that was trained
     so expects; else the question follows right behind the last token. `answer_tokens` is the longest answer by default.
     """
 
-    room_for_window: bool
+    fixed_slots: bool
     answer_tokens: int
     stop_ids: set[int]
 
@@ -42,7 +42,7 @@ class Prompting(Protocol):
         """The whole prompt without any context, in the LLM's own chat template."""
         ...
 
-    def looked_at(self, question: str) -> tuple[list[int], list[int]]:
+    def for_likelihood(self, question: str) -> tuple[list[int], list[int]]:
         """What stands between a context and the question's words, and those words: for their likelihood."""
         ...
 

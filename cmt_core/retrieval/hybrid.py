@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cmt_core.retrieval.ranking import CANDIDATES, HYBRID, Name, Ranking
 from cmt_core.text.words import words
 
-__all__ = ["Found", "HybridIndex"]
+__all__ = ["HybridIndex", "RowHit"]
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 _STOP_WORDS = frozenset(STOPWORDS_EN)
@@ -27,7 +27,7 @@ _Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RowHit:
     """A row that was found: its ranking score, and the cosine of its key."""
 
     row: int
@@ -62,7 +62,7 @@ class HybridIndex:
 
     def nearest(
         self, questions: Sequence[str], keys: NDArray[np.floating], k: int, *, every_chunk: bool = False
-    ) -> list[list[Found]]:
+    ) -> list[list[RowHit]]:
         """The k best rows of every question with keys (B, d), best first; of a document the best one unless `every_chunk`."""
         cosines: _Scores = _unit(keys) @ self._keys.T  # (B, N)
         return [
@@ -70,7 +70,7 @@ class HybridIndex:
             for question, near in zip(questions, cosines, strict=True)
         ]
 
-    def _best(self, question: str, near: _Scores, bm25: _Scores, k: int, every_chunk: bool) -> list[Found]:
+    def _best(self, question: str, near: _Scores, bm25: _Scores, k: int, every_chunk: bool) -> list[RowHit]:
         """Candidates are widened until k documents are found or all rows were seen."""
         pool = max(k, CANDIDATES)
         while True:
@@ -85,7 +85,7 @@ class HybridIndex:
                 order = self._ranking.order(ranks, self._names)
             chosen = order if every_chunk else self._ranking.one_a_document(order, self._names)
             if len(chosen) >= k or pool >= len(self._texts):
-                return [Found(row, ranks[row], float(near[row])) for row in chosen[:k]]
+                return [RowHit(row, ranks[row], float(near[row])) for row in chosen[:k]]
             pool *= 4
 
     def _stems(self, text: str) -> list[str]:

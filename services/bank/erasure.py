@@ -13,7 +13,7 @@ __all__ = ["erase_deleted", "erase_documents", "remove_history"]
 
 
 def erase_documents(table: Any, documents: Sequence[tuple[str, str]]) -> int:
-    """Removes all versions of the documents from the table, from its older versions and from its words index.
+    """Removes all versions of the documents from the table, from its older versions and from its full-text index.
 
     Guard rows stay: they hold no more than the id and the place in Kafka, and keep a replay from bringing the document
     back. Returns the rows removed. Everything older than now is cleaned up, so that a reader which is in the middle of a
@@ -28,7 +28,7 @@ def erase_documents(table: Any, documents: Sequence[tuple[str, str]]) -> int:
 
 
 def erase_deleted(table: Any) -> None:
-    """Takes deleted rows out of the table's files, of its older versions and of its words index."""
+    """Takes deleted rows out of the table's files, of its older versions and of its full-text index."""
     dataset = table.to_lance()
     dataset.optimize.compact_files(
         target_rows_per_fragment=1,  # no fragment is merged: only those with deleted rows are written again

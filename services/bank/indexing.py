@@ -16,9 +16,9 @@ from typing import Any
 import lance
 from lancedb.index import BTree, IvfSq
 
+from services.bank.full_text_index import create_full_text_index
 from services.bank.index_plan import IndexPlan, segments_to_merge
-from services.bank.index_state import DOCUMENTS_INDEX, KEYS_INDEX, WORDS_INDEX, index_state
-from services.bank.indexed_words import create_words_index
+from services.bank.index_state import DOCUMENTS_INDEX, FULL_TEXT_INDEX, VECTOR_INDEX, index_state
 from services.bank.store import BankStore, bank_errors
 from services.errors import BankError
 from services.metrics import Metrics
@@ -46,7 +46,7 @@ _PARTITION_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class IndexBuild:
-    """What one round of building did: rows that the words and the keys index took in, seconds."""
+    """What one round of building did: rows that the full-text and the vector index took in, seconds."""
 
     words_rows: int
     keys_rows: int
@@ -56,35 +56,35 @@ class IndexBuild:
 def update_indexes(table: Any, ann_rows: int, *, whole: bool = False) -> IndexBuild:
     """Brings the indexes up to the table's latest version; `whole` merges all their segments into one.
 
-    The keys index is made when the bank has `ann_rows` rows, 0 never. Raises what Lance raises.
+    The vector index is made when the bank has `ann_rows` rows, 0 never. Raises what Lance raises.
     """
     started = time.perf_counter()
     table.checkout_latest()
     state = index_state(table)
     words_rows = keys_rows = 0
     if not state.has_words:
-        create_words_index(table)
-        words_rows = state.words_tail_rows
-    elif state.words_tail_rows or whole:
-        words_rows = _take_in(table, WORDS_INDEX, state.words_tail_rows, whole)
+        create_full_text_index(table)
+        words_rows = state.full_text_tail_rows
+    elif state.full_text_tail_rows or whole:
+        words_rows = _take_in(table, FULL_TEXT_INDEX, state.full_text_tail_rows, whole)
     if not state.has_documents:
         table.create_index("doc_id", config=BTree(), name=DOCUMENTS_INDEX)
     elif words_rows or whole:
         _take_in(table, DOCUMENTS_INDEX, words_rows, whole)
-    rows = state.keys_rows + state.keys_tail_rows
+    rows = state.keys_rows + state.vector_tail_rows
     if not state.has_keys:
         if ann_rows and rows >= ann_rows:
-            table.create_index("key", config=_keys_index(rows), name=KEYS_INDEX)
+            table.create_index("key", config=_vector_index(rows), name=VECTOR_INDEX)
             keys_rows = rows
-    elif whole or state.keys_tail_rows > _KEYS_TAIL_SHARE * rows:
-        keys_rows = _take_in(table, KEYS_INDEX, state.keys_tail_rows, whole)
+    elif whole or state.vector_tail_rows > _KEYS_TAIL_SHARE * rows:
+        keys_rows = _take_in(table, VECTOR_INDEX, state.vector_tail_rows, whole)
     table.checkout_latest()
     return IndexBuild(words_rows, keys_rows, time.perf_counter() - started)
 
 
 def rebuild_words(table: Any) -> None:
-    """Makes the words index anew, so that it knows no word of removed rows."""
-    create_words_index(table)
+    """Makes the full-text index anew, so that it knows no word of removed rows."""
+    create_full_text_index(table)
 
 
 def frozen_fragments(dataset: Any) -> list[int]:
@@ -123,7 +123,7 @@ def _live_rows(dataset: Any, segment: Any) -> int:
     return sum(fragments[number].physical_rows for number in segment.fragment_ids if number in fragments)
 
 
-def _keys_index(rows: int) -> IvfSq:
+def _vector_index(rows: int) -> IvfSq:
     return IvfSq(distance_type="cosine", num_partitions=max(16, rows // _PARTITION_ROWS), max_iterations=20)
 
 
@@ -180,7 +180,7 @@ class Indexer:
         if table is None:
             return
         with bank_errors(self._store.uri):
-            if not self._plan.due(index_state(table).words_tail_rows, time.monotonic()):
+            if not self._plan.due(index_state(table).full_text_tail_rows, time.monotonic()):
                 self._dirty |= self._plan.due_since_s is not None
                 return
             with self.changing:

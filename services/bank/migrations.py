@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from services.bank.index_state import WORDS_INDEX
-from services.bank.indexed_words import create_words_index, indexed_words
+from services.bank.full_text_index import create_full_text_index, indexed_words
+from services.bank.index_state import FULL_TEXT_INDEX
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, schema_version
 
 __all__ = ["MIGRATIONS", "Migration", "migrate"]
@@ -35,12 +35,12 @@ def _number_versions(table: Any) -> None:
 
 def _index_words(table: Any) -> None:
     if "words" not in table.schema.names:
-        if WORDS_INDEX in {one.name for one in table.list_indices()}:
-            table.drop_index(WORDS_INDEX)
+        if FULL_TEXT_INDEX in {one.name for one in table.list_indices()}:
+            table.drop_index(FULL_TEXT_INDEX)
         table.to_lance().add_columns(_words_of_texts, read_columns=["title", "text"], batch_size=1024)
         table.checkout_latest()
-    if WORDS_INDEX not in {one.name for one in table.list_indices()}:
-        create_words_index(table)
+    if FULL_TEXT_INDEX not in {one.name for one in table.list_indices()}:
+        create_full_text_index(table)
 
 
 def _words_of_texts(batch: pa.RecordBatch) -> pa.RecordBatch:

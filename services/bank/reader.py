@@ -84,7 +84,7 @@ class BankReader:
 
         `texts` are the B questions in words; without them, or where the reader's ranking does not read words, the cosine
         alone decides. `every_chunk` counts all chunks of a document. `as_of` (aware) asks the bank as it was at that
-        moment, `wanted` narrows the documents. Exact while the bank has no keys index (below `ann_rows` of the writer);
+        moment, `wanted` narrows the documents. Exact while the bank has no vector index (below `ann_rows` of the writer);
         the payload column is read for the rows found only. Raises ValueError for keys of another shape, or with no
         direction.
         """
@@ -191,8 +191,8 @@ class BankReader:
             bytes=sizes["total_bytes"],
             fragments=sizes["fragment_stats"]["num_fragments"],
             latest_ingested_at=self._latest_ingested[1],
-            unindexed_words_rows=indexes.words_tail_rows,
-            unindexed_keys_rows=indexes.keys_tail_rows,
+            unindexed_words_rows=indexes.full_text_tail_rows,
+            unindexed_keys_rows=indexes.vector_tail_rows,
         )
 
 

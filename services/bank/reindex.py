@@ -22,7 +22,7 @@ import pyarrow as pa
 from services.bank.erasure import erase_deleted
 from services.bank.fence import WriterFence
 from services.bank.filters import changed_after, of_documents
-from services.bank.indexed_words import indexed_words
+from services.bank.full_text_index import indexed_words
 from services.bank.indexing import update_indexes
 from services.bank.rows import key_column
 from services.bank.schema import GUARD_CHUNK, BankLayout

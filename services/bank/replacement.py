@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
-from services.bank.heads import HALVES, SPLIT_ROWS, Heads
+from services.bank.current_versions import HALVES, SPLIT_ROWS, CurrentVersions
 from services.bank.schema import BankLayout
 
 __all__ = ["closed_rows", "commit_replacement", "staged_replacement"]
@@ -26,17 +26,19 @@ __all__ = ["closed_rows", "commit_replacement", "staged_replacement"]
 _OFFSET_BITS = 32  # a row id is fragment << 32 | place in the fragment
 
 
-def closed_rows(table: Any, heads: Heads, ending: Mapping[int, bool], layout: BankLayout, now: datetime) -> pa.Table:
+def closed_rows(
+    table: Any, versions: CurrentVersions, ending: Mapping[int, bool], layout: BankLayout, now: datetime
+) -> pa.Table:
     """Current rows, complete, with the time of their end: of `ending` {row id: by a delete, not by a newer version}.
 
-    A column costs some microseconds for every row that is read, so that what the heads have is not read again.
+    A column costs some microseconds for every row that is read, so that what the versions have is not read again.
     Raises RuntimeError when the table's version lacks a row, or what Lance raises.
     """
     schema = layout.arrow_schema()
     if not ending:
         return schema.empty_table()
     row_ids = pa.array(list(ending), pa.uint64())
-    rows = _in_order(heads.rows, row_ids)
+    rows = _in_order(versions.rows, row_ids)
     # the guard of an earlier delete is already deleted: whatever comes next supersedes it
     by_delete = pc.and_(pa.array(list(ending.values())), pc.is_null(rows["deleted_at"]))
     moment = pa.scalar(now, schema.field("deleted_at").type)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from services.bank.indexed_words import indexed_words
+from services.bank.full_text_index import indexed_words
 from services.bank.labels import labels_of
 from services.bank.records import Chunk, DocumentDelete, DocumentWrite
 from services.bank.schema import GUARD_CHUNK, BankLayout

@@ -64,7 +64,7 @@ class BankLayout:
                 pa.field("url", pa.string()),
                 pa.field("source", pa.string()),
                 pa.field("text", pa.string()),
-                pa.field("words", pa.string()),  # of title and text, with spaces between them, for the words index
+                pa.field("words", pa.string()),  # of title and text, with spaces between them, for the full-text index
                 pa.field("published_at", _TIME),
                 pa.field("ingested_at", _TIME, nullable=False),
                 pa.field("superseded_at", _TIME),

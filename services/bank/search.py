@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cmt_core.retrieval.ranking import CANDIDATES, Ranking
+from services.bank.full_text_search import word_scores
 from services.bank.index_state import IndexState
 from services.bank.records import Hit
 from services.bank.schema import BankLayout
-from services.bank.words import word_scores
 
 __all__ = ["Request", "search_table"]
 
@@ -25,7 +25,7 @@ _HIT_COLUMNS = [
     *("namespace", "doc_id", "chunk_no", "title", "url", "source", "text"),
     *("published_at", "ingested_at", "n_tokens", "memory", "metadata"),
 ]
-_PROBES = 32  # partitions of the keys index that a search looks into
+_PROBES = 32  # partitions of the vector index that a search looks into
 _REFINE = 4  # quantised distances are exact again for so many times the rows asked for
 
 

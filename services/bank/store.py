@@ -12,7 +12,7 @@ from typing import Any
 import lancedb
 
 from services.bank.failures import bank_errors
-from services.bank.indexed_words import create_words_index
+from services.bank.full_text_index import create_full_text_index
 from services.bank.location import local_folder
 from services.bank.lock import WriterLock, require_free
 from services.bank.migrations import migrate
@@ -69,7 +69,7 @@ class BankStore:
             if table is None:
                 table = self._connect().create_table(TABLE_NAME, schema=layout.arrow_schema())
                 # an empty index already says how the words of rows that it does not cover are read
-                create_words_index(table)
+                create_full_text_index(table)
             for step in migrate(table):
                 _log.info("bank %s: version %d: %s", self.uri, step.version, step.title)
         return table
@@ -78,7 +78,7 @@ class BankStore:
         """An empty table of another layout beside the current one, in the place of what an earlier try has left."""
         name = f"{TABLE_NAME}-{layout.model_id}"
         table = self._connect().create_table(name, schema=layout.arrow_schema(), mode="overwrite")
-        create_words_index(table)
+        create_full_text_index(table)
         return table
 
     def reopened(self, table: Any) -> Any:

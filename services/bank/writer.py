@@ -10,10 +10,10 @@ from types import TracebackType
 
 import pyarrow as pa
 
+from services.bank.current_versions import CurrentVersion, CurrentVersions, Document, find_current_versions
 from services.bank.erasure import erase_documents, remove_history
 from services.bank.fence import WriterFence
 from services.bank.filters import CURRENT, of_documents
-from services.bank.heads import Document, Head, Heads, find_heads
 from services.bank.indexing import IndexBuild, Indexer, frozen_fragments, is_index_commit
 from services.bank.maintenance import MaintenanceReport, maintain_table, optimize_table
 from services.bank.object_store import require_conditional_put
@@ -120,16 +120,16 @@ class BankWriter:
         bank's layout.
         """
         started = time.perf_counter()
-        heads = self._heads({(record.namespace, record.doc_id) for record in records})
-        newest, stale = _newest(records, heads.of)
+        versions = self._current_versions({(record.namespace, record.doc_id) for record in records})
+        newest, stale = _newest(records, versions.of)
         inserted_rows = ended_rows = 0
         if newest:
-            now = self._next_time(heads.of.values())
+            now = self._next_time(versions.of.values())
             added = record_rows(newest, self._layout, now)
             self._store.require_free(self._min_free_bytes + added.nbytes if self._min_free_bytes else 0)
             with bank_errors(self._store.uri):
-                ending = _ending(newest, heads.of)
-                closed = closed_rows(self._table, heads, ending, self._layout, now)
+                ending = _ending(newest, versions.of)
+                closed = closed_rows(self._table, versions, ending, self._layout, now)
                 self._fence.check()
                 self._change(ending, pa.concat_tables([closed, added]))
             inserted_rows, ended_rows = added.num_rows, closed.num_rows
@@ -171,9 +171,9 @@ class BankWriter:
         with bank_errors(self._store.uri), self._indexer.changing:
             self._fence.check()
             self._table.checkout_latest()
-            if head := self._heads([document]).of.get(document):
-                now = self._next_time([head])
-                guard = record_rows([DocumentDelete(namespace, doc_id, head.position)], self._layout, now)
+            if current := self._current_versions([document]).of.get(document):
+                now = self._next_time([current])
+                guard = record_rows([DocumentDelete(namespace, doc_id, current.position)], self._layout, now)
                 if not self._table.count_rows(f"{of_documents([document])} AND {CURRENT} AND chunk_no = {GUARD_CHUNK}"):
                     self._table.add(guard)  # first, so that a crash in between leaves no document without a guard
             return erase_documents(self._table, [document])
@@ -187,12 +187,12 @@ class BankWriter:
             self._table.checkout_latest()
             return removed
 
-    def _heads(self, documents: Iterable[Document]) -> Heads:
-        return find_heads(self._table, documents, self._store.uri)
+    def _current_versions(self, documents: Iterable[Document]) -> CurrentVersions:
+        return find_current_versions(self._table, documents, self._store.uri)
 
-    def _next_time(self, heads: Iterable[Head]) -> datetime:
+    def _next_time(self, versions: Iterable[CurrentVersion]) -> datetime:
         """The commit's time: never at or before an earlier one, also when the clock is set back."""
-        floor = max((head.ingested_at for head in heads), default=self._last_ingested_at)
+        floor = max((current.ingested_at for current in versions), default=self._last_ingested_at)
         self._last_ingested_at = max(self._clock(), floor + _MICROSECOND, self._last_ingested_at + _MICROSECOND)
         return self._last_ingested_at
 
@@ -235,26 +235,26 @@ class BankWriter:
         return self._layout.memory_bytes + 2 * self._layout.d_key
 
 
-def _newest(records: Iterable[Record], heads: Mapping[Document, Head]) -> tuple[list[Record], int]:
+def _newest(records: Iterable[Record], versions: Mapping[Document, CurrentVersion]) -> tuple[list[Record], int]:
     """The newest record of each document that is newer than the bank's, and how many records were stale."""
     newest: dict[Document, Record] = {}
     stale = 0
     for record in records:
         document = (record.namespace, record.doc_id)
-        head = newest[document].position if document in newest else None
-        if head is None and document in heads:
-            head = heads[document].position
-        if head is not None and not record.position.newer_than(head):
+        current = newest[document].position if document in newest else None
+        if current is None and document in versions:
+            current = versions[document].position
+        if current is not None and not record.position.newer_than(current):
             stale += 1
         else:
             newest[document] = record
     return list(newest.values()), stale
 
 
-def _ending(newest: Iterable[Record], heads: Mapping[Document, Head]) -> dict[int, bool]:
+def _ending(newest: Iterable[Record], versions: Mapping[Document, CurrentVersion]) -> dict[int, bool]:
     """Row ids of the current rows of the batch's documents, and whether a delete ends them."""
     deleted: dict[int, bool] = {}
     for record in newest:
-        if head := heads.get((record.namespace, record.doc_id)):
-            deleted |= dict.fromkeys(head.row_ids, isinstance(record, DocumentDelete))
+        if current := versions.get((record.namespace, record.doc_id)):
+            deleted |= dict.fromkeys(current.row_ids, isinstance(record, DocumentDelete))
     return deleted

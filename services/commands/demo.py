@@ -45,7 +45,7 @@ from services.stream.producer import DocumentProducer
 from services.stream.topics import ensure_topics
 from services.terminal import Terminal
 
-__all__ = ["Asked", "DemoReport", "run_demo"]
+__all__ = ["DemoReport", "QuestionResult", "run_demo"]
 
 _MIN_SHARE_AFTER = 0.60
 _MIN_RATIO = 3.0
@@ -58,7 +58,7 @@ console = Terminal()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionResult:
     """One sample question with both answers; an answer is right when it contains an expected one."""
 
     question: str
@@ -74,7 +74,7 @@ class Asked:
 class DemoReport:
     """All questions, and the seconds of each phase."""
 
-    rows: list[Asked]
+    rows: list[QuestionResult]
     seconds: dict[str, float]
 
     @property
@@ -176,11 +176,11 @@ def _ask_all(
         return list(pool.map(ask, questions))
 
 
-def _row(question: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> Asked:
+def _row(question: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> QuestionResult:
     answers = [_content(reply) for reply in (before, after)]
     sources = after.get("sources") or [{}]
     best = max(sources, key=lambda source: source.get("weight") or 0.0)
-    return Asked(
+    return QuestionResult(
         question["question"],
         question["answers"][0],
         answers[0],

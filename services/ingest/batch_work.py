@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
 from services.errors import RecordError, is_panic
-from services.ingest.inbox import Taken
+from services.ingest.inbox import PolledRecord
 from services.ingest.ports import BankRecord, Compress, Write
 from services.ingest.retry import Retry
 from services.metrics import Metrics
@@ -25,7 +25,7 @@ from services.stream.decode import BAD_TIME, decode
 from services.stream.record import Document, Tombstone, original_place
 from services.stream.shape import RecordShape
 
-__all__ = ["BatchWork", "Prepared"]
+__all__ = ["BatchWork", "RecordOutcome"]
 
 _log = logging.getLogger(__name__)
 _DETAIL_CHARS = 300
@@ -35,10 +35,10 @@ Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+class RecordOutcome:
     """A polled record with what is to be done: a bank record to commit, or the reason why it can't be one."""
 
-    taken: Taken
+    taken: PolledRecord
     outcome: BankRecord | RecordError
     wrong: RecordError | None = None
     """What of the record can't be true, though it is read: a letter says so."""
@@ -69,7 +69,7 @@ class BatchWork:
         self.outcomes: Counter[str] = Counter()
         self.stale = 0
 
-    def prepare(self, batch: Sequence[Taken]) -> list[Prepared]:
+    def prepare(self, batch: Sequence[PolledRecord]) -> list[RecordOutcome]:
         """Decodes and compresses. Raises ServiceError when the compressor fails for good, never for a bad record."""
         wrong: list[list[RecordError]] = [[] for _ in batch]
         decoded = [
@@ -79,7 +79,7 @@ class BatchWork:
         documents = [one for one in decoded if isinstance(one, Document)]
         chunks = iter(self._compressed(documents))
         return [
-            Prepared(
+            RecordOutcome(
                 taken,
                 _guarded(self._bank_record, taken, one, next(chunks) if isinstance(one, Document) else ()),
                 # a letter that was sent again has said so once
@@ -88,7 +88,7 @@ class BatchWork:
             for taken, one, said in zip(batch, decoded, wrong, strict=True)
         ]
 
-    def store(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:
+    def store(self, batch: Sequence[RecordOutcome]) -> list[tuple[PolledRecord, RecordError]]:
         """Commits to the bank. After it every record of the batch is safe there, but those that it gives back.
 
         Those are for the dead-letter topic, and so are those in the bank of which something can't be true. Raises
@@ -100,7 +100,7 @@ class BatchWork:
         told = {id(taken) for taken, _ in bad}
         return bad + [(one.taken, one.wrong) for one in good if one.wrong is not None and id(one.taken) not in told]
 
-    def count_dead_letter(self, taken: Taken, error: RecordError) -> None:
+    def count_dead_letter(self, taken: PolledRecord, error: RecordError) -> None:
         """Counts a record that the dead-letter topic has acknowledged; one that is in the bank too was counted as that."""
         self._metrics.count("cmt_ingest_dead_letters_total", reason=error.reason)
         if error.reason != BAD_TIME:
@@ -117,7 +117,7 @@ class BatchWork:
 
     @staticmethod
     def _bank_record(
-        taken: Taken, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
+        taken: PolledRecord, decoded: Document | Tombstone | RecordError, chunks: Sequence[Chunk] | RecordError
     ) -> BankRecord | RecordError:
         if isinstance(decoded, RecordError):
             return decoded
@@ -140,7 +140,7 @@ class BatchWork:
             metadata=decoded.metadata,
         )
 
-    def _committed(self, batch: Sequence[Prepared]) -> list[tuple[Taken, RecordError]]:
+    def _committed(self, batch: Sequence[RecordOutcome]) -> list[tuple[PolledRecord, RecordError]]:
         """One commit; when a record does not fit the bank, each by itself. Gives those that don't fit."""
         if not batch:
             return []
@@ -159,7 +159,7 @@ class BatchWork:
         self._measure_freshness(batch, time.time())
         return []
 
-    def _measure_freshness(self, batch: Iterable[Prepared], now_s: float) -> None:
+    def _measure_freshness(self, batch: Iterable[RecordOutcome], now_s: float) -> None:
         for one in batch:
             if one.taken.record.timestamp_ms > 0:  # Kafka's -1 means that the record has none
                 age_s = max(0.0, now_s - one.taken.record.timestamp_ms / 1000)
@@ -188,7 +188,7 @@ def _guarded(work: Callable[..., Done], *arguments: Any) -> Done | RecordError:
         return RecordError("unreadable", " ".join(f"{type(error).__name__}: {error}".split())[:_DETAIL_CHARS])
 
 
-def _position(taken: Taken, seq: int) -> Position:
+def _position(taken: PolledRecord, seq: int) -> Position:
     record = taken.record
     time_of_record = _EPOCH_START + timedelta(milliseconds=max(0, record.timestamp_ms))
     epoch, partition, offset = original_place(record) or (taken.epoch, record.partition, record.offset)

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 from services.errors import BrokerError, RecordError, ServiceError
 from services.ingest.batch_work import BatchWork
-from services.ingest.inbox import Inbox, Taken
-from services.ingest.letters import LetterBox
+from services.ingest.dead_letter_sender import DeadLetterSender
+from services.ingest.inbox import Inbox, PolledRecord
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import Compress, DeadLetterSink, RecordSource, Write
 from services.ingest.retry import Retry
@@ -103,7 +103,7 @@ class Consumer:
         self._tracker = OffsetTracker()
         self._inbox = Inbox(settings.ingest.batch_windows, settings.ingest.batch_wait_s, depth)
         self._work = BatchWork(settings.kafka, compress, write, metrics, self._retry)
-        self._letters: LetterBox | None = None
+        self._letters: DeadLetterSender | None = None
         self._failure: ServiceError | None = None
         self._connected = threading.Event()
         self._epoch: int | None = None
@@ -198,7 +198,7 @@ class Consumer:
             stack.callback(_closed, source)
             dead_letters = self._retry(self._open_dead_letters)
             stack.callback(_closed, dead_letters)
-            self._letters = LetterBox(dead_letters, self._letter_is_safe, self._metrics)
+            self._letters = DeadLetterSender(dead_letters, self._letter_is_safe, self._metrics)
             stack.callback(self._letters.close)
             for worker in self._workers:
                 worker.start()
@@ -258,12 +258,12 @@ class Consumer:
         source.assign(wanted)
         self._forget_lost_partitions(source.assigned() if wanted else set())
 
-    def _take(self, record: RawRecord) -> Taken:
+    def _take(self, record: RawRecord) -> PolledRecord:
         epoch = self._epoch
         if epoch is None or self._tracker.rewinds(record.partition, record.offset):
             epoch = self._epoch = self._retry(self._epoch_of_topic)
         last = record.offset + record.covers - 1
-        return Taken(record, self._tracker.start(record.partition, last, record.timestamp_ms), epoch)
+        return PolledRecord(record, self._tracker.start(record.partition, last, record.timestamp_ms), epoch)
 
     def _note_rebalance(self, partitions: set[int]) -> None:
         """Runs on the Kafka client's thread. What comes after a rebalance may be a topic that was made anew.
@@ -345,7 +345,7 @@ class Consumer:
             if batch := self._inbox.take(_POLL_S):
                 self._move(batch)
 
-    def _move(self, batch: list[Taken]) -> None:
+    def _move(self, batch: list[PolledRecord]) -> None:
         """Steps 2 to 5, without the records of partitions that were taken away meanwhile: their new owner reads them."""
         try:
             prepared = self._work.prepare([taken for taken in batch if not taken.ticket.dropped])
@@ -359,7 +359,7 @@ class Consumer:
         value_bytes = sum(len(one.taken.record.value or b"") for one in prepared if one.windows)
         self._inbox.learn(value_bytes, sum(one.windows for one in prepared))
 
-    def _letter_is_safe(self, taken: Taken, error: RecordError) -> None:
+    def _letter_is_safe(self, taken: PolledRecord, error: RecordError) -> None:
         self._work.count_dead_letter(taken, error)
         self._tracker.finish(taken.ticket)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from services.ingest.offsets import Ticket
 from services.stream.record import RawRecord
 
-__all__ = ["Inbox", "Taken"]
+__all__ = ["Inbox", "PolledRecord"]
 
 _RECORD_OVERHEAD_BYTES = 512  # so that a million tombstones weigh something, too
 _BYTES_PER_WINDOW = 1000.0  # of JSON; the first guess, before any document was split
@@ -20,7 +20,7 @@ _LARGE_SHARE = 8  # a document is large from an eighth of a batch's windows on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taken:
+class PolledRecord:
     """A polled record with its ticket, the topic's epoch, and the moment (monotonic seconds) of its arrival."""
 
     record: RawRecord
@@ -46,10 +46,10 @@ class Inbox:
         self._batch_wait_s = batch_wait_s
         self._most_large = max(1, threads - 1)
         self._changed = threading.Condition()  # its lock is re-entrant
-        self._small: deque[Taken] = deque()
-        self._large: deque[Taken] = deque()
+        self._small: deque[PolledRecord] = deque()
+        self._large: deque[PolledRecord] = deque()
         self._under_way: dict[
-            Taken, bool
+            PolledRecord, bool
         ] = {}  # by a batch's first record: whether it came from the lane of large ones
         self._bytes: Counter[int] = Counter()  # by partition
         self._records = 0
@@ -74,7 +74,7 @@ class Inbox:
         with self._changed:
             return self._records
 
-    def put(self, taken: Iterable[Taken]) -> None:
+    def put(self, taken: Iterable[PolledRecord]) -> None:
         """Adds records; never blocks, since the poll thread must go on polling."""
         with self._changed:
             for one in taken:
@@ -84,7 +84,7 @@ class Inbox:
                 self._records += 1
             self._changed.notify_all()
 
-    def take(self, idle_s: float) -> list[Taken]:
+    def take(self, idle_s: float) -> list[PolledRecord]:
         """The next batch: full, or all there is while no other batch is under way, or what came within `batch_wait_s`.
 
         Empty when no record came for `idle_s` seconds, when the inbox is closed, or when another thread was faster. A
@@ -98,7 +98,7 @@ class Inbox:
             lane = self._lane()
             return self._cut(lane) if lane and not self._closed else []
 
-    def release(self, batch: Sequence[Taken]) -> None:
+    def release(self, batch: Sequence[PolledRecord]) -> None:
         """Takes a batch out of what is under way, and its records out of the count of bytes in flight."""
         with self._changed:
             self._forget(batch)
@@ -121,15 +121,15 @@ class Inbox:
                 lane.clear()
             self._changed.notify_all()
 
-    def _forget(self, taken: Iterable[Taken]) -> None:
+    def _forget(self, taken: Iterable[PolledRecord]) -> None:
         for one in taken:
             self._bytes[one.record.partition] -= one.n_bytes
             self._records -= 1
 
-    def _windows(self, taken: Taken) -> float:
+    def _windows(self, taken: PolledRecord) -> float:
         return max(1.0, len(taken.record.value or b"") / self._bytes_per_window)
 
-    def _lane(self) -> deque[Taken]:
+    def _lane(self) -> deque[PolledRecord]:
         """Where the next batch comes from: the lane that has waited longest, of those that may give one; else an empty one."""
         if not self._large or sum(self._under_way.values()) >= self._most_large:
             return self._small
@@ -139,7 +139,7 @@ class Inbox:
     def _may_go(self) -> bool:
         return self._closed or not self._under_way or not (lane := self._lane()) or self._is_full(lane)
 
-    def _is_full(self, lane: Iterable[Taken]) -> bool:
+    def _is_full(self, lane: Iterable[PolledRecord]) -> bool:
         total = 0.0
         for taken in lane:
             total += self._windows(taken)
@@ -147,7 +147,7 @@ class Inbox:
                 return True
         return False
 
-    def _cut(self, lane: deque[Taken]) -> list[Taken]:
+    def _cut(self, lane: deque[PolledRecord]) -> list[PolledRecord]:
         batch = [lane.popleft()]
         total = self._windows(batch[0])
         while lane and total + self._windows(lane[0]) <= self._batch_windows:

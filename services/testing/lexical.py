@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cmt_core.generation.query import Query, Started
+from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.text.normalisation import normalised
 from cmt_core.text.windows import Window, split_document
 from cmt_core.text.words import words
@@ -134,7 +134,7 @@ class LexicalBatch:
         turns = [text for turn in query.earlier for text in turn]
         return sum(len(text.split()) for text in [query.question, *turns, *query.passages])
 
-    def join(self, queries: Sequence[Query]) -> list[Started]:
+    def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
         """Reads what the queries give and writes each one's first word."""
         read = [self._model.read(query) for query in queries]
         return [self._start(query, texts) for query, texts in zip(queries, read, strict=True)]
@@ -152,14 +152,14 @@ class LexicalBatch:
         written = list(self._numbers)
         return " ".join(written[number] for number in ids)
 
-    def _start(self, query: Query, texts: Sequence[str]) -> Started:
+    def _start(self, query: Query, texts: Sequence[str]) -> AnswerStart:
         sampling = query.sampling
         row = _Row(_quote(query.question, texts), random.Random(sampling.seed) if sampling.temperature > 0 else None)
         number, self._next_row = self._next_row, self._next_row + 1
         wanted = _words(query.question)
         shares = [0.01 + len(wanted & _words(text)) for text in texts[: len(query.memories) or len(texts)]]
         weights = [share / sum(shares) for share in shares]
-        started = Started(number, self.prompt_tokens(query), weights, self._number(row.next()))
+        started = AnswerStart(number, self.prompt_tokens(query), weights, self._number(row.next()))
         self._rows[number] = row
         return started
 

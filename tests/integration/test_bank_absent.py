@@ -14,9 +14,9 @@ import pytest
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
 from services.metrics import Metrics
-from services.query.engine.asks import Ask, Event, Failure, Reply
 from services.query.engine.hot_swap import HotSwap
 from services.query.engine.live import LiveEngine
+from services.query.engine.messages import Ask, Event, Failure, Reply
 from services.query.ray_serve.app import load_scheduler, open_bank
 from services.settings import load_settings
 from services.testing.lexical import LexicalModel

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from cmt_core.retrieval.ranking import Ranking
-from services.bank.heads import find_heads
+from services.bank.current_versions import find_current_versions
 from services.bank.indexing import update_indexes
 from services.bank.reader import BankReader
 from services.bank.replacement import closed_rows, staged_replacement
@@ -142,7 +142,7 @@ def test_files_of_a_commit_that_was_never_made_show_nowhere_and_are_erased(uri: 
     with opened(uri) as writer:
         writer.commit([write("a", at(0), "old"), write("b", at(1), "old")])
         table = table_of(uri)
-        heads = find_heads(table, [("default", "a")], uri)
+        heads = find_current_versions(table, [("default", "a")], uri)
         ending = dict.fromkeys(heads.of["default", "a"].row_ids, False)
         closed = closed_rows(table, heads, ending, LAYOUT, T0)
         secret = closed.set_column(closed.schema.get_field_index("text"), "text", pa.array(["Zanzibarquartz"]))

@@ -23,7 +23,7 @@ def uri(tmp_path: Path) -> str:
 
 
 def on_disk(uri: str, words: str) -> bool:
-    """Whether any file of the bank holds these bytes, in the spelling of the text or of the words index."""
+    """Whether any file of the bank holds these bytes, in the spelling of the text or of the full-text index."""
     wanted = (words.encode(), words.lower().encode())
     files = [path.read_bytes() for path in Path(uri).rglob("*") if path.is_file()]
     return any(one in content for content in files for one in wanted)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmt_core.retrieval.ranking import Ranking
-from services.bank import words
+from services.bank import full_text_search
 from services.bank.document_filter import DocumentFilter
 from services.bank.reader import BankReader
 from services.bank.records import DocumentWrite
@@ -152,7 +152,7 @@ def test_of_a_long_unindexed_tail_the_candidates_of_the_keys_are_scored(
     with filled(uri) as writer:
         writer.optimize()
         writer.commit([near(write("late", at(50), "Zanzibar again"), 0.5)])
-        monkeypatch.setattr(words, "TAIL_ROWS", 0)
+        monkeypatch.setattr(full_text_search, "TAIL_ROWS", 0)
         assert set(found(reader, "Zanzibar", k=2)) == {"late", "storm"}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from services.metrics import Metrics, Snapshot
-from services.query.engine.asks import UNKNOWN, Ask, Event, Failure, Overview
 from services.query.engine.live import LiveEngine
+from services.query.engine.messages import UNKNOWN, Ask, Event, Failure, Overview
 from services.testing.lexical import LexicalModel
 from services.testing.memory_bank import InMemoryBank
 from tests.integration.browser import Browser, needs_chromium

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.query.engine.asks import UNKNOWN
+from services.query.engine.messages import UNKNOWN
 from services.query.gateway.keys import hash_of
 from tests.integration.conftest import find_free_port
 from tests.serving import LocalEngine, Served, api_of, publish

@@ -19,7 +19,7 @@ from ray.serve.context import _get_global_client
 
 from services.errors import ServiceError
 from services.ingest.pipeline import start_ingest
-from services.query.engine.asks import UNKNOWN
+from services.query.engine.messages import UNKNOWN
 from services.query.ray_serve.app import APP_NAME, start, stop
 from services.query.ray_serve.reload import reload_service
 from services.settings import KafkaSettings

@@ -19,7 +19,7 @@ import pytest
 from services.errors import PortInUse, ServiceError, SettingsError
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher
-from services.query.engine.asks import UNKNOWN
+from services.query.engine.messages import UNKNOWN
 from services.query.engine.ports import AnsweringModel
 from services.query.gateway.keys import hash_of
 from services.query.ray_serve.app import start, stop

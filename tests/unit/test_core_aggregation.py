@@ -11,12 +11,12 @@ import torch
 from cmt_core.llm.backbone import Backbone, KVShape
 from cmt_core.reading.aggregation import (
     Select,
-    doubtful,
     likely,
     question_queries,
     rank_prior,
     score_prior,
     stack,
+    to_rerank,
 )
 from cmt_core.reading.alignment import place, place_chosen
 
@@ -94,7 +94,7 @@ def test_the_best_document_stays_however_many_are_as_likely() -> None:
 
 def test_only_where_no_document_is_sure_the_likely_ones_get_a_second_look() -> None:
     shares = torch.tensor([[0.95, 0.03, 0.02], [0.6, 0.395, 0.005], [1.0, 0.0, 0.0]])
-    assert doubtful(shares.log()).tolist() == [[False] * 3, [True, True, False], [False] * 3]
+    assert to_rerank(shares.log()).tolist() == [[False] * 3, [True, True, False], [False] * 3]
 
 
 def test_stack_gives_every_document_a_room_of_its_own() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmt_core.generation.asking import Asked
+from cmt_core.generation.asking import QuestionBatch
 from cmt_core.model import CMT
 from cmt_core.text.prompt import bare_prompt
 
@@ -15,7 +15,7 @@ QUESTIONS = ("Who opened the bridge?", "What is the capital of Norland?", "Whale
 GOLDS = ("the mayor of Arling", "Norhavn", "nobody")
 
 
-def asked_of_memories(cmt: CMT, corpus: tuple[str, ...]) -> Asked:
+def asked_of_memories(cmt: CMT, corpus: tuple[str, ...]) -> QuestionBatch:
     codes = [memory.code for text in corpus for memory in cmt.compress(cmt.windows("", text))]
     return cmt.ask(QUESTIONS, [codes[:1], codes[1:4], codes[2:4]])
 
@@ -53,7 +53,7 @@ def test_the_llms_own_logits_are_mixed_in_by_their_weight(exact_cmt: CMT, corpus
     asked = asked_of_memories(exact_cmt, corpus)
     with_memory = exact_cmt.log_loss(asked, GOLDS)
     nothing = exact_cmt.context_of_nothing(len(QUESTIONS), prefixed=True)
-    without = exact_cmt.log_loss(Asked(nothing, asked.prompts), GOLDS)
+    without = exact_cmt.log_loss(QuestionBatch(nothing, asked.prompts), GOLDS)
     assert with_memory != pytest.approx(without)
     for weight, expected in ((1.0, with_memory), (0.0, without)):
         mixed = replace(asked, plain=nothing.context, weight=weight)

@@ -140,10 +140,12 @@ def test_closed_prompt_is_the_template_without_documents(
     assert "Be short.\n\nc" in tokenizer.decode(without.closed("c", (), "Be short."))
 
 
-def test_question_is_looked_at_where_it_is_asked(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_questions_likelihood_is_taken_where_it_is_asked(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for template in TEMPLATES.values():
         chat = asking(tiny_backbone, template, monkeypatch)
-        head, words = chat.looked_at("Who opened it?")
+        head, words = chat.for_likelihood("Who opened it?")
         whole = chat.question("Who opened it?")
         assert whole[: len(head) + len(words)] == [*head, *words]
         assert tiny_backbone.tokenizer.decode(words) == "Who opened it?"

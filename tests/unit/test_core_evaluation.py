@@ -14,7 +14,7 @@ from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_m
 from cmt_core.evaluation.systems import system
 from cmt_core.memory_bank import Entry, MemoryBank
 from cmt_core.reading.aggregation import Select
-from cmt_core.retrieval.hybrid import Found, HybridIndex
+from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import DENSE
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def test_likely_text_is_that_of_the_documents_that_select_would_read(exact_cmt: 
     bank = MemoryBank(exact_cmt)
     texts = ["The mayor opened the bridge.", "A storm cancelled the ferry.", "The town has six bells."]
     bank.extend([Entry(text, doc_id=str(number)) for number, text in enumerate(texts)])
-    rows = [[Found(0, 0.5), Found(1, 0.9), Found(2, 0.85)], [Found(2, 0.9), Found(1, 0.1), Found(0, 0.1)]]
+    rows = [[RowHit(0, 0.5), RowHit(1, 0.9), RowHit(2, 0.85)], [RowHit(2, 0.9), RowHit(1, 0.1), RowHit(0, 0.1)]]
     questions = ["Who opened the bridge?", "How many bells?"]
     codes = bank.codes([[one.row for one in row] for row in rows])
     kept = exact_cmt.likely(questions, codes, [[one.score for one in row] for row in rows])
@@ -159,18 +159,18 @@ def test_answer_is_made_once_and_keeps_the_seconds_it_took(tiny_cmt: CMT) -> Non
     bank = filled_bank(tiny_cmt, [(f"d{i}", "", f"Town {i} has {i} bells.") for i in range(3)])
     two, one = (QAExample(f"d{i}", "", "", f"Where are {i} bells?", (f"Town {i}",)) for i in (2, 1))
     compared = system("stack", tiny_cmt)
-    first = compared.answers(bank, [two, one], [[Found(2, 0.9)], [Found(1, 0.8)]], 3)
-    again = compared.answers(bank.part({"d1", "d2"}), [two, one], [[Found(1, 0.5)], [Found(0, 0.5)]], 3)
+    first = compared.answers(bank, [two, one], [[RowHit(2, 0.9)], [RowHit(1, 0.8)]], 3)
+    again = compared.answers(bank.part({"d1", "d2"}), [two, one], [[RowHit(1, 0.5)], [RowHit(0, 0.5)]], 3)
     assert all(once is known for once, known in zip(first, again, strict=True))  # the rows moved, not the windows
     assert all(answered.seconds > 0 and answered.gold_nats > 0 for answered in first)
-    (both,) = compared.answers(bank, [two], [[Found(2, 0.9), Found(1, 0.1)]], 3)
+    (both,) = compared.answers(bank, [two], [[RowHit(2, 0.9), RowHit(1, 0.1)]], 3)
     assert both is not first[0]
-    (other_gold,) = compared.answers(bank, [dataclasses.replace(two, answers=("Nowhere",))], [[Found(2, 0.9)]], 3)
+    (other_gold,) = compared.answers(bank, [dataclasses.replace(two, answers=("Nowhere",))], [[RowHit(2, 0.9)]], 3)
     assert other_gold.answer == first[0].answer
     assert other_gold.gold_nats != first[0].gold_nats
 
 
-def rows_of(found: Sequence[Sequence[Found]]) -> list[list[int]]:
+def rows_of(found: Sequence[Sequence[RowHit]]) -> list[list[int]]:
     return [[one.row for one in row] for row in found]
 
 

@@ -28,10 +28,10 @@ def as_answered(model: CMT, name: str) -> list[QAExample]:
     """
     from cmt_core.evaluation.bank import filled_bank, own_window
     from cmt_core.evaluation.systems import system
-    from cmt_core.retrieval.hybrid import Found
+    from cmt_core.retrieval.hybrid import RowHit
 
     bank = filled_bank(model, [(row.doc_id, row.title, row.text) for row in EXAMPLES])
-    own = [[Found(own_window(bank, row), 1.0)] for row in EXAMPLES]
+    own = [[RowHit(own_window(bank, row), 1.0)] for row in EXAMPLES]
     said = system(name, model).answers(bank, EXAMPLES, own, 24)
     return [replace(row, answers=(one.answer.text,)) for row, one in zip(EXAMPLES, said, strict=True)]
 

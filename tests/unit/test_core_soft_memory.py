@@ -64,7 +64,7 @@ def test_parts_that_do_not_combine_are_refused_in_one_line(changes: dict[str, An
 
 def test_soft_memory_has_the_size_that_its_configuration_names() -> None:
     assert soft_config().memory_bytes == 6 * D * 2
-    assert soft_config().room_tokens == 6
+    assert soft_config().slot_tokens == 6
     with pytest.raises(ConfigError, match="has no soft tokens"):
         SoftMemory(MemoryConfig(), KVShape(3, 2, 16))
 

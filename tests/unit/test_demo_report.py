@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.commands.demo import Asked, DemoReport
+from services.commands.demo import DemoReport, QuestionResult
 
 
 def _report(total: int, before: int, after: int) -> DemoReport:
-    return DemoReport([Asked("q", "a", "", "", "", i < before, i < after) for i in range(total)], {})
+    return DemoReport([QuestionResult("q", "a", "", "", "", i < before, i < after) for i in range(total)], {})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from services.bank.schema import BankLayout
 from services.errors import RecordError
 from services.ingest.batch_work import BatchWork
 from services.ingest.compressor import CompressorWorker
-from services.ingest.inbox import Taken
+from services.ingest.inbox import PolledRecord
 from services.ingest.offsets import Ticket
 from services.ingest.ports import BankRecord
 from services.ingest.retry import Retry
@@ -100,8 +100,8 @@ def work() -> BatchWork:
     return BatchWork(settings.kafka, compressor.compress, stored, metrics, Retry(0.1, threading.Event().wait))
 
 
-def taken(record: RawRecord) -> Taken:
-    return Taken(record, Ticket(record.partition, record.offset, record.timestamp_ms), 5)
+def taken(record: RawRecord) -> PolledRecord:
+    return PolledRecord(record, Ticket(record.partition, record.offset, record.timestamp_ms), 5)
 
 
 @given(hostile=st.lists(records, min_size=1, max_size=4))
@@ -111,7 +111,7 @@ def test_the_record_behind_any_others_is_stored_and_each_of_them_is_stored_or_a_
     good = RawRecord("documents", 0, 9, 1_764_057_600_000, b"good", GOOD.to_json())
     prepared = work.prepare([taken(one) for one in [*hostile, good]])
     assert isinstance(prepared[-1].outcome, DocumentWrite)
-    letters: list[tuple[Taken, RecordError]] = work.store(prepared)
+    letters: list[tuple[PolledRecord, RecordError]] = work.store(prepared)
     assert good not in [one.record for one, _ in letters]
     for _, error in letters:
         assert error.reason

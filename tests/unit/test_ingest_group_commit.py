@@ -12,9 +12,9 @@ import pytest
 
 from services.bank.records import CommitReport, DocumentDelete, Position
 from services.errors import BankFull, BankUnavailable, BrokerError, BrokerUnreachable, RecordError
+from services.ingest.dead_letter_sender import DeadLetterSender
 from services.ingest.group_commit import GroupCommit
-from services.ingest.inbox import Taken
-from services.ingest.letters import LetterBox
+from services.ingest.inbox import PolledRecord
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import BankRecord
 from services.stream.record import RawRecord
@@ -173,11 +173,11 @@ class Sink:
 def test_letters_are_finished_when_they_are_safe_and_one_that_is_not_stops_its_partition() -> None:
     tracker, sink = OffsetTracker(), Sink()
     sink.refused = {1}
-    box = LetterBox(sink, lambda taken, error: tracker.finish(taken.ticket))
+    box = DeadLetterSender(sink, lambda taken, error: tracker.finish(taken.ticket))
 
-    def letter(partition: int, offset: int) -> tuple[Taken, RecordError]:
+    def letter(partition: int, offset: int) -> tuple[PolledRecord, RecordError]:
         record = RawRecord("t", partition, offset, 0, b"k", b"{")
-        return Taken(record, tracker.start(partition, offset), 1), RecordError("not_json", "x")
+        return PolledRecord(record, tracker.start(partition, offset), 1), RecordError("not_json", "x")
 
     try:
         box.put([letter(0, 0), letter(0, 1), letter(1, 7)])

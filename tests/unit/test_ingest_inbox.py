@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 import time
 
-from services.ingest.inbox import Inbox, Taken
+from services.ingest.inbox import Inbox, PolledRecord
 from services.ingest.offsets import Ticket
 from services.stream.record import RawRecord
 
 
-def taken(offset: int, value: bytes | None = b"x" * 10, partition: int = 0) -> Taken:
-    return Taken(RawRecord("documents", partition, offset, 0, b"key", value), Ticket(partition, offset), 1)
+def taken(offset: int, value: bytes | None = b"x" * 10, partition: int = 0) -> PolledRecord:
+    return PolledRecord(RawRecord("documents", partition, offset, 0, b"key", value), Ticket(partition, offset), 1)
 
 
 LARGE = b"x" * 100_000
 
 
-def offsets(batch: list[Taken]) -> list[int]:
+def offsets(batch: list[PolledRecord]) -> list[int]:
     return [one.record.offset for one in batch]
 
 

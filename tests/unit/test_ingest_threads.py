@@ -14,9 +14,9 @@ from services.bank.schema import BankLayout
 from services.bank.store import bank_errors
 from services.bank.writer import BankWriter
 from services.errors import BankUnavailable, BrokerError, RecordError
+from services.ingest.dead_letter_sender import DeadLetterSender
 from services.ingest.group_commit import GroupCommit
-from services.ingest.inbox import Taken
-from services.ingest.letters import LetterBox
+from services.ingest.inbox import PolledRecord
 from services.ingest.offsets import OffsetTracker
 from services.ingest.ports import BankRecord
 from services.ingest.stages import StagedCompressor
@@ -174,17 +174,17 @@ def test_letters_of_a_round_that_failed_are_sent_again(fault: BaseException, whe
 
         def close(self) -> None: ...
 
-    def safe(taken: Taken, error: RecordError) -> None:
+    def safe(taken: PolledRecord, error: RecordError) -> None:
         if where == "safe":
             once()
         tracker.finish(taken.ticket)
 
     metrics = Metrics()
-    box = LetterBox(Sink(), safe, metrics)
+    box = DeadLetterSender(Sink(), safe, metrics)
     try:
         for offset in range(3):
             raw = RawRecord("t", 0, offset, 0, b"k", b"{")
-            box.put([(Taken(raw, tracker.start(0, offset), 1), RecordError("not_json", "x"))])
+            box.put([(PolledRecord(raw, tracker.start(0, offset), 1), RecordError("not_json", "x"))])
         until(lambda: box.pending == 0)
         assert tracker.committable() == {0: 3}
         assert set(kept) == {0, 1, 2}

@@ -14,7 +14,7 @@ import pytest
 from cmt_core.generation.query import Sampling
 from services.bank.document_filter import DocumentFilter
 from services.metrics import Metrics
-from services.query.engine.asks import UNKNOWN, Ask
+from services.query.engine.messages import UNKNOWN, Ask
 from services.query.engine.scheduler import SchedulerOptions
 from services.query.gateway.api import create_api
 from services.query.gateway.keys import hash_of

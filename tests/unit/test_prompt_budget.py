@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmt_core.generation.query import Mode, Query
-from services.query.engine.asks import Failure
+from services.query.engine.messages import Failure
 from services.query.engine.prompt_budget import Fitted, PromptBudget
 
 LONG = " ".join(f"w{i}" for i in range(2000))

@@ -13,7 +13,7 @@ from ray.serve._private.common import RequestMetadata
 from ray.serve.handle import DeploymentResponseGenerator
 
 from services.bank.records import BankStats
-from services.query.engine.asks import Ask, Overview
+from services.query.engine.messages import Ask, Overview
 from services.query.gateway.errors import ApiError
 from services.query.ray_serve.remote import RemoteEngine
 

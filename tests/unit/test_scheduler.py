@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from cmt_core.generation.query import Query, Started
+from cmt_core.generation.query import AnswerStart, Query
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats
 from services.errors import BankUnavailable, ServiceError
 from services.metrics import Metrics, Snapshot
 from services.metrics_hub import MetricsHub
-from services.query.engine.asks import UNKNOWN, Ask, Delta, Event, Failure, Reply
 from services.query.engine.hot_swap import HotSwap, revision_of
 from services.query.engine.lazy_reader import LazyReader
+from services.query.engine.messages import UNKNOWN, Ask, Delta, Event, Failure, Reply
 from services.query.engine.scheduler import Retired, Scheduler, SchedulerOptions
 from services.query.gateway.ingest_numbers import IngestNumbers
 from services.testing.lexical import LexicalBatch, LexicalModel
@@ -36,7 +36,7 @@ class SteppedBatch(LexicalBatch):
         super().__init__(model)
         self._stepped = model
 
-    def join(self, queries: Sequence[Query]) -> list[Started]:
+    def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
         if any("poison" in query.question for query in queries):
             raise ValueError("poisoned question")
         started = super().join(queries)

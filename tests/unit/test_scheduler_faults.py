@@ -12,9 +12,9 @@ import pytest
 from cmt_core.generation.query import Query, Sampling
 from services.errors import BankUnavailable
 from services.metrics import Metrics
-from services.query.engine.asks import Ask, Delta, Event, Failure, Reply
 from services.query.engine.hot_swap import HotSwap
 from services.query.engine.live import LiveEngine
+from services.query.engine.messages import Ask, Delta, Event, Failure, Reply
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
 from services.testing.lexical import LexicalModel
 from services.testing.memory_bank import InMemoryBank

@@ -17,7 +17,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from services.commands import demo, dlq
-from services.commands.demo import Asked, DemoReport
+from services.commands.demo import DemoReport, QuestionResult
 from services.commands.errors import one_line_errors
 from services.commands.query import _source_line
 from services.errors import FeedError
@@ -162,7 +162,7 @@ def test_the_demos_table_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(demo, "console", Terminal(file=file, width=200))
     hostile = "[red]a[/] \x1b[31mb\x9bc\u202e"
-    demo._print(DemoReport([Asked(hostile, hostile, hostile, hostile, hostile, False, True)], {}))
+    demo._print(DemoReport([QuestionResult(hostile, hostile, hostile, hostile, hostile, False, True)], {}))
     assert is_safe(file.getvalue().replace("\n", ""))
     assert file.getvalue().count("[red]a[/] \\x1b[31mb") == 5
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from cmt_core.generation.query import Query, Started
+from cmt_core.generation.query import AnswerStart, Query
 from services.bank.records import Hit
-from services.query.engine.asks import UNKNOWN, Ask, Found, Reply, Source
+from services.query.engine.messages import UNKNOWN, Ask, HitList, Reply, Source
 from services.query.engine.ports import AnsweringModel
 from services.query.engine.text_stream import TextStream
 from services.query.engine.ticket import Ticket
@@ -22,7 +22,7 @@ class AnswerRow:
     def __init__(
         self,
         ticket: Ticket,
-        started: Started,
+        started: AnswerStart,
         decode: Callable[[Sequence[int]], str],
         longest: int,
         notes: Sequence[str] = (),
@@ -71,7 +71,7 @@ class AnswerRow:
         )
 
 
-def query_of(ask: Ask, found: Found) -> Query:
+def query_of(ask: Ask, found: HitList) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says."""
     texts = {"rag": found.hits, "hybrid": found.hits[:1]}.get(ask.mode, ())
     reads_memories = ask.mode in ("memory", "hybrid")
@@ -83,7 +83,7 @@ def query_of(ask: Ask, found: Found) -> Query:
     )
 
 
-def unknown_reply(ask: Ask, found: Found, model_id: str, took_ms: float) -> Reply:
+def unknown_reply(ask: Ask, found: HitList, model_id: str, took_ms: float) -> Reply:
     """The answer when nothing relevant was found; the LLM is not asked."""
     best = "" if found.best_score is None else f" (best score {found.best_score:.2f})"
     return Reply(
@@ -104,7 +104,7 @@ def unknown_reply(ask: Ask, found: Found, model_id: str, took_ms: float) -> Repl
 
 
 def _passage(hit: Hit) -> str:
-    """The text that the compressor read when it wrote this hit's memory: a fair rival reads the same."""
+    """The text that the compressor read when it wrote this hit's memory: a fair RAG baseline reads the same."""
     return f"{hit.title}\n{hit.text}" if hit.title else hit.text
 
 

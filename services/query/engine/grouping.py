@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from services.errors import BankError
-from services.query.engine.asks import Failure
+from services.query.engine.messages import Failure
 
 __all__ = ["attempted", "failure_of", "in_groups", "isolated"]
 

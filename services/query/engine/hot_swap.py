@@ -11,7 +11,7 @@ from typing import Any
 from cmt_core.errors import CoreError
 from services.errors import ServiceError
 from services.metrics import Metrics
-from services.query.engine.asks import Ask, Event
+from services.query.engine.messages import Ask, Event
 from services.query.engine.scheduler import Retired, Scheduler
 from services.query.engine.ticket import Ticket
 from services.settings import Settings

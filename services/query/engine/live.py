@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from services.query.engine.asks import Ask, Delta, Event, Failure, Found, Loaded, Overview, Versions
 from services.query.engine.hot_swap import HotSwap
+from services.query.engine.messages import Ask, Delta, Event, Failure, HitList, Overview, ReplicaState, Versions
 
 __all__ = ["LiveEngine"]
 
@@ -58,7 +58,7 @@ class LiveEngine:
         finally:
             scheduler.cancel(ticket)
 
-    async def search(self, ask: Ask) -> Found | Failure:
+    async def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for a question, relevant or not."""
         return await self._in_thread(lambda: self._swap.current.search(ask))
 
@@ -87,10 +87,10 @@ class LiveEngine:
         """Whether an answer is being written."""
         return self._swap.current.running > 0
 
-    def loaded(self) -> Loaded:
+    def loaded(self) -> ReplicaState:
         """What answers here now."""
         swap = self._swap
-        return Loaded(self._replica, os.getpid(), swap.revision, swap.target, swap.current.model_id, swap.error)
+        return ReplicaState(self._replica, os.getpid(), swap.revision, swap.target, swap.current.model_id, swap.error)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cmt_core.generation.query import Query, Started
+from cmt_core.generation.query import AnswerStart, Query
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 from services.settings import Settings
@@ -32,7 +32,7 @@ class RunningBatch(Protocol):
         """Tokens that a query gives the LLM to read."""
         ...
 
-    def join(self, queries: Sequence[Query]) -> Sequence[Started]:
+    def join(self, queries: Sequence[Query]) -> Sequence[AnswerStart]:
         """Reads the prompts and gives their first tokens."""
         ...
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cmt_core.generation.query import Query
-from services.query.engine.asks import Failure
+from services.query.engine.messages import Failure
 
 __all__ = ["Fitted", "PromptBudget"]
 

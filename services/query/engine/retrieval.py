@@ -8,8 +8,8 @@ from collections.abc import Hashable, Sequence
 
 from services.bank.records import Hit
 from services.metrics import Metrics
-from services.query.engine.asks import Ask, Failure, Found
 from services.query.engine.grouping import in_groups, isolated
+from services.query.engine.messages import Ask, Failure, HitList
 from services.query.engine.ports import AnsweringModel, MemoryReader
 
 __all__ = ["Retrieval"]
@@ -36,10 +36,10 @@ class Retrieval:
         self._metrics = metrics
         self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once
 
-    def find(self, asks: Sequence[Ask], *, relevant_only: bool = True) -> list[Found | Failure]:
+    def find(self, asks: Sequence[Ask], *, relevant_only: bool = True) -> list[HitList | Failure]:
         """What the bank holds for each question now; a question that can't be looked up fails alone."""
 
-        def run(group: Sequence[Ask]) -> list[Found]:
+        def run(group: Sequence[Ask]) -> list[HitList]:
             return self._search(group, relevant_only)
 
         return in_groups(asks, self._options, lambda group: isolated(group, run))
@@ -47,10 +47,10 @@ class Retrieval:
     def _options(self, ask: Ask) -> Hashable:
         return ask.mode != "closed" and (ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted)
 
-    def _search(self, asks: Sequence[Ask], relevant_only: bool) -> list[Found]:
+    def _search(self, asks: Sequence[Ask], relevant_only: bool) -> list[HitList]:
         first = asks[0]
         if first.mode == "closed":
-            return [Found() for _ in asks]
+            return [HitList() for _ in asks]
         started = time.perf_counter()
         texts = [ask.lookups or (ask.question,) for ask in asks]
         flat = [text for own in texts for text in own]
@@ -69,10 +69,10 @@ class Retrieval:
             self._found(ask, own, version, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)
         ]
 
-    def _found(self, ask: Ask, hits: Sequence[Hit], version: int, took_ms: float, relevant_only: bool) -> Found:
+    def _found(self, ask: Ask, hits: Sequence[Hit], version: int, took_ms: float, relevant_only: bool) -> HitList:
         least = self._min_score if ask.min_score is None else ask.min_score
         kept = tuple(hit for hit in hits if hit.score >= least or not relevant_only)
-        return Found(kept, version, took_ms, max((float(hit.score) for hit in hits), default=None))
+        return HitList(kept, version, took_ms, max((float(hit.score) for hit in hits), default=None))
 
 
 def _best(hits: Sequence[Hit], k: int, every_chunk: bool) -> list[Hit]:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from services.metrics import Metrics
 from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
-from services.query.engine.asks import Ask, Delta, Event, Failure, Found, Overview, Reply, Versions
 from services.query.engine.grouping import attempted, failure_of, isolated
+from services.query.engine.messages import Ask, Delta, Event, Failure, HitList, Overview, Reply, Versions
 from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
 from services.query.engine.prompt_budget import Fitted, PromptBudget
 from services.query.engine.retrieval import Retrieval
@@ -125,7 +125,7 @@ class Scheduler:
         if waited_for:
             self._metrics.count("cmt_query_cancelled_total")
 
-    def search(self, ask: Ask) -> Found | Failure:
+    def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for `ask.question`, relevant or not; any thread may call it."""
         return attempted(lambda: self._retrieval.find([ask], relevant_only=False)[0])
 
@@ -194,7 +194,7 @@ class Scheduler:
                     return self._looking
                 self._changed.wait(1.0 if self._waiting else None)  # waiting ones have deadlines
 
-    def _looked_up(self, ticket: Ticket, found: Found | Failure) -> None:
+    def _looked_up(self, ticket: Ticket, found: HitList | Failure) -> None:
         if isinstance(found, Failure):
             ticket.send(found)
             return

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from services.query.engine.asks import Ask, Delta, Event, Found
+from services.query.engine.messages import Ask, Delta, Event, HitList
 
 __all__ = ["Ticket"]
 
@@ -19,7 +19,7 @@ class Ticket:
     def __init__(self, ask: Ask, deliver: Callable[[Event], None]) -> None:
         self.ask = ask
         self.arrived_s = time.monotonic()
-        self.found = Found()
+        self.found = HitList()
         self.gone = False
         self._deliver = deliver
 

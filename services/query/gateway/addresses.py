@@ -8,7 +8,7 @@ import socket
 from services.errors import PortInUse, SettingsError
 from services.settings import ServeSettings
 
-__all__ = ["is_loopback", "refuse_open_door", "refuse_taken_port"]
+__all__ = ["is_loopback", "refuse_taken_port", "require_auth_beyond_loopback"]
 
 
 def is_loopback(host: str) -> bool:
@@ -21,7 +21,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse_open_door(serve: ServeSettings) -> None:
+def require_auth_beyond_loopback(serve: ServeSettings) -> None:
     """Raises SettingsError when strangers could ask without a key."""
     if is_loopback(serve.host) or serve.api_keys or serve.allow_anonymous:
         return

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from services.query.engine.asks import Delta, Event, Failure, Reply
+from services.query.engine.messages import Delta, Event, Failure, Reply
 from services.query.gateway.errors import error_body, refusal
 from services.query.gateway.responses import (
     ChatChoice,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.errors import Overloaded, ServiceError
-from services.query.engine.asks import Failure
+from services.query.engine.messages import Failure
 
 __all__ = ["ApiError", "error_body", "overloaded", "refusal"]
 

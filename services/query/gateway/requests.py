@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from cmt_core.generation.query import Mode, Sampling
 from services.bank.document_filter import DocumentFilter
 from services.bank.labels import label
-from services.query.engine.asks import MODELS, Ask
+from services.query.engine.messages import MODELS, Ask
 from services.query.gateway.conversation import (
     Conversation,
     Message,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from services.errors import BrokerError, Overloaded
 from services.metrics import Metrics, Snapshot, render
-from services.query.engine.asks import MODELS, Ask, Delta, Event, Failure, Found, Overview, Reply, Versions
+from services.query.engine.messages import MODELS, Ask, Delta, Event, Failure, HitList, Overview, Reply, Versions
 from services.query.gateway.admission import Admission
 from services.query.gateway.completion import Kind, chat_completion, sse_chunks, text_completion
 from services.query.gateway.documents import document_of, is_live
@@ -54,7 +54,7 @@ class EnginePort(Protocol):
         """The answer to a question piece by piece; closing the iterator cancels it."""
         ...
 
-    async def search(self, ask: Ask) -> Found | Failure:
+    async def search(self, ask: Ask) -> HitList | Failure:
         """Finds what the bank holds for a question."""
         ...
 

@@ -24,13 +24,13 @@ from ray.serve.schema import LoggingConfig
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher, hub_handle
 from services.models import load_cmt
-from services.query.engine.asks import Ask, Event, Failure, Found, Loaded, Overview, Versions
 from services.query.engine.hot_swap import HotSwap, Target, target_of, with_target
 from services.query.engine.lazy_reader import LazyReader
 from services.query.engine.live import LiveEngine
+from services.query.engine.messages import Ask, Event, Failure, HitList, Overview, ReplicaState, Versions
 from services.query.engine.ports import AnsweringModel, BankFactory, MemoryReader, ModelFactory
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
-from services.query.gateway.addresses import refuse_open_door, refuse_taken_port
+from services.query.gateway.addresses import refuse_taken_port, require_auth_beyond_loopback
 from services.query.gateway.api import create_api
 from services.query.gateway.service import QueryService
 from services.query.gateway.tombstones import Tombstones
@@ -131,7 +131,7 @@ class Engine:
         async for event in self._live.ask(ask):
             yield event
 
-    async def search(self, ask: Ask) -> Found | Failure:
+    async def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for a question."""
         return await self._live.search(ask)
 
@@ -143,7 +143,7 @@ class Engine:
         """Every version of a document."""
         return await self._live.history(doc_id, namespace)
 
-    async def loaded(self) -> Loaded:
+    async def loaded(self) -> ReplicaState:
         """What answers here now."""
         return self._live.loaded()
 
@@ -191,7 +191,7 @@ def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_fa
     be initialised.
     """
     host, port = settings.serve.host, settings.serve.port
-    refuse_open_door(settings.serve)
+    require_auth_beyond_loopback(settings.serve)
     refuse_taken_port(host, port)
     _kept[:] = [hub_handle()]
     logs = LoggingConfig(log_level=settings.log_level, enable_access_log=False)

@@ -9,8 +9,8 @@ from ray import serve
 
 from services.errors import ServiceError
 from services.models import fetch_models, load_cmt
-from services.query.engine.asks import Loaded
 from services.query.engine.hot_swap import Target, revision_of, target_of, with_target
+from services.query.engine.messages import ReplicaState
 from services.query.engine.ports import BankFactory, ModelFactory
 from services.query.ray_serve import app
 from services.runtime import ray_session
@@ -33,7 +33,7 @@ def run_reload(settings: Settings, address: str, console: Terminal) -> None:
 
 def reload_service(
     settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = app.open_bank
-) -> Loaded:
+) -> ReplicaState:
     """Deploys the same application with another user_config, which Serve hands to the running replicas.
 
     Waits until each of them answers from the new checkpoint and bank; Ray must be initialised. Raises ServiceError when
@@ -56,9 +56,9 @@ def reload_service(
         raise
 
 
-def _wait(handle: Any, wanted: str, replicas: int) -> Loaded:
+def _wait(handle: Any, wanted: str, replicas: int) -> ReplicaState:
     """Asks replicas, whichever Serve picks, until all of them have said that they answer from the wanted target."""
-    done: dict[str, Loaded] = {}
+    done: dict[str, ReplicaState] = {}
     end = time.monotonic() + _WITHIN_S
     while len(done) < replicas:
         if time.monotonic() > end:
@@ -73,6 +73,6 @@ def _wait(handle: Any, wanted: str, replicas: int) -> Loaded:
     return next(iter(done.values()))
 
 
-def _loaded(handle: Any) -> Loaded:
-    one: Loaded = handle.loaded.remote().result(timeout_s=30.0)
+def _loaded(handle: Any) -> ReplicaState:
+    one: ReplicaState = handle.loaded.remote().result(timeout_s=30.0)
     return one

@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException, RequestCa
 
 from services.metrics import Snapshot
 from services.metrics_hub import hub_handle
-from services.query.engine.asks import Ask, Event, Failure, Found, Loaded, Overview, Versions
+from services.query.engine.messages import Ask, Event, Failure, HitList, Overview, ReplicaState, Versions
 from services.query.gateway.errors import ApiError
 
 __all__ = ["HubSnapshots", "RemoteEngine", "last_line"]
@@ -54,10 +54,10 @@ class RemoteEngine:
                 raise
             await asyncio.sleep(0.2 * attempt)
 
-    async def search(self, ask: Ask) -> Found | Failure:
+    async def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for a question."""
         await self._must_be_up()
-        found: Found | Failure = await _reached(self._handle.search.remote(ask))
+        found: HitList | Failure = await _reached(self._handle.search.remote(ask))
         return found
 
     async def history(self, doc_id: str, namespace: str) -> Versions | Failure:
@@ -76,9 +76,9 @@ class RemoteEngine:
         reason: str | None = await self._looked(self._handle.ready.remote())
         return reason
 
-    async def loaded(self) -> Loaded:
+    async def loaded(self) -> ReplicaState:
         """What one of the replicas has loaded."""
-        one: Loaded = await _reached(self._handle.loaded.remote())
+        one: ReplicaState = await _reached(self._handle.loaded.remote())
         return one
 
     async def _must_be_up(self) -> None:

@@ -7,7 +7,7 @@ import os
 from services.interrupts import interruptible
 from services.model_check import check_checkpoint
 from services.models import fetch_models
-from services.query.gateway.addresses import refuse_open_door, refuse_taken_port
+from services.query.gateway.addresses import refuse_taken_port, require_auth_beyond_loopback
 from services.query.ray_serve.session_note import forget_session, remember_session
 from services.runtime import ray_session
 from services.settings import Settings
@@ -24,7 +24,7 @@ def run_serve(settings: Settings, console: Terminal) -> None:
 
     Raises SettingsError, PortInUse, ServiceError or CoreError when it can't start.
     """
-    refuse_open_door(settings.serve)  # before anything slow
+    require_auth_beyond_loopback(settings.serve)  # before anything slow
     refuse_taken_port(settings.serve.host, settings.serve.port)
     fetch_models(settings.model, console)
     check_checkpoint(settings.model)

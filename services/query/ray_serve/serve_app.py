@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ImportString
 
 from services.query.engine.ports import ModelFactory
-from services.query.gateway.addresses import refuse_open_door
+from services.query.gateway.addresses import require_auth_beyond_loopback
 from services.query.ray_serve.app import build_app, open_bank
 from services.settings import load_settings
 
@@ -34,5 +34,5 @@ def application(args: dict[str, str]) -> Any:
     """
     chosen = Arguments.model_validate(args)
     settings = load_settings()
-    refuse_open_door(settings.serve)
+    require_auth_beyond_loopback(settings.serve)
     return build_app(settings, cast(ModelFactory, chosen.model_factory), open_bank)

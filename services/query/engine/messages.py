@@ -18,10 +18,10 @@ __all__ = [
     "Delta",
     "Event",
     "Failure",
-    "Found",
-    "Loaded",
+    "HitList",
     "ModelName",
     "Overview",
+    "ReplicaState",
     "Reply",
     "Source",
     "Versions",
@@ -108,7 +108,7 @@ Event = Delta | Reply | Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class HitList:
     """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too."""
 
     hits: tuple[Hit, ...] = ()
@@ -134,7 +134,7 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class ReplicaState:
     """What one replica of the engine answers from (llm, checkpoint, retriever, bank), and why it could not load another."""
 
     replica: str

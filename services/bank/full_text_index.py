@@ -1,4 +1,4 @@
-"""The words index of a bank: what is in its column, and how LanceDB reads it."""
+"""The full-text index of a bank: what is in its column, and how LanceDB reads it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from lancedb.index import FTS
 
 from cmt_core.text.words import words
-from services.bank.index_state import WORDS_INDEX
+from services.bank.index_state import FULL_TEXT_INDEX
 
-__all__ = ["create_words_index", "indexed_words", "words_column"]
+__all__ = ["create_full_text_index", "indexed_words", "words_column"]
 
 
 def indexed_words(text: str, title: str | None = None) -> str:
@@ -22,8 +22,8 @@ def words_column(table: Any) -> str:
     return "words" if "words" in table.schema.names else "text"
 
 
-def create_words_index(table: Any) -> None:
-    """Makes the words index, in the place of one that is there: lower case, English stems, no stop words, no accents."""
+def create_full_text_index(table: Any) -> None:
+    """Makes the full-text index, in the place of one that is there: lower case, English stems, no stop words, no accents."""
     config = FTS(
         base_tokenizer="whitespace",
         with_position=False,
@@ -32,4 +32,4 @@ def create_words_index(table: Any) -> None:
         remove_stop_words=True,
         ascii_folding=True,
     )
-    table.create_index(words_column(table), config=config, name=WORDS_INDEX, replace=True)
+    table.create_index(words_column(table), config=config, name=FULL_TEXT_INDEX, replace=True)

@@ -11,7 +11,7 @@ from cmt_core.config import MemoryConfig
 from cmt_core.errors import ConfigError
 from cmt_core.model import CMT
 from cmt_core.reading.aggregation import Select
-from cmt_core.retrieval.question_likelihood import question_log_likelihood
+from cmt_core.retrieval.query_likelihood import query_log_likelihood
 from cmt_core.text.prompt import QUESTION_HEAD
 
 QUESTION = "Who opened the bridge?"
@@ -20,8 +20,8 @@ QUESTION = "Who opened the bridge?"
 def likelihoods(cmt: CMT, questions: list[str], codes: list[bytes] | None = None) -> list[float]:
     """Behind one memory each, or behind nothing."""
     reading = cmt.context(questions, [[code] for code in codes]) if codes else cmt.context_of_nothing(len(questions))
-    return question_log_likelihood(
-        cmt.backbone, reading.context, [cmt.prompting.looked_at(question) for question in questions]
+    return query_log_likelihood(
+        cmt.backbone, reading.context, [cmt.prompting.for_likelihood(question) for question in questions]
     )
 
 
@@ -58,7 +58,7 @@ def test_a_question_right_behind_its_document_is_told_from_its_second_token(exac
     logits = backbone.model(input_ids=torch.tensor([asked])).logits[0].log_softmax(dim=-1)
     expected = sum(float(logits[n, token]) for n, token in enumerate(asked[1:]))
     context = exact_cmt.context_of_nothing(1).context
-    assert question_log_likelihood(backbone, context, [([], asked)]) == pytest.approx([expected], rel=1e-4)
+    assert query_log_likelihood(backbone, context, [([], asked)]) == pytest.approx([expected], rel=1e-4)
 
 
 def test_only_the_end_of_a_long_question_is_read(exact_cmt: CMT) -> None:

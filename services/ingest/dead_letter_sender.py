@@ -11,26 +11,26 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from services.errors import RecordError
-from services.ingest.inbox import Taken
+from services.ingest.inbox import PolledRecord
 from services.ingest.ports import DeadLetterSink
 from services.metrics import Metrics
 from services.supervision import ServiceThread
 
-__all__ = ["LetterBox"]
+__all__ = ["DeadLetterSender"]
 
 _log = logging.getLogger(__name__)
 _BATCH = 500
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
-Letter = tuple[Taken, RecordError]
+Letter = tuple[PolledRecord, RecordError]
 
 
-class LetterBox:
+class DeadLetterSender:
     """Letters on their way to `sink`; `on_safe` is called with each that the dead-letter topic has acknowledged."""
 
     def __init__(
-        self, sink: DeadLetterSink, on_safe: Callable[[Taken, RecordError], None], metrics: Metrics | None = None
+        self, sink: DeadLetterSink, on_safe: Callable[[PolledRecord, RecordError], None], metrics: Metrics | None = None
     ) -> None:
         self._sink = sink
         self._on_safe = on_safe

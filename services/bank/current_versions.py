@@ -15,7 +15,7 @@ from services.bank.filters import CURRENT, of_documents
 from services.bank.records import Position
 from services.bank.store import bank_errors
 
-__all__ = ["HALVES", "SPLIT_ROWS", "Document", "Head", "Heads", "find_heads"]
+__all__ = ["HALVES", "SPLIT_ROWS", "CurrentVersion", "CurrentVersions", "Document", "find_current_versions"]
 
 Document = tuple[str, str]
 """Namespace and id."""
@@ -28,7 +28,7 @@ HALVES = ThreadPoolExecutor(2, thread_name_prefix="bank-lookup")
 
 
 @dataclass(slots=True)
-class Head:
+class CurrentVersion:
     """The newest version of one document, and the row ids of its current rows."""
 
     position: Position
@@ -37,17 +37,17 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class CurrentVersions:
     """The newest versions of the documents asked for, as far as the bank knows them.
 
     `rows` are their current rows: the columns that were looked at, and `_rowid`.
     """
 
-    of: dict[Document, Head]
+    of: dict[Document, CurrentVersion]
     rows: pa.Table
 
 
-def find_heads(table: Any, documents: Iterable[Document], uri: str) -> Heads:
+def find_current_versions(table: Any, documents: Iterable[Document], uri: str) -> CurrentVersions:
     """Looks documents up by their ids, in the version of the table's handle; `uri` is the bank's.
 
     Raises ValueError for an id that is not valid Unicode, BankUnavailable when the table can't be read.
@@ -55,12 +55,12 @@ def find_heads(table: Any, documents: Iterable[Document], uri: str) -> Heads:
     wanted = [of_documents(group) for group in _grouped(set(documents))] or ["false"]
     with bank_errors(uri):
         rows = pa.concat_tables(HALVES.map(lambda where: _current_rows(table, where), wanted))
-    heads: dict[Document, Head] = {}
+    versions: dict[Document, CurrentVersion] = {}
     for row in rows.drop_columns(["chunk_no", "deleted_at"]).to_pylist():
         position = Position(row["topic_epoch"], row["partition"], row["offset"], row["record_time"], row["seq"])
-        head = heads.setdefault((row["namespace"], row["doc_id"]), Head(position, row["ingested_at"]))
-        head.row_ids.append(row["_rowid"])
-    return Heads(heads, rows)
+        current = versions.setdefault((row["namespace"], row["doc_id"]), CurrentVersion(position, row["ingested_at"]))
+        current.row_ids.append(row["_rowid"])
+    return CurrentVersions(versions, rows)
 
 
 def _current_rows(table: Any, where: str) -> pa.Table:

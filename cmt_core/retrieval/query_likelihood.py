@@ -15,14 +15,14 @@ from torch import Tensor
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 
-__all__ = ["question_log_likelihood"]
+__all__ = ["query_log_likelihood"]
 
 _TOLD_AT_ONCE = 256  # of all rows: a vocabulary for each; row by row the matrix would be read for each row
 _READ_TOKENS = 64  # of a longer question the last ones: what is asked stands at the end
 
 
 @torch.inference_mode()
-def question_log_likelihood(
+def query_log_likelihood(
     backbone: Backbone, context: Context, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[float]:
     """Log-probability in nats of each question's words behind its row of `context`, whose cache is extended by them.

@@ -7,8 +7,8 @@ from typing import Any
 
 from lancedb.query import MatchQuery
 
+from services.bank.full_text_index import indexed_words, words_column
 from services.bank.index_state import IndexState
-from services.bank.indexed_words import indexed_words, words_column
 
 __all__ = ["TAIL_ROWS", "word_scores"]
 
@@ -24,7 +24,7 @@ def word_scores(
     `near` are visible rows that were found by key. A short unindexed tail is searched as a whole. Of a long one, which is
     there while ingest runs faster than the index can be built, only rows of `near` are scored.
     """
-    asked, fast = indexed_words(text), state.words_tail_rows > TAIL_ROWS
+    asked, fast = indexed_words(text), state.full_text_tail_rows > TAIL_ROWS
     if fast and not state.words_rows:
         scores: dict[int, float] = {}
     elif state.has_keys and len(best := _best_visible(table, asked, where, pool, fast)) >= pool // 4:
