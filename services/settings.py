@@ -240,6 +240,10 @@ class ServeSettings(_Group):
     allow_anonymous: bool = Field(False, description="serve beyond loopback without API keys")
     rate_per_minute: float = Field(600.0, gt=0, description="questions a minute and API key; more get HTTP 429")
     cors_origins: list[str] = Field(default_factory=list, description="origins whose pages may call the API")
+    starters: list[str] = Field(
+        default_factory=list,
+        description="questions that the page offers to begin with, where the bank can answer them; then come made ones",
+    )
 
     @field_validator("api_keys")
     @classmethod

@@ -67,7 +67,7 @@ class BankReader:
         self._lock = threading.Lock()
         self._table: Any | None = None
         self._checked_s = float("-inf")
-        self._latest_ingested: tuple[tuple[str, int], datetime | None] = (("", 0), None)
+        self._ingested: tuple[tuple[str, int], datetime | None, datetime | None] = (("", 0), None, None)
 
     def search(
         self,
@@ -181,16 +181,17 @@ class BankReader:
         sizes = table.stats()
         indexes = self._index_state(table)
         version = table.version
-        if self._latest_ingested[0] != _place(table):
+        if self._ingested[0] != _place(table):
             column = table.search().select(["ingested_at"]).to_arrow()["ingested_at"]
-            self._latest_ingested = (_place(table), pc.max(column).as_py())
+            self._ingested = (_place(table), pc.min(column).as_py(), pc.max(column).as_py())
         return BankStats(
             rows=sizes["num_rows"],
             documents=table.count_rows(f"chunk_no = 0 AND {visible(self._clock())}"),
             version=version,
             bytes=sizes["total_bytes"],
             fragments=sizes["fragment_stats"]["num_fragments"],
-            latest_ingested_at=self._latest_ingested[1],
+            first_ingested_at=self._ingested[1],
+            latest_ingested_at=self._ingested[2],
             unindexed_words_rows=indexes.full_text_tail_rows,
             unindexed_keys_rows=indexes.vector_tail_rows,
         )

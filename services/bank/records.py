@@ -182,7 +182,8 @@ class DocumentVersion:
 class BankStats:
     """Size of a bank: rows (closed ones and guards included), live documents, table version, data bytes, fragments.
 
-    Unindexed rows are those that an index does not cover yet, all of them where there is none.
+    `first_ingested_at` is that of the oldest row that is still kept. Unindexed rows are those that an index does not cover
+    yet, all of them where there is none.
     """
 
     rows: int = 0
@@ -193,6 +194,7 @@ class BankStats:
     latest_ingested_at: datetime | None = None
     unindexed_words_rows: int = 0
     unindexed_keys_rows: int = 0
+    first_ingested_at: datetime | None = None
 
 
 def _require_aware(moment: datetime | None, name: str) -> None:

@@ -13,7 +13,7 @@ from services.errors import ServiceError, SettingsError
 from services.query.gateway.addresses import is_loopback
 from services.settings import Settings
 
-__all__ = ["ask_service", "service_url", "stream_answer"]
+__all__ = ["ask_service", "service_stats", "service_url", "stream_answer"]
 
 _TIMEOUT_S = 120.0
 
@@ -48,6 +48,15 @@ def ask_service(
         _refuse_errors(url, response)
         reply: dict[str, Any] = response.json()
         return reply
+
+
+def service_stats(url: str, settings: Settings, namespace: str) -> dict[str, Any]:
+    """What GET /v1/stats says, with the latest article. Raises ServiceError in one line."""
+    with _client(url, settings) as client, _one_line(url):
+        response = client.get(_address(url, "stats"), params={"latest": 1, "namespace": namespace})
+        _refuse_errors(url, response)
+        stats: dict[str, Any] = response.json()
+        return stats
 
 
 def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -98,9 +107,9 @@ def _one_line(url: str) -> Iterator[None]:
         raise ServiceError(f"{url} does not speak like a query service") from None
 
 
-def _address(url: str) -> str:
+def _address(url: str, route: str = "chat/completions") -> str:
     """The route below an address with or without the /v1 that OpenAI's clients want."""
-    return f"{url.strip().rstrip('/').removesuffix('/v1').rstrip('/')}/v1/chat/completions"
+    return f"{url.strip().rstrip('/').removesuffix('/v1').rstrip('/')}/v1/{route}"
 
 
 def _headers(settings: Settings) -> dict[str, str]:

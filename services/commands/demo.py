@@ -3,7 +3,7 @@
 1. fetch the models, start the broker, Ray, the query service and the ingest actors, all on an empty bank
 2. ask every sample question of the LLM alone: an empty memory would only say that it does not know
 3. play the sample feeds through Kafka at a visible pace, and wait until the last record is in the bank
-4. ask every question again, print the table and the two scores
+4. ask every question again, print ten rows of the table (`--all`: every one) and the two scores
 5. stay up until Ctrl-C, or end with the verdict as exit code
 """
 
@@ -17,18 +17,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from cmt_core.evaluation.metrics import contains_answer
 from cmt_core.text.prompt import SHORT_ANSWERS
 from services.commands.client import ask_service
+from services.commands.demo_report import DemoReport, QuestionResult, print_report, write_report
 from services.feed.fetch import read_all
 from services.feed.play import play
 from services.ingest.pipeline import IngestHandle, start_ingest
@@ -45,10 +43,8 @@ from services.stream.producer import DocumentProducer
 from services.stream.topics import ensure_topics
 from services.terminal import Terminal
 
-__all__ = ["DemoReport", "QuestionResult", "run_demo"]
+__all__ = ["run_demo"]
 
-_MIN_SHARE_AFTER = 0.60
-_MIN_RATIO = 3.0
 _CONCURRENCY = 16  # questions under way at once; the service batches them
 _ANSWER_TOKENS = 32  # a chat LLM that knows nothing of the matter would go on for pages
 _CATCH_UP_S = 180.0
@@ -57,54 +53,26 @@ _STOP_S = 2.5
 console = Terminal()
 
 
-@dataclass(frozen=True, slots=True)
-class QuestionResult:
-    """One sample question with both answers; an answer is right when it contains an expected one."""
-
-    question: str
-    expected: str
-    before: str
-    after: str
-    source: str
-    right_before: bool
-    right_after: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DemoReport:
-    """All questions, and the seconds of each phase."""
-
-    rows: list[QuestionResult]
-    seconds: dict[str, float]
-
-    @property
-    def before(self) -> int:
-        """Questions answered right before the news."""
-        return sum(row.right_before for row in self.rows)
-
-    @property
-    def after(self) -> int:
-        """Questions answered right after the news."""
-        return sum(row.right_after for row in self.rows)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the memory knows at least 60% of the news, and three times what the LLM knew without it."""
-        return self.after >= _MIN_SHARE_AFTER * len(self.rows) and self.after >= _MIN_RATIO * self.before
-
-
-def run_demo(settings: Settings, *, news: Path | None, rate_per_s: float, once: bool, report: Path | None) -> int:
+def run_demo(
+    settings: Settings,
+    *,
+    news: Path | None,
+    rate_per_s: float,
+    once: bool,
+    report: Path | None,
+    every_row: bool = False,
+) -> int:
     """Runs the demo; the exit code is 0 when it passed (and, without `once`, when Ctrl-C ended it afterwards)."""
     folder = news or SAMPLE_NEWS
     questions = read_questions(folder)
     app.refuse_taken_port(settings.serve.host, settings.serve.port)  # before anything slow
     with ExitStack() as stack:
-        settings = stack.enter_context(_own_bank_and_topic(settings))
+        settings = stack.enter_context(_own_bank_and_topic(_with_starters(settings, questions)))
         url, ingest, producer = _start(stack, settings)
         outcome = _before_and_after(settings, url, ingest, producer, folder, questions, rate_per_s)
-        _print(outcome)
+        print_report(outcome, console, every_row)
         if report is not None:
-            _write(report, outcome)
+            write_report(report, outcome)
         if not once:
             _stay(url, ingest, questions[0]["question"])
     return 0 if outcome.passed else 1
@@ -195,27 +163,6 @@ def _content(reply: dict[str, Any]) -> str:
     return " ".join(str(reply["choices"][0]["message"]["content"]).split())
 
 
-def _print(outcome: DemoReport) -> None:
-    table = Table(title="The same frozen LLM, before and after the news", title_justify="left", expand=True)
-    for name, ratio in (("question", 5), ("before", 4), ("after", 3), ("source read", 4), ("expected", 3)):
-        table.add_column(name, ratio=ratio, overflow="fold" if name == "question" else "ellipsis")
-    for row in outcome.rows:
-        table.add_row(
-            row.question,
-            _shorten(row.before, 60),
-            Text.assemble(("+ ", "green") if row.right_after else ("- ", "red"), row.after),
-            row.source,
-            row.expected,
-        )
-    console.print(table)
-    total = len(outcome.rows)
-    console.print(f"before the news: {outcome.before} of {total} questions right ({outcome.before / total:.0%})")
-    console.print(f"after the news:  {outcome.after} of {total} questions right ({outcome.after / total:.0%})")
-    if not outcome.passed:
-        bar = f"{_MIN_SHARE_AFTER:.0%} after the news, and {_MIN_RATIO:g} times the before"
-        console.print(f"below the bar: {bar}", style="red")
-
-
 def _stay(url: str, ingest: IngestHandle, question: str) -> None:
     body = json.dumps({"model": "cmt", "messages": [{"role": "user", "content": question}]}).replace("'", "")
     console.print(f"\nThe page: {url}/")
@@ -231,12 +178,12 @@ def _stay(url: str, ingest: IngestHandle, question: str) -> None:
     console.print("stopping")
 
 
-def _write(path: Path, outcome: DemoReport) -> None:
-    figures = {"before": outcome.before, "after": outcome.after, "passed": outcome.passed, "seconds": outcome.seconds}
-    path.write_text(
-        json.dumps({**figures, "rows": [asdict(row) for row in outcome.rows]}, indent=2, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+def _with_starters(settings: Settings, questions: Sequence[dict[str, Any]]) -> Settings:
+    """The page offers the questions about this news that say so, unless the settings have some of their own."""
+    marked = [question["question"] for question in questions if question.get("starter")]
+    if settings.serve.starters or not marked:
+        return settings
+    return settings.model_copy(update={"serve": settings.serve.model_copy(update={"starters": marked})})
 
 
 @contextmanager
@@ -284,7 +231,3 @@ def _bar() -> Progress:
     return Progress(
         TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
-
-
-def _shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cmt_core.generation.query import Mode
-from services.errors import SettingsError
+from services.errors import ServiceError, SettingsError
 from services.terminal import Terminal, echo, echo_json, on_one_line
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ Metadata = Annotated[
 ]
 AskMode = Annotated[Mode, typer.Option(help="What the model reads.")]
 
+_NEW = "/new"
 _console = Terminal(stderr=True)
 
 
@@ -74,16 +75,31 @@ def register(app: typer.Typer, load: Load) -> None:
         namespace: Namespace = None,
         metadata: Metadata = None,
     ) -> None:
-        """Talk with the running query service; a question may build on the ones before. An empty line or Ctrl-D ends it."""
+        """Talk with the running query service; a question may build on the ones before. An empty line or Ctrl-D ends it.
+
+        On a terminal the arrow keys bring back earlier questions, and /new begins a new conversation.
+        """
         settings = load(config)
+        from services.commands.chat_line import ChatLine
         from services.commands.client import service_url
 
+        address, line = url or service_url(settings), ChatLine()
+        if line.by_a_person:
+            _greet(address, settings, namespace)
         messages: list[dict[str, str]] = []
-        while asked := _next_question():
-            messages.append({"role": "user", "content": asked})
-            body = _body(messages, mode, as_of, top_k, namespace, metadata)
-            answer = _print_answer(url or service_url(settings), settings, body)
-            messages.append({"role": "assistant", "content": answer["answer"]})
+        while asked := line.next():
+            if asked == _NEW and line.by_a_person:
+                messages.clear()
+                continue
+            said = [*messages, {"role": "user", "content": asked}]
+            try:
+                answer = _print_answer(address, settings, _body(said, mode, as_of, top_k, namespace, metadata))
+            except ServiceError as error:
+                if not line.by_a_person:
+                    raise
+                echo(f"cmt: {error}", err=True)  # a person may ask again
+                continue
+            messages = [*said, {"role": "assistant", "content": answer["answer"]}]
 
     @app.command()
     def key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
@@ -104,10 +120,16 @@ def _question(given: str | None) -> str:
     return sys.stdin.read().strip()
 
 
-def _next_question() -> str:
-    if sys.stdin.isatty():
-        echo("> ", nl=False, err=True)
-    return sys.stdin.readline().strip()
+def _greet(url: str, settings: Settings, namespace: str | None) -> None:
+    """What one talks with, and how it ends. Raises ServiceError when nothing answers there."""
+    from services.commands.client import service_stats
+
+    stats = service_stats(url, settings, namespace or "default")
+    held = stats["documents"]
+    echo(f"The news memory at {url} holds {held} {'article' if held == 1 else 'articles'}.", err=True)
+    for newest in stats["latest"][:1]:
+        echo(on_one_line(f"Latest: {newest['title'] or newest['doc_id']}"), err=True)
+    echo(f"Ask, and ask on. {_NEW} begins a new conversation; Ctrl-D or an empty line ends.", err=True)
 
 
 def _body(

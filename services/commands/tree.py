@@ -62,13 +62,14 @@ def demo(
     once: Annotated[bool, typer.Option("--once", envvar="DEMO_ONCE", help="End after the table.")] = False,
     news: Annotated[Path | None, typer.Option(help="Folder with feeds and questions.jsonl.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
+    every_row: Annotated[bool, typer.Option("--all", help="Print every question, not ten of them.")] = False,
 ) -> None:
     """Ask, play the news through Kafka, ask again: the whole system on this machine."""
     settings = read_settings(config, serve__port=port)
     progress.print("starting the demo")
     from services.commands.demo import run_demo
 
-    sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report))
+    sys.exit(run_demo(settings, news=news, rate_per_s=rate, once=once, report=report, every_row=every_row))
 
 
 @config_app.command("show")

@@ -129,9 +129,17 @@ class InMemoryBank:
     def stats(self) -> BankStats:
         """Size now; every added window is a version."""
         rows = [row for _, row in self._rows]
-        newest = max((row.ingested_at for row in rows), default=None)
+        times = sorted(row.ingested_at for row in rows)
         size = sum(len(row.memory) for row in rows)
-        return BankStats(len(rows), len({(r.namespace, r.doc_id) for r in rows}), len(rows), size, 1, newest)
+        return BankStats(
+            rows=len(rows),
+            documents=len({(row.namespace, row.doc_id) for row in rows}),
+            version=len(rows),
+            bytes=size,
+            fragments=1,
+            first_ingested_at=times[0] if times else None,
+            latest_ingested_at=times[-1] if times else None,
+        )
 
 
 def _known(row: Hit, as_of: datetime | None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Dialog, Error, sync_playwright
+from playwright.sync_api import ConsoleMessage, Dialog, Error, Playwright, sync_playwright
 
 __all__ = ["Browser", "needs_chromium"]
 
@@ -22,13 +22,15 @@ needs_chromium = pytest.mark.skipif(
 class Browser:
     """One tab of a headless Chromium; `problems` collects what it complains about."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, locale: str = "en-GB", beside: Playwright | None = None) -> None:
         assert CHROMIUM is not None
         self.problems: list[str] = []
-        self._playwright = sync_playwright().start()
+        self._own = None if beside else sync_playwright().start()
+        self._playwright = beside or self._own
+        assert self._playwright is not None
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         self._context = self._playwright.chromium.launch_persistent_context(
-            folder, executable_path=CHROMIUM, headless=True, args=flags
+            folder, executable_path=CHROMIUM, headless=True, args=flags, locale=locale
         )
         self.page = self._context.pages[0] if self._context.pages else self._context.new_page()
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -43,6 +45,10 @@ class Browser:
     def _dismiss(self, dialog: Dialog) -> None:
         self.problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
+
+    def another(self, folder: Path, locale: str) -> Browser:
+        """One more browser, of a person who reads another language."""
+        return Browser(folder, locale, self._playwright)
 
     def js(self, expression: str) -> Any:
         return self.page.evaluate(expression)
@@ -60,10 +66,21 @@ class Browser:
         except Error:  # the element was exchanged between the two looks
             return ""
 
-    def ask(self, question: str) -> None:
+    def send(self, question: str) -> None:
+        """Asks, without waiting for the answer."""
         self.page.fill("#question", question)
         self.page.click("#send")
-        self.page.wait_for_selector(".answer:not(.waiting)", timeout=20_000)
+
+    def ask(self, question: str) -> None:
+        """Asks, and waits until the answer is whole."""
+        turns = self.page.locator(".turn").count()
+        self.send(question)
+        self.page.wait_for_function(
+            "turns => document.querySelectorAll('.turn').length > turns"
+            " && !document.querySelector('.turn .waiting, .turn .writing')",
+            arg=turns,
+            timeout=20_000,
+        )
 
     def write(self, text: str) -> None:
         """Text into the focused element, as it comes from a keyboard."""
@@ -79,4 +96,5 @@ class Browser:
 
     def close(self) -> None:
         self._context.close()
-        self._playwright.stop()
+        if self._own is not None:
+            self._own.stop()

@@ -1,19 +1,27 @@
-"""Fixtures with a real broker: one embedded broker for the whole run, and a fresh topic and group for every test."""
+"""Fixtures with a real broker (one embedded broker for the whole run, a fresh topic and group for every test), and of the page:
+one browser for a file, a freshly served application for every test.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from services.settings import KafkaSettings
 from services.stream.broker import EmbeddedBroker
+
+if TYPE_CHECKING:
+    from tests.integration.browser import Browser
+    from tests.integration.page_desk import Page
 
 
 @pytest.fixture
@@ -57,3 +65,51 @@ def unique_kafka_settings(**changes: Any) -> KafkaSettings:
     return KafkaSettings.model_validate(
         {"topic": f"documents-{name}", "group_id": f"group-{name}", "partitions": 2} | changes
     )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium."""
+    from tests.integration.browser import Browser
+
+    running = Browser(tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Page]:
+    """The page on an empty memory."""
+    yield from _page()
+
+
+@pytest.fixture
+def slow() -> Iterator[Page]:
+    """The page on an empty memory, with answers that can be watched as they are written."""
+    yield from _page(slow=True)
+
+
+def _page(slow: bool = False) -> Iterator[Page]:
+    from tests.integration.page_desk import Page
+
+    running = Page(slow)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def filled(served: Page) -> Page:
+    """The page on a memory with some articles."""
+    from tests.integration.page_desk import ARTICLES
+
+    for doc_id, title, text, minutes in ARTICLES:
+        served.engine.publish(doc_id, title, text, minutes)
+    return served
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where screenshots go."""
+    folder = Path(os.environ.get("PAGE_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

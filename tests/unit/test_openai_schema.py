@@ -46,7 +46,7 @@ def test_answer_is_a_chat_completion_with_sources_and_cmt() -> None:
     assert body["choices"][0]["message"]["content"] == "Mayor Lund opened the bridge in Aarhus on Monday."
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
     (source,) = body["sources"]
-    names = {"doc_id", "chunk_no", "title", "url", "source", "published_at", "score", "weight"}
+    names = {"doc_id", "chunk_no", "title", "url", "source", "published_at", "ingested_at", "score", "weight"}
     assert set(source) == names
     assert body["cmt"]["known"] is True
     assert source["doc_id"] == "a-1"

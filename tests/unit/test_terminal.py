@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from services.commands import demo, dlq
-from services.commands.demo import DemoReport, QuestionResult
+from services.commands import dlq
+from services.commands.demo_report import DemoReport, QuestionResult, print_report
 from services.commands.errors import one_line_errors
 from services.commands.query import _source_line
 from services.errors import FeedError
@@ -158,11 +158,13 @@ def test_a_raw_dead_letter_goes_untouched_into_a_pipe(letter: DeadLetter, monkey
     assert CliRunner().invoke(dlq.app, ["show", "0:1", "--raw"]).stdout_bytes == letter.value
 
 
-def test_the_demos_table_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demos_table_is_safe() -> None:
     file = io.StringIO()
-    monkeypatch.setattr(demo, "console", Terminal(file=file, width=200))
+    console = Terminal(file=file, width=200)
     hostile = "[red]a[/] \x1b[31mb\x9bc\u202e"
-    demo._print(DemoReport([QuestionResult(hostile, hostile, hostile, hostile, hostile, False, True)], {}))
+    print_report(
+        DemoReport([QuestionResult(hostile, hostile, hostile, hostile, hostile, False, True)], {}), console, True
+    )
     assert is_safe(file.getvalue().replace("\n", ""))
     assert file.getvalue().count("[red]a[/] \\x1b[31mb") == 5
 

@@ -15,6 +15,8 @@ from services.query.engine.ticket import Ticket
 
 __all__ = ["AnswerRow", "query_of", "unknown_reply"]
 
+_CLOSED_INSTRUCTION = "You are a helpful assistant. Answer in one sentence. If you do not know, say so."
+
 
 class AnswerRow:
     """An answer of at most `longest` tokens, or as many as were asked for; `finish_reason` is set with its last token."""
@@ -71,12 +73,17 @@ class AnswerRow:
         )
 
 
-def query_of(ask: Ask, found: HitList) -> Query:
-    """What the model is asked: the found memories, their texts, or the best one's text, as the mode says."""
+def query_of(ask: Ask, found: HitList, follows_instructions: bool = True) -> Query:
+    """What the model is asked: the found memories, their texts, or the best one's text, as the mode says.
+
+    A model that reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's.
+    """
     texts = {"rag": found.hits, "hybrid": found.hits[:1]}.get(ask.mode, ())
     reads_memories = ask.mode in ("memory", "hybrid")
+    unprompted = ask.mode == "closed" and not ask.instructions and not follows_instructions
     return replace(
         ask,
+        instructions=_CLOSED_INSTRUCTION if unprompted else ask.instructions,
         memories=[hit.memory for hit in found.hits] if reads_memories else (),
         scores=[float(hit.rank) for hit in found.hits] if reads_memories else None,
         passages=[_passage(hit) for hit in texts],
@@ -85,7 +92,6 @@ def query_of(ask: Ask, found: HitList) -> Query:
 
 def unknown_reply(ask: Ask, found: HitList, model_id: str, took_ms: float) -> Reply:
     """The answer when nothing relevant was found; the LLM is not asked."""
-    best = "" if found.best_score is None else f" (best score {found.best_score:.2f})"
     return Reply(
         answer=UNKNOWN,
         sources=(),
@@ -99,8 +105,15 @@ def unknown_reply(ask: Ask, found: HitList, model_id: str, took_ms: float) -> Re
         generate_ms=0.0,
         mode=ask.mode,
         known=False,
-        notes=(f"the bank holds nothing that is relevant to this question{best}",),
+        notes=(_why_unknown(ask, found),),
     )
+
+
+def _why_unknown(ask: Ask, found: HitList) -> str:
+    if ask.as_of is not None and found.began is not None and ask.as_of < found.began:
+        return f"the bank was still empty at that moment: its first document came at {found.began.isoformat(timespec='seconds')}"
+    best = "" if found.best_score is None else f" (best score {found.best_score:.2f})"
+    return f"the bank holds nothing that is relevant to this question{best}"
 
 
 def _passage(hit: Hit) -> str:

@@ -109,12 +109,17 @@ Event = Delta | Reply | Failure
 
 @dataclass(frozen=True, slots=True)
 class HitList:
-    """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too."""
+    """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too.
+
+    `least_score` is that of a relevant hit, `began` when the bank's first document came (None: it has none).
+    """
 
     hits: tuple[Hit, ...] = ()
     bank_version: int | None = None
     retrieve_ms: float = 0.0
     best_score: float | None = None
+    least_score: float = 0.0
+    began: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

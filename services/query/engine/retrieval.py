@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 
-from services.bank.records import Hit
+from services.bank.records import BankStats, Hit
 from services.metrics import Metrics
 from services.query.engine.grouping import in_groups, isolated
 from services.query.engine.messages import Ask, Failure, HitList
@@ -57,7 +57,7 @@ class Retrieval:
         with self._encoding:
             keys = self._model.query_keys(flat)  # (lookups, d_key)
         k = first.top_k or self._top_k
-        version = self._bank.stats().version
+        stats = self._bank.stats()
         found = self._bank.search(
             keys, k, first.namespace, first.as_of, first.wanted, texts=flat, every_chunk=self._every_chunk
         )
@@ -65,14 +65,13 @@ class Retrieval:
         hits = [_best([hit for _ in own for hit in next(rows)], k, self._every_chunk) for own in texts]
         seconds = time.perf_counter() - started
         self._metrics.observe("cmt_query_retrieve_seconds", seconds)
-        return [
-            self._found(ask, own, version, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)
-        ]
+        return [self._found(ask, own, stats, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)]
 
-    def _found(self, ask: Ask, hits: Sequence[Hit], version: int, took_ms: float, relevant_only: bool) -> HitList:
+    def _found(self, ask: Ask, hits: Sequence[Hit], stats: BankStats, took_ms: float, relevant_only: bool) -> HitList:
         least = self._min_score if ask.min_score is None else ask.min_score
         kept = tuple(hit for hit in hits if hit.score >= least or not relevant_only)
-        return HitList(kept, version, took_ms, max((float(hit.score) for hit in hits), default=None))
+        best = max((float(hit.score) for hit in hits), default=None)
+        return HitList(kept, stats.version, took_ms, best, least, stats.first_ingested_at)
 
 
 def _best(hits: Sequence[Hit], k: int, every_chunk: bool) -> list[Hit]:

@@ -244,7 +244,9 @@ class Scheduler:
         budget = PromptBudget(
             options.max_prompt_tokens, options.shorten, batch.prompt_tokens, self._model.follows_instructions
         )
-        asked = [budget.fitted(query_of(ticket.ask, ticket.found)) for ticket in tickets]
+        asked = [
+            budget.fitted(query_of(ticket.ask, ticket.found, self._model.follows_instructions)) for ticket in tickets
+        ]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, Fitted)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [

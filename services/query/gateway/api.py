@@ -29,6 +29,7 @@ from services.query.gateway.responses import (
     ModelList,
     Ready,
     SearchResult,
+    StarterList,
     Stats,
     TextCompletion,
 )
@@ -135,6 +136,11 @@ def _looks(service: QueryService) -> APIRouter:
     async def stats(latest: Annotated[int, Query(ge=0, le=100)] = 12, namespace: InNamespace = "default") -> Stats:
         """Bank, ingest and question numbers, with the latest documents."""
         return await service.stats(latest, namespace)
+
+    @router.get("/starters", responses=errors(400, 429, 500, 503))
+    async def starters(n: Annotated[int, Query(ge=1, le=8)] = 4, namespace: InNamespace = "default") -> StarterList:
+        """Questions to begin with: each was looked up just now, and the bank has something to answer it from."""
+        return await service.starters(n, namespace)
 
     @router.get("/events", response_class=StreamingResponse, responses=EVENT_STREAM | errors(400, 429, 500, 503))
     async def events(

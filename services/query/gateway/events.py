@@ -45,24 +45,28 @@ class NewsEvents:
         self._count(+1)
         try:
             told: dict[str, object] = {}
+            looked: Stats | None = seen
             sent_s = time.monotonic()
             yield b"retry: 2000\n\n"
             while True:
-                for event in self._news(seen, known, told):
-                    yield event
-                    sent_s = time.monotonic()
-                known, told = max(known, _newest(seen)), _numbers(seen)
+                if looked is not None:
+                    for event in self._news(looked, known, told):
+                        yield event
+                        sent_s = time.monotonic()
+                    known, told = max(known, _newest(looked)), _numbers(looked)
                 if time.monotonic() - sent_s > _HEARTBEAT_S:
                     yield b": still here\n\n"
                     sent_s = time.monotonic()
                 await asyncio.sleep(_LOOK_S)
                 try:
-                    seen = await self._look(_REMEMBERED, namespace)
+                    looked = await self._look(_REMEMBERED, namespace)
+                    continue
                 except ApiError as error:
                     yield _event("problem", {"message": str(error), "status": error.status})
                 except Exception as error:  # noqa: BLE001 - the page is told, and the next look may succeed
                     _log.warning("a look for the event streams failed: %s", type(error).__name__)
                     yield _event("problem", {"message": f"internal error: {type(error).__name__}", "status": 500})
+                looked, told = None, {}  # the numbers are told again with the next look, even where none has changed
         finally:
             self._count(-1)
 

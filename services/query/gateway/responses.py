@@ -26,6 +26,8 @@ __all__ = [
     "SearchHit",
     "SearchResult",
     "SourceInfo",
+    "StarterInfo",
+    "StarterList",
     "Stats",
     "TextChoice",
     "TextCompletion",
@@ -65,7 +67,10 @@ class Usage(_Sent):
 
 
 class SourceInfo(_Sent):
-    """A document that was read: how well it matched, and its share of the model's attention."""
+    """A document that was read: how well it matched, and its share of the model's attention.
+
+    `chunk_no` and `ingested_at` name the passage and the version that were read (`GET /v1/documents/{id}`).
+    """
 
     doc_id: str
     chunk_no: int
@@ -73,6 +78,7 @@ class SourceInfo(_Sent):
     url: str | None
     source: str | None
     published_at: datetime | None
+    ingested_at: datetime | None
     score: float
     weight: float | None
 
@@ -181,7 +187,10 @@ class SearchResult(_Sent):
 
 
 class VersionInfo(_Sent):
-    """One version of a document, from when to when it counted."""
+    """One version of a document, from when to when it counted; `text` has its `chunks` passages, one a line.
+
+    The last sentence of a passage may open the next one, too.
+    """
 
     state: DocumentState
     title: str | None
@@ -254,11 +263,26 @@ class Stats(_Sent):
     version: int
     bytes: int
     fragments: int
+    first_ingested_at: datetime | None
     latest_ingested_at: datetime | None
     latest: list[ArticleInfo]
     questions_answered: int
     ingest: IngestInfo
     model_id: str
+
+
+class StarterInfo(_Sent):
+    """A question to begin with, and the document that it is answered from."""
+
+    question: str
+    doc_id: str
+
+
+class StarterList(_Sent):
+    """Questions that the bank can answer now."""
+
+    object: Literal["list"] = "list"
+    data: list[StarterInfo]
 
 
 class Ready(_Sent):

@@ -29,9 +29,11 @@ from services.query.gateway.responses import (
     ModelList,
     SearchHit,
     SearchResult,
+    StarterList,
     Stats,
     TextCompletion,
 )
+from services.query.gateway.starters import Starters
 from services.query.gateway.stream_look import StreamLook, look_at_kafka
 from services.settings import Settings
 
@@ -108,6 +110,7 @@ class QueryService:
         self._ingest = IngestNumbers()
         self._stream = StreamLook(lambda: look_at_kafka(settings.kafka))
         self._started_at = int(time.time())
+        self._starters = Starters(serve.starters, engine.overview, engine.history, engine.search)
         self._stats: dict[tuple[int, str], tuple[float, Stats]] = {}
         self._stats_lock = asyncio.Lock()
 
@@ -254,6 +257,7 @@ class QueryService:
             version=stats.version,
             bytes=stats.bytes,
             fragments=stats.fragments,
+            first_ingested_at=stats.first_ingested_at,
             latest_ingested_at=stats.latest_ingested_at,
             latest=[ArticleInfo(**{name: getattr(document, name) for name in names}) for document in seen.latest],
             questions_answered=int(total([self._metrics.snapshot()], "cmt_query_requests_total", status="200")),
@@ -267,6 +271,14 @@ class QueryService:
             return view
         stream, rate = self._stream.latest()
         return from_elsewhere(stream, rate, _freshness_s(seen))
+
+    async def starters(self, n: int, namespace: str) -> StarterList:
+        """At most `n` questions that the bank can answer."""
+        try:
+            with self._admission.slot():
+                return StarterList(data=await self._starters.best(n, namespace))
+        except Overloaded as error:
+            raise overloaded(error) from None
 
     async def readiness(self) -> str | None:
         """None when questions can be answered, else why not."""

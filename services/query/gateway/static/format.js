@@ -1,6 +1,6 @@
-// How times, sizes and links are shown; every text from outside goes in as textContent, never as HTML.
-const number = new Intl.NumberFormat("en");
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+// Elements and numbers; every text goes in as textContent, never as HTML.
+const languages = navigator.languages?.length ? [...navigator.languages] : undefined;
+const number = new Intl.NumberFormat(languages);
 
 export const count = (value) => number.format(value);
 
@@ -22,19 +22,6 @@ export function setText(id, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-export function ago(iso) {
-  if (!iso) return "";
-  const seconds = (Date.parse(iso) - Date.now()) / 1000;
-  if (Number.isNaN(seconds)) return "";
-  const size = Math.abs(seconds);
-  if (size < 5) return "just now";
-  if (size < 60) return relative.format(Math.round(seconds), "second");
-  if (size < 3600) return relative.format(Math.round(seconds / 60), "minute");
-  if (size < 86400) return relative.format(Math.round(seconds / 3600), "hour");
-  if (size < 30 * 86400) return relative.format(Math.round(seconds / 86400), "day");
-  return new Date(iso).toLocaleDateString("en", { year: "numeric", month: "short", day: "numeric" });
-}
-
 export function duration(seconds) {
   if (seconds < 10) return [seconds.toFixed(1), "s"];
   if (seconds < 120) return [seconds.toFixed(0), "s"];
@@ -49,17 +36,4 @@ export function bytes(size) {
   let i = 0;
   while (size >= 1000 && i < units.length - 1) { size /= 1000; i += 1; }
   return `${size < 10 && i > 0 ? size.toFixed(1) : size.toFixed(0)} ${units[i]}`;
-}
-
-// A title with its link; anything but http and https stays text: a feed may say javascript:
-export function titleNode(entry) {
-  const text = entry.title || entry.doc_id;
-  let url = null;
-  try { url = entry.url ? new URL(entry.url) : null; } catch { url = null; }
-  if (!url || !["http:", "https:"].includes(url.protocol)) return make("span", "title", text);
-  const link = make("a", "title", text);
-  link.href = url.href;
-  link.target = "_blank";
-  link.rel = "noopener noreferrer";
-  return link;
 }

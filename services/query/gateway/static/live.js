@@ -1,15 +1,19 @@
 // The live side of the page: counters, charts and the ticker, told by /v1/events.
 import { Refused, eventsOf, explain, getJson } from "./api.js";
 import { Spark } from "./charts.js";
-import { ago, bytes, count, duration, make, setText, titleNode } from "./format.js";
+import { bytes, count, duration, make, setText } from "./format.js";
+import { clean, outside, titleButton } from "./outside.js";
+import { ago, joined, refreshTimes, timeNode } from "./times.js";
 
 const SHOWN = 14;
 const RETRY_MS = 1000;
 const $ = (id) => document.getElementById(id);
 
 export class Live {
-  constructor(onArticles) {
-    this.onArticles = onArticles;
+  // `open(article)` shows one, `onNumbers(stats)` hears of every change
+  constructor({ open, onNumbers }) {
+    this.open = open;
+    this.onNumbers = onNumbers;
     this.articles = [];
     this.sparks = {
       documents: new Spark($("s-documents"), { fromZero: false }),
@@ -40,6 +44,8 @@ export class Live {
 
   async follow(namespace) {
     const query = `namespace=${encodeURIComponent(namespace)}`;
+    $("stream-namespace").hidden = namespace === "default";
+    setText("stream-namespace", clean(namespace));
     const stats = await getJson(`v1/stats?latest=${SHOWN}&${query}`);
     this.showAll(stats.latest);
     this.showNumbers(stats);
@@ -54,7 +60,7 @@ export class Live {
 
   showAll(latest) {
     this.articles = latest.slice(0, SHOWN);
-    $("articles").replaceChildren(...this.articles.map(articleNode));
+    $("articles").replaceChildren(...this.articles.map((article) => articleNode(article, this.open)));
     this.afterArticles();
   }
 
@@ -62,7 +68,7 @@ export class Live {
     const list = $("articles");
     this.articles = [article, ...this.articles.filter((one) => one.doc_id !== article.doc_id)].slice(0, SHOWN);
     for (const item of [...list.children]) if (item.dataset.id === article.doc_id) item.remove();
-    const item = articleNode(article);
+    const item = articleNode(article, this.open);
     item.classList.add("new");
     setTimeout(() => item.classList.remove("new"), 6000);
     list.prepend(item);
@@ -72,8 +78,8 @@ export class Live {
 
   afterArticles() {
     $("stream-empty").hidden = this.articles.length > 0;
-    setText("stream-empty", "The memory is empty. Articles appear here seconds after they are published to Kafka.");
-    this.onArticles(this.articles);
+    const where = this.namespace() === "default" ? "The memory is empty." : `The memory holds nothing in the namespace ${clean(this.namespace())}.`;
+    setText("stream-empty", `${where} Articles appear here seconds after they are published to Kafka.`);
   }
 
   showNumbers(stats) {
@@ -95,6 +101,7 @@ export class Live {
     setText("n-dead", deadNote(ingest.dead_letters));
     $("dead").classList.toggle("alarm", ingest.dead_letters > 0);
     setText("foot", `Checkpoint ${stats.model_id}, bank version ${count(stats.version)}`);
+    this.onNumbers(stats);
     this.tick();
   }
 
@@ -106,11 +113,8 @@ export class Live {
     setText("n-bank", `${count(stats.rows)} memories${stats.bytes ? `, ${bytes(stats.bytes)}` : ""}`);
     this.sparks.documents.push(stats.documents, `Documents in memory: ${stats.documents}`);
     this.sparks.lag.push(stats.ingest.lag_records, `Records waiting: ${stats.ingest.lag_records ?? "unknown"}`);
-    this.sparks.fresh.push(stats.ingest.freshness_s, `Seconds from published to answerable: ${stats.ingest.freshness_s ?? "unknown"}`);
-    for (const item of $("articles").children) {
-      const about = aboutOf(item.article);
-      if (item.lastChild.textContent !== about) item.lastChild.textContent = about;
-    }
+    this.sparks.fresh.push(stats.ingest.freshness_s, `Seconds from Kafka to answerable: ${stats.ingest.freshness_s ?? "unknown"}`);
+    refreshTimes();
   }
 
   showProblem(error) {
@@ -145,17 +149,12 @@ function deadNote(letters) {
   return letters ? "unreadable, kept aside" : "every record was read";
 }
 
-function aboutOf(article) {
-  return [article.source, ago(article.published_at || article.ingested_at)].filter(Boolean).join(" · ");
-}
-
-function articleNode(article) {
+function articleNode(article, open) {
   const item = make("li");
-  item.article = article;
   item.dataset.id = article.doc_id;
-  const head = make("div");
-  head.append(titleNode(article));
-  if (article.updated) head.append(make("span", "tag", "updated"));
-  item.append(head, make("div", "about", aboutOf(article)));
+  const about = make("div", "about");
+  about.append(joined([article.source && outside("span", "", article.source), timeNode(article.published_at || article.ingested_at)]));
+  if (article.updated) about.append(" ", make("span", "tag", "updated"));
+  item.append(titleButton(article, open), about);
   return item;
 }
