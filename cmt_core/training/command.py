@@ -19,7 +19,8 @@ from cmt_core.llm.model_source import resolve_model
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.plot import plot_run
-from cmt_core.training.recipe import Recipe, RecipeConfig, Report, TrainedParts
+from cmt_core.training.recipe import Recipe, TrainedParts
+from cmt_core.training.recipe_config import TRAINED_MEMORY, RecipeConfig, Report
 
 __all__ = ["train_checkpoint"]
 
@@ -34,8 +35,8 @@ def train_checkpoint(
     retriever: str,
     cache_dir: Path,
     device: str = "auto",
-    top_k: int = 1,
-    aggregation: str = "select",
+    top_k: int = TRAINED_MEMORY.top_k,
+    aggregation: str = TRAINED_MEMORY.aggregation,
     memory: dict[str, Any] | None = None,
     texts: Path | None = None,
     start: Path | None = None,
@@ -83,7 +84,7 @@ def train_checkpoint(
 
 def _memory(start: Checkpoint | None, backbone: Backbone, values: dict[str, Any]) -> MemoryConfig:
     """The start's configuration (or the default) with `values`; soft tokens have the LLM's width."""
-    base = start.config if start else MemoryConfig()
+    base = start.config if start else TRAINED_MEMORY
     if values.get("method", base.method) == "soft_tokens":
         values = {"memory_width": backbone.width} | values
     return dataclasses.replace(base, **values)

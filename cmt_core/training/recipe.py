@@ -6,6 +6,8 @@ is kept in the run's folder, so that a stopped run goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
 from cmt_core.training.recipe_config import RecipeConfig, Report
+from cmt_core.training.run_folder import keep_configuration
 from cmt_core.training.soft_stage import SoftStage, question_of
 from cmt_core.training.stages import CodeStage, PrefixStage
 from cmt_core.training.text_windows import text_windows
@@ -87,7 +90,11 @@ class Recipe:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, qa_file: Path, texts: Path | None = None) -> TrainedParts | None:
-        """Trains on the open sources of `qa_file`, and first on plain `texts`; None when stopped early (run it to go on)."""
+        """Trains on the open sources of `qa_file`, and first on plain `texts`; None when stopped early (run it to go on).
+
+        Raises ConfigError when the folder holds a run that was begun with anything else.
+        """
+        keep_configuration(self.folder, self._configuration(qa_file, texts))
         torch.manual_seed(self.config.seed)
         windows = self._windows(qa_file, texts)
         prefix = self._prefix_stage(windows)
@@ -96,6 +103,20 @@ class Recipe:
         if self.memory.method == "soft_tokens":
             return self._soft_stage(windows, prefix)
         return self._code_stage(windows, prefix)
+
+    def _configuration(self, qa_file: Path, texts: Path | None) -> dict[str, Any]:
+        """All that decides what the run's folder will hold."""
+        start = self.start
+        return {
+            "llm": self.backbone.fingerprint(torch.bfloat16),
+            "start": hashlib.sha256(start.reading_prefix.float().cpu().numpy().tobytes()).hexdigest()
+            if start
+            else None,
+            "questions": str(qa_file),
+            "texts": str(texts) if texts else None,
+            **dataclasses.asdict(self.config),
+            **self.memory.to_dict(),
+        }
 
     def _windows(self, qa_file: Path, texts: Path | None) -> list[TrainingWindow]:
         if self.config.text_steps and texts is None:

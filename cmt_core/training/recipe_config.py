@@ -1,11 +1,13 @@
-"""Sizes and rates of a training run, as `cmt train --set` reaches them."""
+"""Sizes and rates of a training run, as `cmt train` reaches them: every default of training stands here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["RecipeConfig", "Report"]
+from cmt_core.config import MemoryConfig
+
+__all__ = ["RECIPE", "TRAINED_MEMORY", "RecipeConfig", "Report"]
 
 Report = Callable[[str, int, int, dict[str, float]], None]  # stage, step, steps, figures
 
@@ -19,10 +21,10 @@ class RecipeConfig:
     `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
     """
 
-    prefix_steps: int = 160
+    prefix_steps: int = 120
     prefix_lr: float = 2e-3
     prefix_windows: int = 8
-    code_steps: int = 500
+    code_steps: int = 320
     code_prefix_lr: float = 5e-4
     code_lr: float = 2e-5
     group_windows: int = 4
@@ -37,3 +39,8 @@ class RecipeConfig:
     evaluate_every_steps: int = 0
     held_out_documents: int = 48
     sources: str = "open"
+
+
+RECIPE = RecipeConfig()
+TRAINED_MEMORY = MemoryConfig(aggregation="select")
+"""What is trained where nothing else is asked for; a MemoryConfig's own defaults are those of checkpoints that don't say."""

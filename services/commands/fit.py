@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig
 from services.commands.options import Config, progress, read_settings
 from services.errors import SettingsError
 from services.fit_bar import fit_progress
@@ -19,7 +20,9 @@ def fit(
     llm: Annotated[
         str | None, typer.Option(help="pypi:NAME, a local folder, or a model-hub id; default the settings'.")
     ] = None,
-    token_bytes: Annotated[int, typer.Option("--bytes", min=1, help="Bytes that a memory keeps of a token.")] = 288,
+    token_bytes: Annotated[
+        int, typer.Option("--bytes", min=1, help="Bytes kept of a token.")
+    ] = DEFAULT_FIT.token_bytes,
     texts: Annotated[
         Path | None, typer.Option(help="Plain text to read (.txt, a folder, .jsonl); default articles in the package.")
     ] = None,
@@ -27,13 +30,12 @@ def fit(
         Path | None,
         typer.Option(help="Questions with documents and answers (as `cmt eval` reads them) in place of the LLM's own."),
     ] = None,
-    windows: Annotated[int, typer.Option(min=8, help="Windows of text that are read.")] = 96,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 0,
+    windows: Annotated[int, typer.Option(min=8, help="Windows of text that are read.")] = DEFAULT_FIT.windows,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = DEFAULT_FIT.seed,
     config: Config = None,
 ) -> None:
     """Fit a memory checkpoint to an LLM: a code in the metric of its answers' gradient. Nothing is trained."""
     from cmt_core.fitting.command import fit_checkpoint
-    from cmt_core.fitting.fit_config import FitConfig
 
     model = read_settings(config, model__llm=llm).model
     if (output / "config.json").exists():

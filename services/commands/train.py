@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmt_core.training.recipe_config import RECIPE, TRAINED_MEMORY, RecipeConfig
 from services.commands.options import Config, RayAddress, progress, read_settings
 from services.errors import SettingsError
 
@@ -24,17 +25,21 @@ def train(
     start: Annotated[
         str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
     ] = None,
-    prefix_steps: Annotated[int, typer.Option(min=0, help="Steps of the prefix on text; 0 keeps the start's.")] = 120,
-    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the memory.")] = 320,
-    top_k: Annotated[int, typer.Option(min=1, help="Memories read per question that the checkpoint recommends.")] = 1,
+    prefix_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the prefix; 0 keeps the start's.")
+    ] = RECIPE.prefix_steps,
+    code_steps: Annotated[int, typer.Option(min=1, help="Steps of the memory.")] = RECIPE.code_steps,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Memories a question that the checkpoint recommends.")
+    ] = TRAINED_MEMORY.top_k,
     aggregation: Annotated[
         str,
         typer.Option(
             help="ψ: `select` gives the LLM the most useful vectors of the k memories, `stack` all, `single_context` (of "
             "soft tokens) one context of fixed size."
         ),
-    ] = "select",
-    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = 0,
+    ] = TRAINED_MEMORY.aggregation,
+    seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = RECIPE.seed,
     texts: Annotated[
         Path | None,
         typer.Option(help="Plain text (.txt, a folder, .jsonl) for text_steps.", rich_help_panel=_MEMORY),
@@ -59,11 +64,9 @@ def train(
     if not prefix_steps and start is None:
         raise SettingsError("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory")
     from cmt_core.checkpoint import checkpoint_folder
-    from cmt_core.config import MemoryConfig
     from cmt_core.training.overrides import parse_overrides
-    from cmt_core.training.recipe import RecipeConfig
 
-    memory, recipe = parse_overrides(settings_ or (), MemoryConfig(), RecipeConfig())
+    memory, recipe = parse_overrides(settings_ or (), TRAINED_MEMORY, RECIPE)
     sizes: dict[str, Any] = {"prefix_steps": prefix_steps, "code_steps": code_steps, "seed": seed}
     model = settings.model
     arguments: dict[str, Any] = {

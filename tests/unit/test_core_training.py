@@ -19,6 +19,7 @@ import torch
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
+from cmt_core.errors import ConfigError
 from cmt_core.llm.backbone import Backbone
 from cmt_core.memory.compressor import KVCode
 from cmt_core.model import CMT
@@ -240,6 +241,34 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
         assert min(torn.weights) > 0
         with pytest.raises(ValueError, match="scores for"):
             cmt.answer([question], [[first, second]], scores=[[0.9]], max_new_tokens=1)
+
+
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
+    config = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, k_cycle=(1,))
+    questions = write_questions(tmp_path / "qa.jsonl")
+
+    def run(config: RecipeConfig, memory: MemoryConfig = tiny_memory, questions: Path = questions) -> None:
+        start = copy.deepcopy(tiny_checkpoint)
+        recipe = Recipe(tiny_backbone, retriever, memory, config, tmp_path / "run", lambda *_: None, start)
+        assert recipe.run(questions) is not None
+
+    run(config)
+    kept = (tmp_path / "run" / "run.json").read_bytes()
+    run(config)
+    for change, told in (
+        ({"code_steps": 2}, "was begun with code_steps 1, now it is 2"),
+        ({"seed": 5}, "was begun with seed 0, now it is 5"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            run(dataclasses.replace(config, **change))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="top_k 1, now it is 3: train as it was begun, or name another run folder"):
+        run(config, dataclasses.replace(tiny_memory, top_k=3))
+    with pytest.raises(ConfigError, match="questions"):
+        run(config, questions=write_questions(tmp_path / "others.jsonl"))
+    assert (tmp_path / "run" / "run.json").read_bytes() == kept
 
 
 def test_training_goes_on_from_a_checkpoint(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cmt_core.errors import ConfigError
+from cmt_core.fitting.fit_config import FitConfig
+from cmt_core.model import CMT
+from cmt_core.training.command import train_checkpoint
+from cmt_core.training.recipe_config import TRAINED_MEMORY, RecipeConfig
+from services.commands.fit import fit
+from services.commands.train import train
 from services.commands.training_bar import TrainingBar
 from services.commands.tree import app
 from services.errors import SettingsError
+from services.settings import load_settings
 
 
 def test_bar_shows_each_stage_with_loss_and_speed() -> None:
@@ -23,6 +33,22 @@ def test_bar_shows_each_stage_with_loss_and_speed() -> None:
     last = screen.getvalue()
     for shown in ("prefix", "2/2", "loss 2.500", "1,234 tokens/s", "soft", "50/100", "loss 1.250 (held out 1.500)"):
         assert shown in last, shown
+
+
+def test_a_command_line_that_says_nothing_trains_and_fits_by_the_librarys_defaults() -> None:
+    def default(command: Callable[..., None], name: str) -> Any:
+        return inspect.signature(command).parameters[name].default
+
+    for name in ("prefix_steps", "code_steps", "seed"):
+        assert default(train, name) == getattr(RecipeConfig(), name)
+    for name in ("top_k", "aggregation"):
+        assert default(train, name) == default(train_checkpoint, name) == getattr(TRAINED_MEMORY, name)
+    for name in ("token_bytes", "windows", "seed"):
+        assert default(fit, name) == getattr(FitConfig(), name)
+    settings = load_settings().model
+    for name in ("llm", "retriever"):
+        assert default(CMT.load, name) == getattr(settings, name)
+    assert default(CMT.load, "cache_dir").expanduser() == settings.cache_dir
 
 
 @pytest.mark.parametrize(
