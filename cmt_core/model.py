@@ -18,7 +18,7 @@ from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.fitting.known import note_checkpoint
 from cmt_core.generation.answering import AnswerBatch
 from cmt_core.generation.asking import QuestionBatch, log_loss
-from cmt_core.generation.greedy import Generated, generate
+from cmt_core.generation.greedy import GeneratedTokens, generate
 from cmt_core.generation.mixed_greedy import generate_mixed
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import file_sha256, resolve_model
@@ -285,7 +285,7 @@ class CMT:
     def _prompts(self, questions: Sequence[str], instructions: str) -> list[list[int]]:
         return [self.prompting.question(question, (), instructions) for question in questions]
 
-    def _to_answer(self, made: Generated, prompt_tokens: int, weights: list[float]) -> Answer:
+    def _to_answer(self, made: GeneratedTokens, prompt_tokens: int, weights: list[float]) -> Answer:
         text = self.tokens.text(made.ids).strip()
         return Answer(text, prompt_tokens, len(made.ids), made.finish_reason, weights)
 

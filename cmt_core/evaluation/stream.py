@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
-from cmt_core.evaluation.systems import Answered, System, system, system_at
+from cmt_core.evaluation.systems import System, SystemAnswer, system, system_at
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 from cmt_core.retrieval.hybrid import RowHit
@@ -147,11 +147,11 @@ def _per_document(bank: MemoryBank, of_windows: Sequence[int]) -> float:
 
 
 def _mean(
-    measure: Callable[[str, Sequence[str]], float], answers: Sequence[Answered], asked: Sequence[QAExample]
+    measure: Callable[[str, Sequence[str]], float], answers: Sequence[SystemAnswer], asked: Sequence[QAExample]
 ) -> float:
     total = sum(measure(one.answer.text, row.answers) for one, row in zip(answers, asked, strict=True))
     return round(100 * total / len(asked), 2)
 
 
-def _nats(answers: Sequence[Answered]) -> float:
+def _nats(answers: Sequence[SystemAnswer]) -> float:
     return round(sum(one.gold_nats for one in answers) / len(answers), 4)

@@ -22,7 +22,7 @@ from cmt_core.model import CMT, Answer
 from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.text.prompt import SHORT_ANSWERS
 
-__all__ = ["SYSTEMS", "Answered", "System", "system", "system_at"]
+__all__ = ["SYSTEMS", "System", "SystemAnswer", "system", "system_at"]
 
 SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_likely", "rag_bare", "closed", "closed_prefix")
 
@@ -35,7 +35,7 @@ _Key = tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class SystemAnswer:
     """A system's answer, the seconds it took, and the log-loss (nats per token) of the question's first gold answer."""
 
     answer: Answer
@@ -55,11 +55,11 @@ class System:
     model: CMT
     reads: str  # memory, text or nothing
     ask: Ask
-    _made: dict[_Key, Answered] = field(default_factory=dict)
+    _made: dict[_Key, SystemAnswer] = field(default_factory=dict)
 
     def answers(
         self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
-    ) -> list[Answered]:
+    ) -> list[SystemAnswer]:
         """One answer a question from its own rows of the bank."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self._made]
@@ -72,7 +72,7 @@ class System:
 
     def _answered(
         self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
-    ) -> list[Answered]:
+    ) -> list[SystemAnswer]:
         model = bank.model if self.reads == "memory" else self.model
         started = time.perf_counter()
         read = self.ask(bank, [row.question for row in asked], rows)
@@ -81,7 +81,7 @@ class System:
         started = time.perf_counter()
         answers = model.write(read, max_new_tokens)
         each_took = (reading + time.perf_counter() - started) / len(asked)
-        return [Answered(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
+        return [SystemAnswer(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
 
     def _key(self, bank: MemoryBank, asked: QAExample, rows: Sequence[RowHit], max_new_tokens: int) -> _Key:
         if self.reads == "nothing":

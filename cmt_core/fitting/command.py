@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.fitting.card import card
-from cmt_core.fitting.fit import Fitted, fit
+from cmt_core.fitting.fit import FitResult, fit
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import resolve_model
@@ -29,7 +29,7 @@ def fit_checkpoint(
     questions: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
-) -> Fitted:
+) -> FitResult:
     """Fits a checkpoint to the LLM and writes it to `output`.
 
     `texts` are plain text to read (packaged articles when None), `questions` a question-answer set whose gold answers take the

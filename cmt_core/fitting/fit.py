@@ -34,7 +34,7 @@ from cmt_core.memory.quantiser import Quantiser
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.retriever import Retriever
 
-__all__ = ["Fidelity", "Fitted", "fit"]
+__all__ = ["Fidelity", "FitResult", "fit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """A checkpoint with what its fit measured."""
 
     checkpoint: Checkpoint
@@ -72,7 +72,7 @@ def fit(
     described: dict[str, Any] | None = None,
     progress: Progress = lambda stage, done, total: None,
     report: Callable[[str], None] = lambda line: None,
-) -> Fitted:
+) -> FitResult:
     """Fits a checkpoint to the LLM in `backbone`; `described` are names that are kept with it.
 
     Raises UnsupportedModelError, DataError for too little text, ConfigError for sizes that can't be.
@@ -136,7 +136,7 @@ def fit(
         training,
         Select(backbone.shape, backbone.query_heads, memory.context_vectors).requires_grad_(False),
     )
-    return Fitted(checkpoint, fidelity, seconds)
+    return FitResult(checkpoint, fidelity, seconds)
 
 
 def _items(

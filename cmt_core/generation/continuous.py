@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from cmt_core.generation.greedy import Prefilled, prefill
+from cmt_core.generation.greedy import PrefillResult, prefill
 from cmt_core.generation.mixed_logits import memory_aware
 from cmt_core.generation.query import Sampling
 from cmt_core.llm.backbone import Backbone
@@ -112,7 +112,7 @@ class ContinuousBatch:
         return joined
 
     def _start(
-        self, row: int, reads: list[tuple[Context, Prefilled]], sampling: Sampling, weight: float
+        self, row: int, reads: list[tuple[Context, PrefillResult]], sampling: Sampling, weight: float
     ) -> SequenceStart:
         started = _Sequence([], 0, sampling, weight, _generator(sampling))
         number, self._next_row = self._next_row, self._next_row + 1

@@ -15,11 +15,11 @@ from torch import Tensor
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 
-__all__ = ["Generated", "Prefilled", "generate", "prefill"]
+__all__ = ["GeneratedTokens", "PrefillResult", "generate", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class GeneratedTokens:
     """New token ids without the stop token, why they end, and the prompt's attention over context columns (S,)."""
 
     ids: list[int]
@@ -28,7 +28,7 @@ class Generated:
 
 
 @dataclass(slots=True)
-class Prefilled:
+class PrefillResult:
     """What reading B prompts leaves behind: logits of the next token (B, V), which columns of the cache exist (B, S + Q),
     the position of each prompt's last token (B,), and its attention over context columns (B, S)."""
 
@@ -41,23 +41,23 @@ class Prefilled:
 @torch.inference_mode()
 def generate(
     backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: set[int]
-) -> list[Generated]:
+) -> list[GeneratedTokens]:
     """Continues each prompt (token ids) behind its row of `context` until a stop token or `max_new_tokens`."""
     read = prefill(backbone, context, prompts)
     token = read.logits.argmax(dim=-1)  # (B,)
     answers = _continue(backbone, context, token, read.last, read.seen, max_new_tokens, stop_ids)
-    return [Generated(ids, reason, read.attention[row]) for row, (ids, reason) in enumerate(answers)]
+    return [GeneratedTokens(ids, reason, read.attention[row]) for row, (ids, reason) in enumerate(answers)]
 
 
 @torch.inference_mode()
-def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]]) -> Prefilled:
+def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]]) -> PrefillResult:
     """Reads each prompt (token ids) behind its row of `context`, whose cache is extended by the padded prompts."""
     with backbone.capture_queries() as queries:
         hidden, lengths, seen = read_rows(backbone, context, prompts)
     B, last = len(prompts), context.next_position + lengths - 1  # (B,) position of each prompt's last token
     final = torch.stack([layer[torch.arange(B), lengths - 1] for layer in queries])  # (L, B, heads * d)
     shares = _attention(backbone, context, final, last, seen)
-    return Prefilled(backbone.logits(hidden[torch.arange(B), lengths - 1]), seen, last, shares)
+    return PrefillResult(backbone.logits(hidden[torch.arange(B), lengths - 1]), seen, last, shares)
 
 
 def _continue(

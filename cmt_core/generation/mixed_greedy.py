@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from cmt_core.generation.continuous import ContinuousBatch
-from cmt_core.generation.greedy import Generated
+from cmt_core.generation.greedy import GeneratedTokens
 from cmt_core.generation.query import GREEDY
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
@@ -28,7 +28,7 @@ def generate_mixed(
     weight: float,
     max_new_tokens: int,
     stop_ids: set[int],
-) -> list[Generated]:
+) -> list[GeneratedTokens]:
     """As `generate`, greedy over w * logits behind `context` + (1 - w) * logits behind `plain` (B rows each)."""
     engine = ContinuousBatch(backbone)
     joined = engine.join(context, prompts, [GREEDY] * len(prompts), plain, [weight] * len(prompts))
@@ -45,4 +45,6 @@ def generate_mixed(
         tokens = engine.step() if step + 1 < max_new_tokens else {}
         if not tokens:
             break
-    return [Generated(written[one.row], "stop" if one.row in stopped else "length", one.attention) for one in joined]
+    return [
+        GeneratedTokens(written[one.row], "stop" if one.row in stopped else "length", one.attention) for one in joined
+    ]

@@ -27,7 +27,7 @@ from cmt_core.errors import ModelSourceError, one_line
 from cmt_core.llm.cpu_kernels import grouped_masks, is_grouped, pack, tune_for_cpu
 from cmt_core.llm.families import (
     NO_ROTARY,
-    Computed,
+    ProbeResult,
     check_computation,
     check_parts,
     norms_heads_first,
@@ -81,7 +81,7 @@ class Backbone:
         self._heads_first = norms_heads_first(model)
         self._watches: list[Watch] = []
         self._lean: LeanLayers | None = None
-        check_computation(model, self._computed)
+        check_computation(model, self._probed)
         if lean is not None and self._agrees(lean):
             self._lean = lean
         elif lean is not None:
@@ -209,12 +209,12 @@ class Backbone:
         hidden: Tensor = out.last_hidden_state
         return hidden
 
-    def _computed(self, ids: Tensor) -> Computed:
+    def _probed(self, ids: Tensor) -> ProbeResult:
         """What `check_computation` compares with the model's own."""
         nothing = torch.zeros(0, self.shape.width, dtype=self.dtype, device=self.device)
         x, deepest, hidden = self.read_at_depth(ids, torch.ones_like(ids), nothing, self.shape.layers)
         positions = torch.arange(ids.shape[1], device=self.device)[None]
-        return Computed(self.cache(x, positions), deepest, hidden, self.logits(hidden))
+        return ProbeResult(self.cache(x, positions), deepest, hidden, self.logits(hidden))
 
     @torch.no_grad()
     def _agrees(self, lean: LeanLayers) -> bool:

@@ -19,7 +19,7 @@ from cmt_core.llm.placed_cache import PlacedCache
 
 __all__ = [
     "NO_ROTARY",
-    "Computed",
+    "ProbeResult",
     "SlidingWindows",
     "check_computation",
     "check_parts",
@@ -114,7 +114,7 @@ def _recurrent_layers(model: Any) -> str:
     return ""
 
 
-class Computed(NamedTuple):
+class ProbeResult(NamedTuple):
     """What is computed here of T tokens: their placed cache, the last hidden states twice, as captured at depth L and as the
     layers return them (1, T, D), and next-token logits (1, T, V)."""
 
@@ -125,7 +125,7 @@ class Computed(NamedTuple):
 
 
 @torch.no_grad()
-def check_computation(model: Any, compute: Callable[[Tensor], Computed]) -> None:
+def check_computation(model: Any, compute: Callable[[Tensor], ProbeResult]) -> None:
     """Raises UnsupportedModelError unless what `compute` makes of a few tokens' ids (1, T) is the model's own."""
     family = str(model.config.model_type)
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=model.device)[None] * 7 % model.config.vocab_size

@@ -14,7 +14,7 @@ from services.feed.deadline import within
 from services.feed.download import Download, FeedGone, Validators, download, without_secrets
 from services.feed.identity import digest
 from services.feed.parse import read_feed
-from services.feed.recognition import Recognised, recognised
+from services.feed.recognition import FeedChanges, recognised
 from services.feed.state import FeedMemory, FeedState
 from services.metrics import Metrics
 from services.settings import FeedSettings
@@ -37,7 +37,7 @@ class FeedLook:
     skipped: int = 0
     merged: int = 0
     error: str = ""
-    items: Recognised = field(default_factory=Recognised)
+    items: FeedChanges = field(default_factory=FeedChanges)
     shared: set[str] = field(default_factory=set)
     validators: Validators | None = None
 

@@ -10,13 +10,13 @@ from services.feed.identity import MAX_ID_CHARS, Entry, digest
 from services.feed.state import SentItem
 from services.stream.record import Document
 
-__all__ = ["Recognised", "recognised"]
+__all__ = ["FeedChanges", "recognised"]
 
 _URI = ("http://", "https://", "tag:", "urn:", "doi:")
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
+class FeedChanges:
     """Documents to send; what to note of all items, once they are sent; the ids that the feed has now; and how many items
     there is nothing to send of, because they were sent before."""
 
@@ -26,7 +26,7 @@ class Recognised:
     unchanged: int = 0
 
 
-def recognised(entries: Sequence[Entry], sent: Mapping[str, SentItem], scope: str) -> Recognised:
+def recognised(entries: Sequence[Entry], sent: Mapping[str, SentItem], scope: str) -> FeedChanges:
     """Compares a feed's entries with those that were sent; `scope` goes before ids that are the feed's own, such as `17`.
 
     An item is sent when its id is new or its content has changed: title, text, source, language or metadata. A change of
@@ -44,7 +44,7 @@ def recognised(entries: Sequence[Entry], sent: Mapping[str, SentItem], scope: st
         noted[document.id] = replace(mark, doc=known.doc) if known else mark
         if known is None or known.content != mark.content:
             documents.append(replace(document, id=noted[document.id].doc))
-    return Recognised(documents, noted, current, len(entries) - len(documents))
+    return FeedChanges(documents, noted, current, len(entries) - len(documents))
 
 
 def _by_mark(items: Mapping[str, SentItem]) -> dict[str, SentItem]:

@@ -19,7 +19,7 @@ from typing import Any
 from services.bank.records import Chunk
 from services.errors import RecordError, WorkerLost, is_panic
 from services.ingest.ports import Compressor
-from services.ingest.token_batches import Pending, TokenQueue, Waiting
+from services.ingest.token_batches import QueuedDocument, QueuedWindow, TokenQueue
 from services.metrics import Metrics
 from services.supervision import ServiceThread
 
@@ -49,9 +49,9 @@ class StagedCompressor:
         self._model = model
         self._metrics = metrics
         self._queue = TokenQueue(batch_tokens)
-        self._post: queue.Queue[tuple[list[Waiting], list[Any]] | None] = queue.Queue(_POST_BATCHES)
-        self._in_core: list[Waiting] = []
-        self._in_post: list[Waiting] = []
+        self._post: queue.Queue[tuple[list[QueuedWindow], list[Any]] | None] = queue.Queue(_POST_BATCHES)
+        self._in_core: list[QueuedWindow] = []
+        self._in_post: list[QueuedWindow] = []
         self._threads = [
             ServiceThread("compress-core", self._run_core, metrics, failed=lambda e: _fail(self._in_core, e)).start(),
             ServiceThread("compress-post", self._run_post, metrics, failed=lambda e: _fail(self._in_post, e)).start(),
@@ -70,8 +70,8 @@ class StagedCompressor:
         if call.missing:
             for number, own in enumerate(split):
                 if isinstance(own, list):
-                    document = Pending(len(own))
-                    waiting = [Waiting(window, document, (call, (number, window.number))) for window in own]
+                    document = QueuedDocument(len(own))
+                    waiting = [QueuedWindow(window, document, (call, (number, window.number))) for window in own]
                     if not self._queue.put(waiting):
                         raise WorkerLost(_CLOSED)
             call.done.wait()
@@ -108,7 +108,7 @@ class StagedCompressor:
             self._post.put((batch, results))
         self._post.put(None)
 
-    def _read(self, batch: Sequence[Waiting]) -> list[Any]:
+    def _read(self, batch: Sequence[QueuedWindow]) -> list[Any]:
         """(key, memory) of every window, or why there is none; halves the batch when it is too much, or one is bad."""
         try:
             windows = [one.window for one in batch]
@@ -147,7 +147,7 @@ class StagedCompressor:
                     call.done.set()
             self._metrics.observe("cmt_ingest_stage_seconds", time.perf_counter() - started, stage="post")
 
-    def _measure(self, batch: Sequence[Waiting], results: Sequence[Any], seconds: float) -> None:
+    def _measure(self, batch: Sequence[QueuedWindow], results: Sequence[Any], seconds: float) -> None:
         tokens = sum(result[1].n_tokens for result in results if not isinstance(result, RecordError))
         self._metrics.count("cmt_ingest_windows_total", len(batch))
         self._metrics.count("cmt_ingest_tokens_total", tokens)
@@ -171,7 +171,7 @@ def _gathered(call: _Call, number: int, own: list[Any] | RecordError) -> Compres
     return bad or [result for result in results if isinstance(result, Chunk)]
 
 
-def _fail(batch: Sequence[Waiting], error: BaseException) -> None:
+def _fail(batch: Sequence[QueuedWindow], error: BaseException) -> None:
     """Wakes the callers of a batch; an error such as SystemExit would end whoever it is raised in, so that it becomes another."""
     for call in {id(one.slot[0]): one.slot[0] for one in batch}.values():
         call.failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

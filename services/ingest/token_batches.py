@@ -15,7 +15,7 @@ from typing import Any
 
 from cmt_core.text.windows import Window
 
-__all__ = ["Pending", "TokenQueue", "Waiting"]
+__all__ = ["QueuedDocument", "QueuedWindow", "TokenQueue"]
 
 _SMALLEST_BUDGET = 64
 _OLDEST_EVERY = 4
@@ -26,7 +26,7 @@ _KEPT = 0.8  # of the measured speed, when another batch has been timed
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class QueuedDocument:
     """A document on its way: how many of its windows wait, and the moment (monotonic seconds) of its arrival."""
 
     left: int
@@ -34,11 +34,11 @@ class Pending:
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class QueuedWindow:
     """A window on its way, its document, its tokens as far as they count, and where its result goes (`slot`, the caller's)."""
 
     window: Window
-    document: Pending
+    document: QueuedDocument
     slot: Any
     tokens: int = 0
 
@@ -54,7 +54,7 @@ class TokenQueue:
         self._budget = budget_tokens
         self._tokens_per_s = 0.0
         self._changed = threading.Condition()
-        self._waiting: list[Waiting] = []
+        self._waiting: list[QueuedWindow] = []
         self._batches = 0
         self._closed = False
 
@@ -69,13 +69,13 @@ class TokenQueue:
         with self._changed:
             self._budget = max(_SMALLEST_BUDGET, self._budget // 2)
 
-    def learn(self, batch: Iterable[Waiting], seconds: float) -> None:
+    def learn(self, batch: Iterable[QueuedWindow], seconds: float) -> None:
         """Tells how long the model took for a batch."""
         speed = _cost(list(batch)) / max(seconds, 1e-6)
         with self._changed:
             self._tokens_per_s = _KEPT * self._tokens_per_s + (1 - _KEPT) * speed if self._tokens_per_s else speed
 
-    def put(self, windows: Iterable[Waiting]) -> bool:
+    def put(self, windows: Iterable[QueuedWindow]) -> bool:
         """Adds windows; never blocks. False when the queue is closed, and nothing was added."""
         with self._changed:
             if self._closed:
@@ -84,7 +84,7 @@ class TokenQueue:
             self._changed.notify_all()
             return True
 
-    def take(self) -> list[Waiting]:
+    def take(self) -> list[QueuedWindow]:
         """The next batch, as soon as there is a window; empty once the queue is closed.
 
         While the model is busy others arrive and share the next batch; while it is not, waiting for them would be idle.
@@ -93,7 +93,7 @@ class TokenQueue:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return [] if self._closed else self._cut()
 
-    def close(self) -> list[Waiting]:
+    def close(self) -> list[QueuedWindow]:
         """Ends `take`; gives the windows that nobody will take any more."""
         with self._changed:
             self._closed = True
@@ -101,7 +101,7 @@ class TokenQueue:
             self._changed.notify_all()
             return left
 
-    def _cut(self) -> list[Waiting]:
+    def _cut(self) -> list[QueuedWindow]:
         """The first window in turn, and those after it that are of like length, while they fit."""
         self._batches += 1
         by_age = self._batches % _OLDEST_EVERY == 0
@@ -120,5 +120,5 @@ class TokenQueue:
         return batch
 
 
-def _cost(batch: list[Waiting]) -> int:
+def _cost(batch: list[QueuedWindow]) -> int:
     return len(batch) * max(one.tokens for one in batch)

@@ -11,7 +11,7 @@ import torch
 
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.errors import CheckpointError, ConfigError, DataError
-from cmt_core.fitting.fit import Fitted, fit
+from cmt_core.fitting.fit import FitResult, fit
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.fitting.metric import gradient_weights, over_rotary_pairs
 from cmt_core.fitting.reader import ChatReader, Item
@@ -40,11 +40,11 @@ def tiny_retriever(tiny_retriever_folder: Path) -> Retriever:
 
 
 @pytest.fixture(scope="session")
-def fitted(load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path) -> Fitted:
+def fitted(load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path) -> FitResult:
     return fit(load_backbone(), tiny_retriever, SIZES, texts=texts)
 
 
-def test_fitted_checkpoint_reads_chat_with_memories_of_the_asked_size(fitted: Fitted, tmp_path: Path) -> None:
+def test_fitted_checkpoint_reads_chat_with_memories_of_the_asked_size(fitted: FitResult, tmp_path: Path) -> None:
     fitted.checkpoint.save(tmp_path / "fitted")
     loaded = Checkpoint.load(tmp_path / "fitted")
     assert loaded.config.reading == "chat"
@@ -65,7 +65,7 @@ def test_fit_leaves_the_llm_as_it_was(
 
 
 def test_more_bytes_a_token_lose_less(
-    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path, fitted: Fitted
+    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path, fitted: FitResult
 ) -> None:
     rich = fit(load_backbone(), tiny_retriever, FitConfig(56, 16, 6, 6, 64), texts=texts).fidelity
     poor = fitted.fidelity
@@ -74,7 +74,7 @@ def test_more_bytes_a_token_lose_less(
 
 
 def test_same_seed_gives_the_same_checkpoint(
-    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path, fitted: Fitted, tmp_path: Path
+    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path, fitted: FitResult, tmp_path: Path
 ) -> None:
     again = fit(load_backbone(), tiny_retriever, SIZES, texts=texts)
     for name, one in (("a", fitted), ("b", again)):
@@ -172,7 +172,7 @@ def test_too_little_text_or_too_many_bytes_are_one_line(
 
 
 def test_fitted_memory_is_read_behind_the_head_as_the_text_would_be(
-    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, fitted: Fitted
+    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, fitted: FitResult
 ) -> None:
     """With the exact rows in place of the code, the answer is the one to the text itself: places and template agree."""
     backbone = load_backbone()
@@ -195,7 +195,7 @@ def fitted_head(model: CMT) -> list[int]:
 
 
 def test_training_does_not_go_on_from_a_fit_as_if_it_had_a_learned_prefix(
-    fitted: Fitted, tiny_llm_folder: Path, tiny_retriever_folder: Path, tmp_path: Path
+    fitted: FitResult, tiny_llm_folder: Path, tiny_retriever_folder: Path, tmp_path: Path
 ) -> None:
     fitted.checkpoint.save(tmp_path / "fitted")
     with pytest.raises(CheckpointError, match="read in the LLM's chat template: training knows learned prefixes only"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmt_core.errors import MemoryFormatError
-from cmt_core.generation.greedy import Generated, generate
+from cmt_core.generation.greedy import GeneratedTokens, generate
 from cmt_core.llm.backbone import Backbone
 from cmt_core.model import CMT
 from cmt_core.reading.alignment import place
@@ -22,7 +22,9 @@ def memories_of(cmt: CMT, corpus: tuple[str, ...]) -> list[bytes]:
     return [memory.code for memory in cmt.compress(windows)]
 
 
-def continue_plainly(backbone: Backbone, prompts: list[list[int]], tokens: int, stop: set[int]) -> list[Generated]:
+def continue_plainly(
+    backbone: Backbone, prompts: list[list[int]], tokens: int, stop: set[int]
+) -> list[GeneratedTokens]:
     """Generation with nothing before the prompts."""
     nothing = torch.zeros(len(prompts), 0, 0, backbone.shape.width)
     mask = torch.zeros(len(prompts), 0, 0, dtype=torch.long)

@@ -16,7 +16,7 @@ from cmt_core.text.windows import Window
 from services.bank.records import Chunk
 from services.errors import RecordError, ServiceError, WorkerLost
 from services.ingest.stages import StagedCompressor, is_out_of_memory
-from services.ingest.token_batches import Pending, TokenQueue, Waiting
+from services.ingest.token_batches import QueuedDocument, QueuedWindow, TokenQueue
 from services.metrics import Metrics
 from services.testing.lexical import LexicalMemory, LexicalModel
 
@@ -182,18 +182,18 @@ def wait_until(claim: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def document(name: str, tokens: Sequence[int], arrived_s: float = 0.0) -> list[Waiting]:
+def document(name: str, tokens: Sequence[int], arrived_s: float = 0.0) -> list[QueuedWindow]:
     """The windows of a document, each of so many tokens."""
-    pending = Pending(len(tokens), arrived_s)
-    return [Waiting(Window(i, "", "text", n), pending, (name, i)) for i, n in enumerate(tokens)]
+    pending = QueuedDocument(len(tokens), arrived_s)
+    return [QueuedWindow(Window(i, "", "text", n), pending, (name, i)) for i, n in enumerate(tokens)]
 
 
-def names(batch: Sequence[Waiting]) -> set[str]:
+def names(batch: Sequence[QueuedWindow]) -> set[str]:
     return {one.slot[0] for one in batch}
 
 
-def drained(queue: TokenQueue, windows: int) -> list[list[Waiting]]:
-    batches: list[list[Waiting]] = []
+def drained(queue: TokenQueue, windows: int) -> list[list[QueuedWindow]]:
+    batches: list[list[QueuedWindow]] = []
     while sum(map(len, batches)) < windows:
         batches.append(queue.take())
     return batches

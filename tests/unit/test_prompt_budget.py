@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cmt_core.generation.query import Mode, Query
 from services.query.engine.messages import Failure
-from services.query.engine.prompt_budget import Fitted, PromptBudget
+from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
 
 LONG = " ".join(f"w{i}" for i in range(2000))
 
@@ -19,16 +19,16 @@ def tokens(query: Query) -> int:
     return sum(len(text.split()) for text in [*own, query.instructions if query.mode == "closed" else ""])
 
 
-def fitted(query: Query, most: int = 100, *, shorten: bool = True) -> Fitted:
+def fitted(query: Query, most: int = 100, *, shorten: bool = True) -> QueryInBudget:
     one = PromptBudget(most, shorten, tokens).fitted(query)
-    assert isinstance(one, Fitted), one
+    assert isinstance(one, QueryInBudget), one
     assert tokens(one.query) <= most
     return one
 
 
 def test_what_fits_is_untouched() -> None:
     query = Query("Who won?", earlier=(("a", "b"),))
-    assert fitted(query) == Fitted(query)
+    assert fitted(query) == QueryInBudget(query)
 
 
 @pytest.mark.parametrize("shorten", [True, False])
@@ -88,5 +88,5 @@ def test_whatever_comes_is_made_to_fit_or_refused(
 
     query = Query(question, mode, instructions=instructions, earlier=tuple(earlier))
     one = PromptBudget(most, True, characters).fitted(query)
-    if isinstance(one, Fitted):
+    if isinstance(one, QueryInBudget):
         assert characters(one.query) <= most

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from cmt_core.generation.query import Query
 from services.query.engine.messages import Failure
 
-__all__ = ["Fitted", "PromptBudget"]
+__all__ = ["PromptBudget", "QueryInBudget"]
 
 _GAP = " [...] "
 _LEAST_CHARS = 64  # of a text that is shortened: less says nothing any more
@@ -22,7 +22,7 @@ _NAMES = {"question": "question", "instructions": "system message"}
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class QueryInBudget:
     """A query whose prompt is short enough, with what was left out for it, in words."""
 
     query: Query
@@ -41,10 +41,10 @@ class PromptBudget:
     count: Callable[[Query], int]
     instructed: bool = False
 
-    def fitted(self, query: Query) -> Fitted | Failure:
+    def fitted(self, query: Query) -> QueryInBudget | Failure:
         """The query with as much of it as fits; a Failure `too_long` when that is too little."""
         if self.count(query) <= self.most_tokens:
-            return Fitted(query)
+            return QueryInBudget(query)
         short = self._without_turns(query)
         if self.shorten:
             short = self._without_middles(short)
@@ -54,7 +54,7 @@ class PromptBudget:
                 f"the prompt has {size} tokens, {self.most_tokens} are allowed (serve.max_prompt_tokens): ask a shorter "
                 "question, or read fewer sources",
             )
-        return Fitted(short, self._notes(query, short))
+        return QueryInBudget(short, self._notes(query, short))
 
     def _without_turns(self, query: Query) -> Query:
         while query.earlier and self.count(query) > self.most_tokens:

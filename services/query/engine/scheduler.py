@@ -23,7 +23,7 @@ from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
 from services.query.engine.grouping import attempted, failure_of, isolated
 from services.query.engine.messages import Ask, Delta, Event, Failure, HitList, Overview, Reply, Versions
 from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
-from services.query.engine.prompt_budget import Fitted, PromptBudget
+from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
 from services.query.engine.retrieval import Retrieval
 from services.query.engine.ticket import Ticket
 from services.supervision import ServiceThread
@@ -247,11 +247,11 @@ class Scheduler:
         asked = [
             budget.fitted(query_of(ticket.ask, ticket.found, self._model.follows_instructions)) for ticket in tickets
         ]
-        fit = {i: one for i, one in enumerate(asked) if isinstance(one, Fitted)}
+        fit = {i: one for i, one in enumerate(asked) if isinstance(one, QueryInBudget)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
             AnswerRow(ticket, started[i], batch.text, self._model.answer_tokens, one.notes)
-            if isinstance(one, Fitted)
+            if isinstance(one, QueryInBudget)
             else one
             for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
