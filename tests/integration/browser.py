@@ -94,6 +94,12 @@ class Browser:
         """The whole page; returns the bytes of the picture."""
         return len(self.page.screenshot(path=path, full_page=True))
 
+    def window_picture(self, path: Path) -> int:
+        """What a person sees without scrolling, when all has come to rest; returns the bytes of the picture."""
+        self.page.mouse.move(5, 5)
+        self.page.wait_for_timeout(700)
+        return len(self.page.screenshot(path=path))
+
     def close(self) -> None:
         self._context.close()
         if self._own is not None:

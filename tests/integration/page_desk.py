@@ -79,7 +79,7 @@ class Page(Served):
 
 
 def live(browser: Browser) -> None:
-    until(lambda: browser.text("#status-text") == "Live")
+    until(lambda: browser.text("#status-text") == "Live", within_s=60)
 
 
 def until_answered(browser: Browser) -> None:

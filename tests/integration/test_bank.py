@@ -345,6 +345,19 @@ def test_missing_bank_reads_as_empty_and_is_picked_up_when_it_appears(uri: str, 
     assert texts(reader) == {"a": ["x"]}
 
 
+def test_statistics_know_the_first_and_the_latest_document(uri: str, reader: BankReader) -> None:
+    with BankWriter(uri, LAYOUT) as writer:
+        writer.commit([write("a", at(0), "x")])
+        alone = reader.stats()
+        writer.commit([write("b", at(1), "y")])
+        writer.commit([write("a", at(2), "z")])  # the version that it replaces still counts
+    stats = reader.stats()
+    assert alone.first_ingested_at == alone.latest_ingested_at == stats.first_ingested_at
+    assert stats.first_ingested_at is not None
+    assert stats.latest_ingested_at is not None
+    assert stats.first_ingested_at < stats.latest_ingested_at
+
+
 def test_reader_sees_a_commit_within_its_staleness(uri: str, writer: BankWriter) -> None:
     reader = BankReader(uri, LAYOUT, read_staleness_s=0.2)
     assert texts(reader) == {}

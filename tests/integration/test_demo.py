@@ -84,6 +84,8 @@ def test_table_and_both_scores_are_printed(demo: RunningDemo) -> None:
     printed = demo.printed.read_text()
     assert re.search(r"before the news: \d+ of \d+ questions right", printed)
     assert re.search(r"after the news:  \d+ of \d+ questions right", printed)
+    assert "+ the answer contains what was expected; - it does not" in printed
+    assert "10 of 55 questions are shown, every one with --all" in printed
     assert f"{demo.url}/" in printed
     assert "curl " in printed
     assert "Traceback" not in printed
@@ -145,17 +147,36 @@ def test_health_stats_and_metrics_tell_of_the_whole_system(demo: RunningDemo) ->
     assert values["cmt_bank_documents"] == 51
 
 
+def test_every_question_that_the_page_offers_is_answered_right(demo: RunningDemo, client: OpenAI) -> None:
+    expected = {row["question"]: row["expected"] for row in demo.report["rows"]}
+    offered = httpx.get(f"{demo.url}/v1/starters", timeout=60).json()["data"]
+    assert len(offered) == 4
+    for one in offered:
+        reply = client.chat.completions.create(model="cmt", messages=[{"role": "user", "content": one["question"]}])
+        assert expected[one["question"]].lower() in (reply.choices[0].message.content or "").lower()
+
+
 @needs_chromium
 def test_page_answers_from_the_news(demo: RunningDemo, tmp_path: Path) -> None:
     pictures = Path(os.environ.get("PAGE_SCREENSHOTS", tmp_path))
+    right = next(row for row in demo.report["rows"] if row["right_after"])
     browser = Browser(tmp_path / "chromium")
     try:
-        browser.open(f"{demo.url}/")
-        until(lambda: browser.text("#status-text") == "Live")
-        right = next(row for row in demo.report["rows"] if row["right_after"])
-        browser.ask(right["question"])
-        assert browser.text(".answer .said").strip() == right["after"]
-        assert browser.screenshot(pictures / "page.png") > 20_000
+        for name, width, height, dark in (
+            ("page", 1280, 900, False),
+            ("page-phone", 390, 844, False),
+            ("page-dark", 1280, 900, True),
+        ):
+            browser.open(f"{demo.url}/", width, height, dark)
+            until(lambda: browser.text("#status-text") == "Live")
+            until(lambda: browser.text("#chips") != "", within_s=60)
+            browser.ask(right["question"])
+            assert browser.text(".answer .said").strip() == right["after"]
+            assert browser.window_picture(pictures / f"{name}.png") > 20_000
+        browser.page.click(".sources .title")
+        until(lambda: browser.text("#reader-text mark") != "")
+        assert right["after"] in browser.text("#reader-text mark")
+        assert browser.window_picture(pictures / "page-article.png") > 20_000
     finally:
         browser.close()
 

@@ -61,6 +61,7 @@ def test_windows_hold_the_whole_text_in_order_within_the_limit(
     assert [window.number for window in windows] == list(range(len(windows)))
     assert all(count(window.reading) <= max_tokens for window in windows)
     assert all(window.tokens for window in windows)
+    assert not any("\n" in window.text for window in windows)  # a version's text has one window a line
     assert windows == split_document(title, text, max_tokens, count)
 
 

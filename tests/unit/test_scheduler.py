@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from services.bank.records import BankStats
 from services.errors import BankUnavailable, ServiceError
 from services.metrics import Metrics, Snapshot
 from services.metrics_hub import MetricsHub
+from services.query.engine.answer_row import query_of
 from services.query.engine.hot_swap import HotSwap, revision_of
 from services.query.engine.lazy_reader import LazyReader
-from services.query.engine.messages import UNKNOWN, Ask, Delta, Event, Failure, Reply
+from services.query.engine.messages import UNKNOWN, Ask, Delta, Event, Failure, HitList, Reply
 from services.query.engine.scheduler import Retired, Scheduler, SchedulerOptions
 from services.query.gateway.ingest_numbers import IngestNumbers
 from services.testing.lexical import LexicalBatch, LexicalModel
@@ -253,6 +255,33 @@ def test_question_about_the_past_sees_the_bank_of_then(start: Callable[..., Sche
     then, now = (reply(one) for one in answer(start(), Ask(question, as_of=day(2)), Ask(question)))
     assert [source.doc_id for source in then.sources] == ["bridge"]
     assert now.answer == FERRY
+
+
+def test_moment_before_the_first_document_is_told_when_that_came(start: Callable[..., Scheduler]) -> None:
+    before, after = (
+        reply(one)
+        for one in answer(start(), Ask("bridge", as_of=day(1) - timedelta(days=30)), Ask("zebra", min_score=0.99))
+    )
+    assert (before.known, after.known) == (False, False)
+    assert before.notes == (
+        f"the bank was still empty at that moment: its first document came at {day(1).isoformat()}",
+    )
+    assert "holds nothing that is relevant" in after.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "follows", "said"),
+    [
+        (Ask("Who?", "closed"), False, "Answer in one sentence."),
+        (Ask("Who?", "closed", instructions="Be brief."), False, "Be brief."),  # a client's own words stand
+        (Ask("Who?", "closed"), True, ""),  # a chat template has its own
+        (Ask("Who?", "memory"), False, ""),
+    ],
+)
+def test_model_without_a_memory_is_asked_for_a_sentence(ask: Ask, follows: bool, said: str) -> None:
+    instructions = query_of(ask, HitList(), follows).instructions
+    assert said in instructions
+    assert bool(said) == bool(instructions)
 
 
 def test_filters_narrow_what_is_read(start: Callable[..., Scheduler]) -> None:

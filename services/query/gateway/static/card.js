@@ -61,7 +61,7 @@ export class Card {
   showDone(answer) {
     for (const note of answer.notes) this.rest.append(outside("p", "note", note));
     this.showSources(answer.sources);
-    this.rest.append(howNode(answer));
+    if (answer.facts) this.rest.append(howNode(answer));
   }
 
   showSources(sources) {

@@ -81,7 +81,7 @@ export class Reader {
     $("reader-versions").replaceChildren(...versions.map((version, number) => {
       const button = make("button", "", `Version ${versions.length - number}`);
       button.type = "button";
-      button.append(" ", timeNode(version.ingested_at));
+      button.append(" · ", timeNode(version.ingested_at));
       button.setAttribute("aria-pressed", String(number === chosen));
       button.addEventListener("click", () => {
         this.showVersion(number);

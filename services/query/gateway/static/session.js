@@ -99,7 +99,7 @@ export class Session {
     this.turns = [...earlier, turn];
     const cards = this.thread.add(turn, { instead });
     this.note(method);
-    this.thread.scrollToLatest();
+    if (!instead) this.thread.scrollToLatest();
     if (this.past.isBefore(turn.at)) {
       this.asker.stop({ silently: true });
       this.answerEmpty(turn, cards);
@@ -117,9 +117,8 @@ export class Session {
 
   // Before the first document there is nothing to ask.
   answerEmpty(turn, cards) {
-    const facts = { total_s: 0, first_s: null, find_s: null, prompt_tokens: 0 };
     turn.models.forEach((model, number) => {
-      turn.answers[model] = { state: "done", text: this.past.beganWords(), known: false, sources: [], notes: [], facts };
+      turn.answers[model] = { state: "done", text: this.past.beganWords(), known: false, sources: [], notes: [], facts: null };
       cards[number].show(turn.answers[model]);
     });
   }

@@ -40,7 +40,7 @@ export class Thread {
   // Brings the latest turn into view where it is not.
   scrollToLatest() {
     const top = this.box.firstElementChild?.getBoundingClientRect().top ?? 0;
-    if (top >= 0 && top < 0.45 * innerHeight) return;
+    if (top >= 0 && top < innerHeight / 2) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.box.firstElementChild?.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
   }
