@@ -153,7 +153,8 @@ function articleNode(article, open) {
   const item = make("li");
   item.dataset.id = article.doc_id;
   const about = make("div", "about");
-  about.append(joined([article.updated && make("span", "tag", "updated"), article.source && outside("span", "", article.source), timeNode(article.published_at || article.ingested_at)]));
+  if (article.updated) about.append(make("span", "tag", "updated"), " ");
+  about.append(joined([article.source && outside("span", "", article.source), timeNode(article.published_at || article.ingested_at)]));
   item.append(titleButton(article, open), about);
   return item;
 }
