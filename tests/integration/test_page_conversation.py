@@ -139,13 +139,38 @@ def test_earlier_questions_are_kept_over_a_reload_until_they_are_cleared(browser
 
 def test_what_another_page_left_in_the_browser_does_no_harm(browser: Browser, filled: Page) -> None:
     begin(browser, filled)
-    for rubbish in ("{", "[1, null, {}]", '[{"id": "x", "turns": [{"question": 3}]}]'):
+    turn = '{"question": "Who?", "namespace": "default", "at": null, "models": ["cmt"], "answers": {}}'
+    others = [
+        turn.replace("cmt", "constructor"),
+        turn.replace("{}", '{"cmt": null}'),
+        turn.replace("{}", '{"cmt": {"state": "done"}}'),
+    ]
+    for rubbish in (
+        "{",
+        "[1, null, {}]",
+        '[{"id": "x", "turns": []}]',
+        f'[{{"id": "x", "turns": [{", ".join(others)}]}}]',
+    ):
         browser.js(f"localStorage.setItem('cmt-history', {rubbish!r})")
         browser.js("history.replaceState({turns: 'none'}, '')")
         browser.problems.clear()
         begin(browser, filled, BRIDGE)
         assert "Lund" in browser.text(".said")
+        browser.js("document.getElementById('history-open').click()")
+        assert browser.js("document.querySelectorAll('#history-list li').length") == 1
+        browser.press("Escape")
+        browser.js("document.getElementById('fresh').click()")
+        browser.js("localStorage.clear()")
         assert browser.problems == []
+
+
+def test_link_with_nonsense_in_it_asks_what_can_be_read(browser: Browser, filled: Page) -> None:
+    browser.problems.clear()
+    begin(browser, filled, query="?q=Who+opened+the+bridge%3F&q=&from=constructor&at=yesterday&k=-3")
+    until_answered(browser)
+    (ask,) = filled.engine.asked
+    assert (ask.question, ask.mode, ask.as_of, ask.top_k) == ("Who opened the bridge?", "memory", None, None)
+    assert browser.problems == []
 
 
 def test_question_that_takes_over_leaves_a_calm_note_behind(browser: Browser, slow: Page) -> None:

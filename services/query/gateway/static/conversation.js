@@ -3,6 +3,7 @@
 // turn = {question, models, at: {as_of, label} or null, topK, namespace, asked: ISO time, answers: {model: answer}}
 // answer = {state: "done" | "stopped" | "failed", text, known, sources, notes, facts, message}
 
+export const MODELS = ["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"];
 const KEPT_CONVERSATIONS = 40;
 const KEPT_TURNS = 20;
 const SENT_TURNS = 4; // the service reads three
@@ -56,7 +57,7 @@ export function askedBy(address) {
 export function keptConversations() {
   try {
     const kept = JSON.parse(localStorage.getItem(STORE) || "[]");
-    return Array.isArray(kept) ? kept.filter((one) => Array.isArray(one?.turns) && one.turns.every(isTurn)) : [];
+    return Array.isArray(kept) ? kept.filter((one) => Array.isArray(one?.turns) && one.turns.length > 0 && one.turns.every(isTurn)) : [];
   } catch { return []; }
 }
 
@@ -78,8 +79,16 @@ function store(conversations) {
   }
 }
 
-// What was kept by another version of the page must not break this one.
+// What was kept by another version of the page, or by somebody else, must not break this one.
 export function isTurn(turn) {
-  return typeof turn?.question === "string" && Array.isArray(turn.models) && turn.models.length > 0
-    && typeof turn.answers === "object" && turn.answers !== null && typeof turn.namespace === "string";
+  return typeof turn?.question === "string" && typeof turn.namespace === "string" && Array.isArray(turn.models) && turn.models.length > 0
+    && turn.models.every((model) => MODELS.includes(model)) && isPast(turn.at)
+    && typeof turn.answers === "object" && turn.answers !== null && Object.values(turn.answers).every(isAnswer);
+}
+
+const isPast = (at) => at === null || (typeof at?.as_of === "string" && typeof at.label === "string");
+
+function isAnswer(answer) {
+  return ["done", "stopped", "failed"].includes(answer?.state) && typeof answer.text === "string" && Array.isArray(answer.notes)
+    && Array.isArray(answer.sources) && answer.sources.every((source) => typeof source?.score === "number");
 }

@@ -1,7 +1,6 @@
 // The conversation that is open: asks its questions, shows them, and keeps them in the address, the history and this browser.
 import { Asker } from "./ask.js";
-import { WAYS } from "./card.js";
-import { addressOf, askedBy, isTurn, isWhole, keep } from "./conversation.js";
+import { MODELS, addressOf, askedBy, isTurn, isWhole, keep } from "./conversation.js";
 import { clean } from "./outside.js";
 import { atMoment } from "./past.js";
 import { Thread, announce, compareTimes } from "./thread.js";
@@ -82,7 +81,7 @@ export class Session {
 
   // A link asks its questions one after the other, as whoever sent it did.
   async askAddress({ questions, from, at, topK, namespace }) {
-    const models = from === "compare" ? COMPARED : [WAYS[from] ? from : "cmt"];
+    const models = from === "compare" ? COMPARED : [MODELS.includes(from) ? from : "cmt"];
     for (const [number, question] of questions.entries()) {
       const own = number === questions.length - 1 ? models : [models[0]];
       const turn = { question, models: own, at: at ? atMoment(at) : null, topK, namespace, asked: new Date().toISOString(), answers: {} };
