@@ -14,7 +14,9 @@ from services.interrupts import own_signals
 from services.settings import RaySettings
 from services.threads import available_cores
 
-__all__ = ["ray_session"]
+__all__ = ["quiet_driver", "ray_session"]
+
+_log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # memories travel in small batches; Ray's default would take a third of the machine
 _MIN_LOGICAL_CPUS = 4  # actors reserve one each, and share the cores
@@ -28,6 +30,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     """
     import ray
 
+    quiet_driver()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "cmt"}
     if settings.address == "local":
         cpus = settings.num_cpus or max(_MIN_LOGICAL_CPUS, available_cores())
@@ -45,6 +48,21 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def quiet_driver() -> None:
+    """What Ray's processes tell a driver goes to the log, not among a command's results on stdout.
+
+    Ray prints it there whatever `log_to_driver` says: "Task ServeController.graceful_shutdown failed. There are infinite
+    retries remaining", for instance, at an end that is in order. What matters is raised by the calls themselves.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = _to_log
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    _log.info("Ray: %s", " ".join(map(str, data.get("lines", ()))))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from services.metrics_hub import HUB_NAMESPACE
 from services.query.ray_serve import app
 from services.query.ray_serve.proxy import proxy_environment
+from services.runtime import quiet_driver
 from services.settings import Settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
@@ -65,6 +66,7 @@ def cluster(settings: Settings) -> Iterator[Cluster]:
     add_node(made, num_cpus=0, include_dashboard=False)
     for _ in range(2):
         add_node(made, num_cpus=4)
+    quiet_driver()
     ray.init(address=made.address, namespace="cmt", log_to_driver=False)
     try:
         yield made
