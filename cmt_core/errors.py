@@ -15,6 +15,7 @@ Every class says whether trying again can help (`retriable`).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ModelSourceError",
     "UnsupportedModelError",
     "one_line",
+    "unreadable",
 ]
 
 
@@ -78,3 +80,9 @@ class BankFileError(CoreError):
 
 class DataError(CoreError):
     """A dataset row can't be read; the text names file and line."""
+
+
+def unreadable(path: Path, error: BaseException) -> DataError:
+    """The DataError of a data set's file: its absolute path, and why."""
+    why = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return DataError(f"{path.absolute()} can't be read: {why}")

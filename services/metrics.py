@@ -82,6 +82,9 @@ TABLE: Mapping[str, MetricSpec] = {
     "cmt_bank_removed_bytes_total": MetricSpec("counter", "Bytes that the removal of old versions gave back."),
     "cmt_feed_items_total": MetricSpec("counter", "Feed items read, by outcome.", ("outcome",)),
     "cmt_feed_errors_total": MetricSpec("counter", "Feeds that could not be read and were skipped."),
+    "cmt_thread_stalled_seconds": MetricSpec(
+        "gauge", "How long a thread has been at one piece of work, when that is too long; else 0.", ("thread",)
+    ),
     "cmt_thread_failures_total": MetricSpec(
         "counter", "Failures of a service's own threads, each of which ended a round of its work.", ("thread",)
     ),

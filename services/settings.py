@@ -365,7 +365,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(f"settings file {path} does not exist") from None
+        raise SettingsError(f"settings file {path.absolute()} does not exist (--config, {CONFIG_VARIABLE})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path} can't be read: {error}") from None
     except yaml.YAMLError as error:

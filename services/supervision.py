@@ -3,24 +3,32 @@
 Every thread of `services` is a `ServiceThread` (ruff refuses `threading.Thread` elsewhere). Its work is a loop that returns when
 it is told to stop. What the work raises, BaseException included (a panic of Rust code is one), is logged, counted in
 `cmt_thread_failures_total`, told to the part that owns the thread, and the work is run again.
+
+A thread that hangs can't be told from one that waits for work, unless it says which of both it does: work stands in `at_work`.
+What takes longer there than `stalled_after_s` is logged once and shown in `cmt_thread_stalled_seconds`; `stall` tells the owner.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from services.metrics import Metrics
 
-__all__ = ["ServiceThread"]
+__all__ = ["STALLED_AFTER_S", "ServiceThread"]
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
+_LOOK_EVERY_S = 5.0
+STALLED_AFTER_S = 300.0
+"""Longer than anything one piece of work takes on a slow machine, model and network time limits included."""
 
 
 class ServiceThread:
@@ -40,6 +48,7 @@ class ServiceThread:
         failed: Callable[[BaseException], None] = lambda error: None,
         given_up: Callable[[], None] = lambda: None,
         most_failures: int | None = None,
+        stalled_after_s: float = STALLED_AFTER_S,
     ) -> None:
         self.name = name
         self._work, self._metrics = work, metrics
@@ -47,17 +56,36 @@ class ServiceThread:
         self._most_failures = most_failures
         self._in_a_row = 0
         self._trouble: str | None = None
+        self._stalled_after_s = stalled_after_s
+        self._since_s: float | None = None
+        self._stall_told = False
         self._joined = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> ServiceThread:
         """Starts the thread; gives itself (to an owner whose work does not use what that is assigned to)."""
+        _watch(self)
         self._thread.start()
         return self
 
     def worked(self) -> None:
         """Called by the work when it has done some: failures before this do not count any more."""
         self._in_a_row = 0
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around one piece of work; what is outside of it may take for ever."""
+        self._since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since_s = None
+
+    @property
+    def stall(self) -> str | None:
+        """How long it has been at one piece of work, once that is too long; None else, and again when it goes on."""
+        seconds = self._stalled_s()
+        return f"thread {self.name} has been at one piece of work for {seconds:.0f} s" if seconds else None
 
     @property
     def trouble(self) -> str | None:
@@ -74,6 +102,22 @@ class ServiceThread:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def look(self) -> None:
+        """Tells log and metric of a stall; called now and then, from another thread."""
+        seconds = self._stalled_s()
+        if not seconds and not self._stall_told:
+            return
+        with suppress(BaseException):
+            if seconds and not self._stall_told:
+                _log.error("%s", self.stall)
+            self._stall_told = bool(seconds)
+            self._metrics.gauge("cmt_thread_stalled_seconds", seconds, thread=self.name)
+
+    def _stalled_s(self) -> float:
+        since_s = self._since_s
+        seconds = 0.0 if since_s is None else time.monotonic() - since_s
+        return seconds if seconds > self._stalled_after_s and self.is_alive() else 0.0
 
     def _run(self) -> None:
         while True:
@@ -116,3 +160,28 @@ class ServiceThread:
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+_watched: WeakSet[ServiceThread] = WeakSet()
+_starting = threading.Lock()
+_watcher: threading.Thread | None = None
+
+
+def _watch(thread: ServiceThread) -> None:
+    """One thread of the process looks at all others."""
+    global _watcher
+    with _starting:
+        _watched.add(thread)
+        if _watcher is None or not _watcher.is_alive():
+            _watcher = threading.Thread(target=_look_forever, name="supervisor", daemon=True)
+            _watcher.start()
+
+
+def _look_forever() -> None:
+    while True:
+        time.sleep(_LOOK_EVERY_S)
+        with _starting:
+            threads = list(_watched)
+        for thread in threads:
+            thread.look()
+        del threads

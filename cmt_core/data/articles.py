@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmt_core.errors import DataError
+from cmt_core.errors import DataError, unreadable
 
 __all__ = ["read_articles"]
 
@@ -22,7 +22,7 @@ def read_articles(path: Path) -> Iterator[tuple[str, str, str]]:
                 if line.strip():
                     yield _article(line, f"{path}:{number}")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def _article(line: str, where: str) -> tuple[str, str, str]:

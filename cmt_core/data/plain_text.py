@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmt_core.errors import DataError
+from cmt_core.errors import DataError, unreadable
 
 __all__ = ["read_texts"]
 
@@ -29,7 +29,7 @@ def read_texts(path: Path) -> Iterator[str]:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, error) from None
     if ".jsonl" in path.suffixes:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():

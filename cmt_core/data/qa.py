@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cmt_core.errors import DataError
+from cmt_core.errors import DataError, unreadable
 
 __all__ = ["QAExample", "QuestionedDocument", "by_document", "read_qa"]
 
@@ -54,7 +54,7 @@ def read_qa(path: Path) -> Iterator[QAExample]:
                 if line.strip():
                     yield _row(line, f"{path}:{number}")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def by_document(rows: Iterator[QAExample]) -> list[QuestionedDocument]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_core.data.qa import QAExample
-from cmt_core.errors import DataError
+from cmt_core.errors import DataError, unreadable
 
 __all__ = ["read_squad"]
 
@@ -49,7 +49,7 @@ def _articles(path: Path) -> list[Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, error) from None
     data = whole.get("data") if isinstance(whole, dict) else None
     if not isinstance(data, list):
         raise DataError(f"{path}: not SQuAD's JSON: it has no list `data`")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from cmt_core.data.qa import QAExample
-from cmt_core.errors import DataError
+from cmt_core.errors import DataError, unreadable
 
 __all__ = ["header", "read_archivalqa", "read_streamingqa"]
 
@@ -71,7 +71,7 @@ def _table(path: Path) -> Iterator[csv.DictReader[str]]:
         with _open(path) as file:
             yield csv.DictReader(file, strict=True)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def _open(path: Path) -> IO[str]:

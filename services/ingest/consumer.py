@@ -34,7 +34,7 @@ from services.ingest.retry import Retry
 from services.metrics import Metrics
 from services.settings import Settings
 from services.stream.record import RawRecord
-from services.supervision import ServiceThread
+from services.supervision import STALLED_AFTER_S, ServiceThread
 
 __all__ = ["Consumer", "ConsumerStatus"]
 
@@ -177,7 +177,8 @@ class Consumer:
             except ServiceError as error:
                 self._fail(error)
 
-        return ServiceThread(name, run, self._metrics, failed=self._crashed, most_failures=1)
+        limit_s = max(STALLED_AFTER_S, 2 * self._settings.ingest.retry_for_s)
+        return ServiceThread(name, run, self._metrics, failed=self._crashed, most_failures=1, stalled_after_s=limit_s)
 
     def _crashed(self, error: BaseException) -> None:
         """An unknown error must stop the stream, not a thread alone."""
@@ -205,7 +206,8 @@ class Consumer:
             self._connected.set()
             try:
                 while not self._stopping.is_set():
-                    self._poll(source)
+                    with self._poller.at_work():
+                        self._poll(source)
             except ServiceError as error:
                 self._fail(error)
             self._drain(source)

@@ -143,7 +143,8 @@ class IngestCoordinator:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._coordinator.tick()  # what fails here is looked at again, as the thread's supervisor does it
+            with self._thread.at_work():
+                self._coordinator.tick()  # what fails here is looked at again, as the thread's supervisor does it
             self._thread.worked()
             self._stopping.wait(_TICK_S)
 

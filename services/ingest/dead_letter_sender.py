@@ -68,7 +68,8 @@ class DeadLetterSender:
     def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while batch := self._next():
-            failed = self._send(batch)
+            with self._thread.at_work():
+                failed = self._send(batch)
             with self._changed:
                 self._waiting.extendleft(reversed(failed))
                 self._under_way = []

@@ -74,7 +74,8 @@ class GroupCommit:
 
     def _run(self) -> None:
         while group := self._next():
-            self._store(group)
+            with self._thread.at_work():
+                self._store(group)
             self._ended_s = time.monotonic()
             self._thread.worked()
 

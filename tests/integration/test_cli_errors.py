@@ -130,6 +130,69 @@ def test_port_in_use_is_told_before_anything_slow(tmp_path: Path) -> None:
             assert str(port) in result.line
 
 
+@pytest.mark.parametrize("command", [("serve",), ("ingest",), ("feed", "play", "--sample-news")])
+def test_taken_port_is_told_with_its_holder_and_the_setting(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        setting = "CMT_SERVE__PORT" if command == ("serve",) else "CMT_KAFKA__EMBEDDED_PORT"
+        done = cmt(tmp_path, *command, **{setting: port})
+    assert done.code == 3
+    line = done.line
+    assert port in line
+    assert f"(process {os.getpid()}, " in line
+    assert ("serve.port" if command == ("serve",) else "kafka.embedded_port") in line
+
+
+@pytest.mark.parametrize("command", [("ingest",), ("serve", "--port", "1"), ("fit", "out"), ("demo", "--once")])
+def test_cache_that_cannot_be_written_is_told_with_its_setting(
+    tmp_path: Path, command: tuple[str, ...], free_port: int
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    command = tuple(str(free_port) if part == "1" else part for part in command)
+    for place in ("file", "file/below", "/proc/nowhere"):
+        done = cmt(tmp_path, *command, CMT_MODEL__CACHE_DIR=place, CMT_SERVE__PORT=str(free_port))
+        assert done.code == 7
+        assert "model.cache_dir" in done.err
+        assert str((tmp_path / place).absolute()) in done.err
+        assert done.line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fit", "/proc/nowhere/fitted"),
+        ("train", "/proc/nowhere/trained"),
+        ("train", "trained", "--run", "file/run"),
+        ("bank", "export", "file/bank.parquet"),
+    ],
+)
+def test_place_of_a_result_is_looked_at_first(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "qa_train.jsonl.gz").write_bytes(b"")
+    done = cmt(tmp_path, *command)
+    assert done.code == 2
+    assert "can't be written" in done.err
+    assert str(tmp_path if "file" in command[-1] else "/proc/nowhere") in done.err
+    assert done.line
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (("train", "out"), "data/qa_train.jsonl.gz"),
+        (("eval", "stream", "--dataset", "none.jsonl"), "data/none.jsonl"),
+        (("ingest", "--config", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_missing_file_is_told_by_its_whole_path(tmp_path: Path, command: tuple[str, ...], named: str) -> None:
+    done = cmt(tmp_path, *command)
+    assert done.code == 2
+    assert str(tmp_path / named) in done.err
+
+
 def test_no_service_to_ask(tmp_path: Path) -> None:
     result = cmt(tmp_path, "ask", "Who?", "--url", f"http://127.0.0.1:{find_free_port()}")
     assert result.code == 1

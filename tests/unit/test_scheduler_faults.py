@@ -281,3 +281,52 @@ def test_a_join_of_several_kinds_that_fails_half_way_leaves_no_row(exact_cmt: CM
         if len(got) < 6:
             got.append(batch.step()[running.row])
     assert got == expected[: len(got)]
+
+
+class Hanging:
+    """A model or a bank, one method of which does not come back before `go`."""
+
+    def __init__(self, inner: Any, method: str) -> None:
+        self._inner, self._method = inner, method
+        self.go, self.hangs = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name != self._method:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.hangs.set()
+            self.go.wait(30.0)
+            return found(*arguments, **options)
+
+        return call
+
+
+@pytest.mark.parametrize(("part", "method"), [("model", "answer_batch"), ("model", "query_keys"), ("bank", "search")])
+def test_engine_with_a_hung_thread_is_not_ready_refuses_at_once_and_heals(part: str, method: str) -> None:
+    model, bank = LexicalModel(), InMemoryBank()
+    publish(bank, model, "bridge", BRIDGE)
+    hanging = Hanging(model if part == "model" else bank, method)
+    parts: tuple[Any, Any] = (hanging, bank) if part == "model" else (model, hanging)
+    scheduler = Scheduler(*parts, SchedulerOptions(stalled_after_s=0.2))
+    try:
+        first, second, third = Box(), Box(), Box()
+        scheduler.submit(Ask("Who opened the bridge?"), first)
+        assert hanging.hangs.wait(10.0)
+        assert scheduler.trouble is None  # slow is not hung
+        trouble = until(lambda: scheduler.trouble, 10.0)
+        assert f"thread {'model' if method == 'answer_batch' else 'bank'} has been at one piece of work" in trouble
+        scheduler.submit(Ask("Who opened the bridge?"), second)
+        assert isinstance(second.events[-1], Failure)
+        assert second.events[-1].kind == "engine"
+        hanging.go.set()
+        until(first.ended, 10.0)
+        assert isinstance(first.events[-1], Reply)
+        until(lambda: scheduler.trouble is None, 10.0)
+        scheduler.submit(Ask("Who opened the bridge?"), third)
+        until(third.ended, 10.0)
+        assert isinstance(third.events[-1], Reply)
+    finally:
+        hanging.go.set()
+        scheduler.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -119,3 +120,81 @@ def test_rusts_panics_are_known_by_name() -> None:
     assert is_panic(PanicException())
     assert not is_panic(SystemExit())
     assert not is_panic(RuntimeError("PanicException"))
+
+
+def stalled_s(metrics: Metrics, thread: str) -> float | None:
+    return metrics.snapshot().numbers.get("cmt_thread_stalled_seconds", {}).get((thread,))
+
+
+def test_thread_that_hangs_in_its_work_is_told_once_and_forgotten_when_it_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics, hang, end = Metrics(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with thread.at_work():
+            hang.wait(20.0)
+        end.wait(20.0)
+
+    thread = ServiceThread("model", work, metrics, stalled_after_s=0.05)
+    thread.start()
+    until(lambda: thread.stall, 10.0)
+    assert thread.trouble is None  # it may go on yet
+    for _ in range(3):
+        thread.look()
+    assert "thread model has been at one piece of work" in str(thread.stall)
+    assert [record.getMessage()[:12] for record in caplog.records] == ["thread model"]
+    assert (stalled_s(metrics, "model") or 0) > 0.05
+    hang.set()
+    until(lambda: thread.stall is None, 10.0)
+    thread.look()
+    assert stalled_s(metrics, "model") == 0
+    end.set()
+    assert thread.join(10.0)
+
+
+def test_thread_that_waits_for_work_never_hangs() -> None:
+    metrics, end = Metrics(), threading.Event()
+    thread = ServiceThread("poll", lambda: bool(end.wait(20.0)) and None, metrics, stalled_after_s=0.01).start()
+    time.sleep(0.1)
+    thread.look()
+    assert (thread.stall, stalled_s(metrics, "poll")) == (None, None)
+    end.set()
+    assert thread.join(10.0)
+
+
+def test_work_that_fails_is_no_longer_under_way() -> None:
+    metrics, again = Metrics(), threading.Event()
+
+    def work() -> None:
+        if not again.is_set():
+            again.set()
+            with thread.at_work():
+                raise RuntimeError("x")
+        time.sleep(0.2)
+
+    thread = ServiceThread("bank", work, metrics, stalled_after_s=0.05)
+    thread.start()
+    assert again.wait(10.0)
+    time.sleep(0.1)
+    assert thread.stall is None
+    assert thread.join(10.0)
+
+
+def test_all_threads_are_looked_at_by_one_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.supervision._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("services.supervision._watcher", None)
+    metrics, end = Metrics(), threading.Event()
+    made: list[ServiceThread] = []
+
+    def work() -> None:
+        with made[-1].at_work():
+            end.wait(20.0)
+
+    for name in ("one", "two", "three"):
+        made.append(ServiceThread(name, work, metrics, stalled_after_s=0.01))
+        made[-1].start()
+        until(lambda: made[-1]._since_s is not None, 10.0)
+    until(lambda: all(stalled_s(metrics, name) for name in ("one", "two", "three")), 10.0)
+    end.set()
+    assert all(thread.join(10.0) for thread in made)

@@ -26,7 +26,7 @@ from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBat
 from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
 from services.query.engine.retrieval import Retrieval
 from services.query.engine.ticket import Ticket
-from services.supervision import ServiceThread
+from services.supervision import STALLED_AFTER_S, ServiceThread
 
 __all__ = ["Retired", "Scheduler", "SchedulerOptions"]
 
@@ -43,7 +43,8 @@ class SchedulerOptions:
     """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt;
     whether every window of a document counts, and whether a question that is too long is shortened or refused.
 
-    `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last.
+    `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last. A
+    thread that is at one piece of work for `stalled_after_s` hangs.
     """
 
     max_batch: int = 8
@@ -53,6 +54,7 @@ class SchedulerOptions:
     max_prompt_tokens: int = 4096
     shorten: bool = True
     join_at_once: int = 4
+    stalled_after_s: float = STALLED_AFTER_S
 
 
 class Scheduler:
@@ -101,7 +103,11 @@ class Scheduler:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is answered here any more, None while the threads run."""
+        """Why nothing is answered here: a thread has ended, or hangs in one piece of work; None while both go on."""
+        return self._ended or next((thread.stall for thread in self._threads if thread.stall), None)
+
+    @property
+    def _ended(self) -> str | None:
         return next((thread.trouble for thread in self._threads if thread.trouble), None)
 
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
@@ -110,11 +116,11 @@ class Scheduler:
         with self._changed:
             if self._stopping:
                 raise Retired
-            if self.trouble is None:
+            if (trouble := self.trouble) is None:
                 self._waiting.append(ticket)
                 self._changed.notify_all()
                 return ticket
-        ticket.send(Failure("engine", f"the engine is being replaced: {self.trouble}"))
+        ticket.send(Failure("engine", f"the engine is being replaced: {trouble}"))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -152,12 +158,19 @@ class Scheduler:
 
     def _thread(self, name: str, work: Callable[[], None], failed: Callable[[BaseException], None]) -> ServiceThread:
         return ServiceThread(
-            name, work, self._metrics, failed=failed, given_up=self._fail_all, most_failures=_MOST_FAILURES
+            name,
+            work,
+            self._metrics,
+            failed=failed,
+            given_up=self._fail_all,
+            most_failures=_MOST_FAILURES,
+            stalled_after_s=self._options.stalled_after_s,
         )
 
     def _look_up_forever(self) -> None:
         while tickets := self._next_to_look_up():
-            found = self._retrieval.find([ticket.ask for ticket in tickets])
+            with self._bank_thread.at_work():
+                found = self._retrieval.find([ticket.ask for ticket in tickets])
             with self._changed:
                 for ticket, one in zip(tickets, found, strict=True):
                     self._looked_up(ticket, one)
@@ -186,7 +199,7 @@ class Scheduler:
         with self._changed:
             while True:
                 self._drop_gone(self._waiting)
-                if (self._stopping and not self._waiting) or self.trouble:
+                if (self._stopping and not self._waiting) or self._ended:
                     return []
                 room = self._options.max_batch - len(self._rows) - len(self._ready) - len(self._joining)
                 if self._waiting and room > 0:
@@ -209,14 +222,15 @@ class Scheduler:
 
     def _generate_forever(self) -> None:
         while self._wait_for_work():
-            self._leave([row for row, one in self._rows.items() if self._is_over(one.ticket)])
-            self._join(self._next_to_join())
-            self._advance()
+            with self._model_thread.at_work():
+                self._leave([row for row, one in self._rows.items() if self._is_over(one.ticket)])
+                self._join(self._next_to_join())
+                self._advance()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not self._rows and not self._ready:
-                if (self._stopping and not self._waiting and not self._looking) or self.trouble:
+                if (self._stopping and not self._waiting and not self._looking) or self._ended:
                     return False
                 self._changed.wait(0.2 if self._stopping else None)
             return True

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 
 from services.errors import PortInUse, SettingsError
+from services.port_holder import holder_of_port
 from services.settings import ServeSettings
 
 __all__ = ["is_loopback", "refuse_taken_port", "require_auth_beyond_loopback"]
@@ -39,4 +40,7 @@ def refuse_taken_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortInUse(f"port {port} on {host} can't be used: {error.strerror or error}") from None
+            raise PortInUse(
+                f"port {port} on {host} can't be used: {error.strerror or error}{holder_of_port(port)}; set serve.port "
+                "(--port), or serve.host"
+            ) from None
