@@ -253,11 +253,15 @@ class Consumer:
             wanted, topic_id = self._wanted, self._topic_id
         if wanted is None or (wanted == source.assigned() and topic_id == self._topic_read):
             return
-        self._commit(source, last=True)
+        # What was read of a topic that was made anew, before that was known, counted from where the old one had been read
+        # to, and so does what was committed for it: nothing more is committed, and it is read from its first record.
+        anew = bool(self._topic_read and topic_id and topic_id != self._topic_read)
+        if not anew:
+            self._commit(source, last=True)
         if topic_id != self._topic_read and source.assigned():
-            source.assign(set())  # a topic that was made anew is read from what is committed for it
+            source.assign(set())
         self._epoch, self._topic_read = None, topic_id
-        source.assign(wanted)
+        source.assign(wanted, from_beginning=anew)
         self._forget_lost_partitions(source.assigned() if wanted else set())
 
     def _take(self, record: RawRecord) -> PolledRecord:

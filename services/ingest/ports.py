@@ -65,8 +65,11 @@ class RecordSource(Protocol):
         """Up to `max_records` records, in offset order within a partition."""
         ...
 
-    def assign(self, partitions: set[int]) -> None:
-        """Reads these partitions from their committed offsets on; those that it reads already go on as they are."""
+    def assign(self, partitions: set[int], from_beginning: bool = False) -> None:
+        """Reads these partitions from their committed offsets on; those that it reads already go on as they are.
+
+        `from_beginning` reads what is new among them from the earliest record on, whatever is committed.
+        """
         ...
 
     def hold(self, partitions: set[int]) -> None:

@@ -227,7 +227,7 @@ class KafkaSource(_Source):
             self._consumer.partitions_for_topic(self._topic)
         self._consumer.subscribe([self._topic], listener=_Listener(self._pause_new, self._revoked, on_revoked))
 
-    def assign(self, partitions: set[int]) -> None:
+    def assign(self, partitions: set[int], from_beginning: bool = False) -> None:
         """Nothing: the group decides."""
 
     def _revoked(self, partitions: set[int]) -> None:
@@ -249,13 +249,18 @@ class AssignedSource(_Source):
             return []
         return super().poll(timeout_s, max_records)
 
-    def assign(self, partitions: set[int]) -> None:
-        """Reads these partitions from their committed offsets on; those that it reads already go on where they are."""
+    def assign(self, partitions: set[int], from_beginning: bool = False) -> None:
+        """Reads these partitions from their committed offsets on; those that it reads already go on where they are.
+
+        `from_beginning` reads those that it did not read from the earliest record on, whatever is committed.
+        """
         old = self.assigned()
         if partitions == old:
             return
         with translated_errors(f"Kafka topic {self._topic}"):
             self._consumer.assign(self._parts(partitions))
+            if from_beginning and partitions - old:
+                self._consumer.seek_to_beginning(*self._parts(partitions - old))
         for partition in old - partitions:
             self._committed.pop(partition, None)
         self._pause_new(self._consumer.assignment())

@@ -20,7 +20,7 @@ from services.stream.producer import DocumentProducer
 from services.stream.reading import read_topic
 from services.stream.record import Document, RawRecord, Tombstone
 from services.stream.shape import RecordShape
-from services.stream.source import KafkaSource
+from services.stream.source import AssignedSource, KafkaSource
 from services.stream.topics import ensure_topics, topic_partitions
 from tests.waiting import until
 
@@ -358,3 +358,28 @@ def test_vanished_broker_is_told_by_all_that_write(kafka_settings: KafkaSettings
         for client in (source, producer, dead_letters):
             client.close()
         assert time.monotonic() - started < 20
+
+
+def test_partitions_can_be_read_from_their_beginning_whatever_is_committed(
+    broker: str, kafka_settings: KafkaSettings
+) -> None:
+    produce(kafka_settings, broker, 20)
+
+    def read_assigned(expected: int, *, from_beginning: bool) -> list[RawRecord]:
+        with AssignedSource(kafka_settings, broker) as source:
+            source.assign({0, 1}, from_beginning)
+            records: list[RawRecord] = []
+
+            def came() -> bool:
+                records.extend(source.poll(0.2, 100))
+                return len(records) >= expected
+
+            until(came, WAIT_S, seen=lambda: records)
+            assert source.commit(next_offsets(records))
+            source.assign({0, 1}, from_beginning=True)  # those that are read already go on where they are
+            assert source.poll(0.3, 100) == []
+        return records
+
+    first = read_assigned(20, from_beginning=False)
+    again = read_assigned(20, from_beginning=True)
+    assert {(one.partition, one.offset) for one in again} == {(one.partition, one.offset) for one in first}

@@ -114,7 +114,10 @@ def test_partitions_are_added_while_documents_come(world: World, cluster: KafkaC
     until(lambda: ray.get(world.handle.coordinator.status.remote()).partitions == 6, 30.0)
 
 
-def test_a_topic_that_is_deleted_and_made_again_is_read_from_its_beginning(world: World, cluster: KafkaCluster) -> None:
+@pytest.mark.parametrize("refilled", [20, 60], ids=["below", "beyond where the old one was read"])
+def test_a_topic_that_is_deleted_and_made_again_is_read_from_its_beginning(
+    world: World, cluster: KafkaCluster, refilled: int
+) -> None:
     kafka = world.settings.kafka
 
     def sent(text: str, *numbers: int) -> None:
@@ -135,8 +138,8 @@ def test_a_topic_that_is_deleted_and_made_again_is_read_from_its_beginning(world
         until(lambda: not [one for one in admin.describe_topics() if one["name"] == kafka.topic], 30.0)
     finally:
         admin.close()
-    sent("After the deletion, report", *range(10, 30))
+    sent("After the deletion, report", *range(10, 10 + refilled))
     assert topic_identity(kafka, cluster.bootstrap) != before
-    until(lambda: sum(found[0].startswith("After") for found in texts().values()) == 20, 90.0, seen=texts)
-    assert len(texts()) == 30
+    until(lambda: sum(found[0].startswith("After") for found in texts().values()) == refilled, 90.0, seen=texts)
+    assert len(texts()) == 10 + refilled
     world.handle.raise_if_failed()

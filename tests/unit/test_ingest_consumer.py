@@ -38,6 +38,7 @@ class ListTopic:
         self.tell: Callable[[set[int]], None] = lambda partitions: None
         self.commit_answers: list[bool | Exception] = []
         self.positions: dict[int, int] = {}
+        self.from_beginning: list[bool] = []
 
     def open(self, on_revoked: Callable[[set[int]], None]) -> ListTopic:
         self.tell = on_revoked
@@ -61,8 +62,10 @@ class ListTopic:
         self.mine = mine
         self.positions = {partition: offset for partition, offset in self.positions.items() if partition in mine}
 
-    def assign(self, partitions: set[int]) -> None:
+    def assign(self, partitions: set[int], from_beginning: bool = False) -> None:
         self.mine = set(partitions)
+        if partitions:
+            self.from_beginning.append(from_beginning)
 
     def hold(self, partitions: set[int]) -> None:
         self.held = set(partitions)
@@ -374,6 +377,34 @@ def test_a_topic_made_anew_is_another_epoch(run: Callable[..., Rig]) -> None:
     rig.until(lambda: len(rig.bank.records) == 3)
     epochs = [one.position.epoch for one in rig.bank.records]
     assert epochs[1] < epochs[2]
+
+
+def test_a_topic_made_anew_under_a_reader_is_read_from_its_first_record_and_nothing_stale_is_committed(
+    run: Callable[..., Rig],
+) -> None:
+    rig = run([])
+    rig.consumer.assign([0, 1], "topic-a")
+    rig.until(lambda: rig.consumer.status().topic_id == "topic-a")
+    rig.topic.records.append(article(0))
+    rig.until(lambda: rig.topic.committed == {0: 1})
+    rig.bank.gate.clear()  # what is read of the new topic before anybody knows of it
+    rig.topic.records.append(article(100))
+    rig.until(lambda: not rig.topic.records)
+    rig.consumer.assign([0, 1], "topic-b")
+    rig.until(lambda: rig.consumer.status().topic_id == "topic-b")
+    rig.bank.gate.set()
+    rig.until(lambda: len(rig.bank.records) == 2)
+    assert rig.topic.from_beginning == [False, True]
+    assert rig.topic.committed == {0: 1}
+
+
+@pytest.mark.parametrize("first", ["", "topic-a"])
+def test_partitions_that_come_and_go_are_read_from_what_is_committed(run: Callable[..., Rig], first: str) -> None:
+    rig = run([article(0)])
+    for partitions in ([0], [0, 1], [1]):
+        rig.consumer.assign(partitions, first)
+        rig.until(lambda wanted=partitions: rig.consumer.status().assigned == set(wanted))
+    assert not any(rig.topic.from_beginning)
 
 
 def test_a_commit_that_the_group_refused_is_tried_again(run: Callable[..., Rig]) -> None:
