@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka test-llms image-test faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast test-kafka test-llms image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends after the table)
 	@$(BIN)/cmt demo
@@ -20,6 +20,12 @@ test-fast: $(VENV)/.dev  ## unit tests and layer contracts, on two cores: within
 
 image-test: $(VENV)/.dev  ## builds the image and runs it as any user, read-only, without a network (needs a Docker engine)
 	@$(BIN)/python -m pytest -s tests/container/test_image.py
+
+compose-test: $(VENV)/.dev  ## deploy/compose.yaml for real: up, feed to answer, every service killed under load (needs docker compose)
+	@COMPOSE_TEST=1 $(BIN)/python -m pytest -s tests/container/test_compose.py
+
+e2e: $(VENV)/.dev  ## the chart on the cluster of KUBECONFIG: installed, asked, killed, upgraded, uninstalled (needs kubectl and helm)
+	@E2E=1 $(BIN)/python -m pytest -s tests/e2e
 
 test-kafka: $(VENV)/.dev  ## stream, ingest and faults on a real Apache Kafka, one broker and three (needs Java and Maven, or CMT_TEST_KAFKA=host:port)
 	@FAULT_RECORDS=$${FAULT_RECORDS:-100000} $(BIN)/python -m pytest --durations=0 tests/kafka

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from services.settings import KafkaSettings
-from tests.integration.conftest import free_port, unique_kafka_settings
+from tests.integration.conftest import free_port, now_ms, unique_kafka_settings
 from tests.kafka.server import KafkaCluster, missing
 
 # taken out of the environment: there is no such setting of the program under test
 OUTSIDE = os.environ.pop("CMT_TEST_KAFKA", "")
 
-__all__ = ["broker", "certificate", "free_port", "kafka", "kafka_can_run", "kafka_settings"]
+__all__ = ["broker", "certificate", "free_port", "kafka", "kafka_can_run", "kafka_settings", "now_ms"]
 
 
 @pytest.fixture(scope="session")
