@@ -508,6 +508,7 @@ def test_openapi_describes_every_route_and_promises_no_422() -> None:
         "/v1/models/{name}",
         "/v1/search",
         "/v1/documents/{doc_id}",
+        "/v1/starters",
         "/v1/stats",
         "/v1/events",
         "/healthz",
