@@ -46,8 +46,8 @@ def _rows(checkpoint: Checkpoint) -> dict[str, str]:
         "retriever": f"`{training['retriever']}`, frozen",
         "code": "PCA in the metric of the answers' gradient, bits by reverse water-filling",
         "fitted on": f"{training['windows']} windows, {training['sample_tokens']:,} tokens, of {training['texts']}; "
-        f"{training['fit']['questions']} questions for the gradient",
+        f"{training['asked']} questions for the gradient",
         "calibrated": f"ψ's temperature {found['prior_temperature']:g}, likelihood weight "
         f"{found['likelihood_weight']:g}, relevance threshold {found['min_score']:g}",
-        "took": f"{training['seconds']:,.0f} s",
+        "took": f"{training['seconds']:,.0f} s, {training['cpu_seconds']:,.0f} s of CPU",
     }

@@ -77,7 +77,7 @@ def fit(
 
     Raises UnsupportedModelError, DataError for too little text, ConfigError for sizes that can't be.
     """
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     reader = ChatReader(backbone)
     material = read_material(config, lambda text: len(reader.tokens.ids(text)), texts, questions)
     memory = config.memory(backbone.shape.width, len(reader.prompting.head), reader.instruction)
@@ -123,7 +123,9 @@ def fit(
         "sample_tokens": sum(len(item.ids) for item in items),
         "calibration": dataclasses.asdict(found),
         "fidelity": dataclasses.asdict(fidelity) | {"gap_kept": fidelity.gap_kept},
+        "asked": len(asked),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
     }
     checkpoint = Checkpoint(
         memory,

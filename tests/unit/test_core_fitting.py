@@ -11,6 +11,7 @@ import torch
 
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.errors import CheckpointError, ConfigError, DataError
+from cmt_core.fitting.card import card
 from cmt_core.fitting.fit import FitResult, fit
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.fitting.metric import gradient_weights, over_rotary_pairs
@@ -52,6 +53,19 @@ def test_fitted_checkpoint_reads_chat_with_memories_of_the_asked_size(fitted: Fi
     assert int(loaded.quantiser.bits.sum()) == 8 * 24 if loaded.quantiser else False
     assert loaded.training["fidelity"]["windows"] == fitted.fidelity.windows > 0
     assert torch.equal(loaded.encoding_prefix, loaded.reading_prefix)
+
+
+def test_card_tells_what_was_read_and_not_what_was_wanted(
+    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path
+) -> None:
+    wanted = FitConfig(token_bytes=24, windows=90, questions=64, held_out=6, window_tokens=64)
+    made = fit(load_backbone(), tiny_retriever, wanted, texts=texts, described={"llm": "tiny", "retriever": "tiny"})
+    training = made.checkpoint.training
+    assert training["asked"] == training["windows"] < 64
+    written = card(made.checkpoint, "tiny")
+    assert f"{training['windows']} windows, " in written
+    assert f"{training['asked']} questions for the gradient" in written
+    assert training["cpu_seconds"] > 0
 
 
 def test_fit_leaves_the_llm_as_it_was(
