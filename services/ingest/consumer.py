@@ -256,7 +256,9 @@ class Consumer:
         # What was read of a topic that was made anew, before that was known, counted from where the old one had been read
         # to, and so does what was committed for it: nothing more is committed, and it is read from its first record.
         anew = bool(self._topic_read and topic_id and topic_id != self._topic_read)
-        if not anew:
+        if anew:
+            self._tracker.drop(self._tracker.partitions())
+        else:
             self._commit(source, last=True)
         if topic_id != self._topic_read and source.assigned():
             source.assign(set())
