@@ -55,7 +55,7 @@ with DocumentProducer(load_settings().kafka, "kafka:9092") as producer:
     producer.flush(30.0)
 """
 # series that are there only once something has failed
-FAILURES = {"cmt_thread_failures_total"}
+FAILURES = {"cmt_thread_failures_total", "cmt_thread_stalled_seconds"}
 
 
 @pytest.fixture(scope="module")
