@@ -118,16 +118,16 @@ def test_partitions_are_added_while_documents_come(world: World, cluster: KafkaC
 def test_a_topic_that_is_deleted_and_made_again_is_read_from_its_beginning(
     world: World, cluster: KafkaCluster, refilled: int
 ) -> None:
-    kafka = world.settings.kafka
+    kafka, prefix = world.settings.kafka, f"anew{refilled}-"
 
     def sent(text: str, *numbers: int) -> None:
         with DocumentProducer(kafka, cluster.bootstrap) as producer:
             for number in numbers:
-                producer.send(Document(f"anew-{number}", f"{text} {number}"))
+                producer.send(Document(f"{prefix}{number}", f"{text} {number}"))
             producer.flush(60.0)
 
     def texts() -> dict[str, list[str]]:
-        return {name: found for (_, name), found in world.live_texts().items() if name.startswith("anew-")}
+        return {name: found for (_, name), found in world.live_texts().items() if name.startswith(prefix)}
 
     sent("Before the deletion, report", *range(20))
     until(lambda: len(texts()) == 20, 60.0)
