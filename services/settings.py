@@ -13,12 +13,12 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from services.errors import SettingsError
+from services.settings_sources import CONFIG_VARIABLE, File, Flags, nested, read_file
 
 __all__ = [
     "BankSettings",
@@ -33,7 +33,6 @@ __all__ = [
     "load_settings",
 ]
 
-CONFIG_VARIABLE = "CMT_CONFIG"
 
 Scalar = str | bool | int | None
 
@@ -312,31 +311,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then flags, environment and file; `load_settings` hands flags and file over."""
-        return (init_settings, _Flags(settings_cls), env_settings, _File(settings_cls))
+        return (init_settings, Flags(settings_cls), env_settings, File(settings_cls))
 
     def masked(self) -> dict[str, Any]:
         """The effective settings as plain JSON types, secrets as `**********`."""
         return self.model_dump(mode="json")
-
-
-class _Layer(PydanticBaseSettingsSource):
-    """A settings source whose values `load_settings` hands over."""
-
-    values: dict[str, Any] = {}  # noqa: RUF012
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self.values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return self.values
-
-
-class _Flags(_Layer):
-    values: dict[str, Any] = {}  # noqa: RUF012
-
-
-class _File(_Layer):
-    values: dict[str, Any] = {}  # noqa: RUF012
 
 
 def load_settings(config: Path | None = None, **flags: Any) -> Settings:
@@ -348,8 +327,8 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     path = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
     if path is None and Path("cmt.yaml").exists():
         path = Path("cmt.yaml")
-    _File.values = _read_file(path) if path is not None else {}
-    _Flags.values = _nest({key: value for key, value in flags.items() if value is not None})
+    File.values = read_file(path) if path is not None else {}
+    Flags.values = nested({key: value for key, value in flags.items() if value is not None})
     _refuse_unknown_environment()
     try:
         return Settings()
@@ -358,38 +337,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> Settings:
     except Exception as error:  # noqa: BLE001 - pydantic-settings wraps JSON errors of complex variables in its own class
         raise SettingsError(f"settings: {str(error).splitlines()[0]}") from None
     finally:
-        _File.values, _Flags.values = {}, {}
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"settings file {path.absolute()} does not exist (--config, {CONFIG_VARIABLE})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise SettingsError(
-            f"settings file {path}{where}: not valid YAML ({getattr(error, 'problem', error)})"
-        ) from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise SettingsError(f"settings file {path}: expected keys and values, found a {type(loaded).__name__}")
-    return loaded
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, name = key.split("__")
-        target = nested
-        for group in groups:
-            target = target.setdefault(group, {})
-        target[name] = value
-    return nested
+        File.values, Flags.values = {}, {}
 
 
 def _refuse_unknown_environment() -> None:
