@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
+from cmt_core.files import save_tensors
 from cmt_core.llm.backbone import Backbone, KVShape
 from cmt_core.llm.loading import loading_alone
 from cmt_core.memory.compressor import KVCode
@@ -73,7 +74,7 @@ class Checkpoint:
     def save(self, folder: Path) -> None:
         """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "weights.safetensors")
+        save_tensors(self._tensors(), folder / "weights.safetensors")
         described = {
             "memory": self.config.to_dict(),
             "llm": {

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
+from cmt_core.files import save_tensors
 from cmt_core.model import CMT, Memory
 from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
@@ -277,7 +278,7 @@ class MemoryBank:
         folder.mkdir()
         codes = [row.memory.code for row in self._rows if row.memory is not None]
         keys = np.stack([row.key for row in self._rows]) if self._rows else np.zeros((0, self.model.d_key), np.float16)
-        save_file(
+        save_tensors(
             {
                 "keys": torch.from_numpy(keys),
                 "memories": torch.frombuffer(bytearray(b"".join(codes) or b"\0"), dtype=torch.uint8),

@@ -81,7 +81,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "headResources": _RESOURCES,
     "workerResources": _RESOURCES,
     "strimzi.resources": _RESOURCES,
-    "maxUnavailable": {"type": ["integer", "string"]},
+    "maxUnavailable": {"type": "integer", "minimum": 0},
     "extraEnv": {
         "type": "array",
         "items": {

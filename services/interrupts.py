@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["ENDS_WITHIN_S", "INTERRUPTED", "Interrupts", "interruptible", "own_signals"]
+__all__ = ["ENDS_WITHIN_S", "INTERRUPTED", "Interrupts", "interruptible", "own_signals", "temporary_folder"]
 
 ENDS_WITHIN_S = 2.0
 INTERRUPTED = 130
@@ -40,6 +40,7 @@ class Interrupts:
         self.came = False
         self._heard = threading.Event()  # also where a library had taken the signal over
         self.graceful = False  # what came was taken as a request to finish
+        self.temporary: set[str] = set()  # folders that go with the process
         self._stopping: threading.Event | None = None
         self._within_s = ENDS_WITHIN_S
         self._stderr = os.dup(2)  # Ray's start turns the other one away for a while
@@ -84,6 +85,11 @@ class Interrupts:
 
     def end(self, line: bytes = b"cmt: interrupted", code: int = INTERRUPTED) -> NoReturn:
         """Ends the process at once with one line, past exit handlers and threads that would hold it."""
+        if self.temporary:
+            import shutil
+
+            for folder in tuple(self.temporary):
+                shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             terminal = os.isatty(self._stderr)
             os.write(self._stderr, b"%s%s\n" % (_SHOW_CURSOR + b"\n" if terminal else b"", line))
@@ -132,6 +138,22 @@ def interruptible(within_s: float) -> Iterator[Callable[[float | None], bool]]:
     finally:
         if known is None:
             interrupts.release()
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """A new folder that is gone when the block ends, also when the process is ended inside it."""
+    import shutil  # this module is loaded before anything else: a signal must not come first
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix=prefix)
+    kept = Interrupts.current.temporary if Interrupts.current else set()
+    kept.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        kept.discard(folder)
 
 
 @contextmanager

