@@ -67,9 +67,9 @@ class Stack:
         return done.stdout
 
     def states(self) -> dict[str, str]:
-        """{service: health}, or its state where it is not running."""
+        """{container: health}, or its state where it is not running; a service may have several."""
         found = [json.loads(line) for line in self.compose("ps", "--all", "--format=json").splitlines()]
-        return {one["Service"]: one["Health"] or one["State"] for one in found if one["Service"] in SERVICES}
+        return {one["Name"]: one["Health"] or one["State"] for one in found if one["Service"] in SERVICES}
 
     def until_green(self) -> float:
         """Until every service is healthy; how many seconds that took."""

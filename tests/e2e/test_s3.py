@@ -35,8 +35,10 @@ config["training"]["note"] = "another checkpoint"
 @pytest.fixture(scope="module")
 def release(stage: Namespace, chart: Path, disk: Callable[[Namespace, str], None]) -> Release:
     stage.apply("store", IMAGE=S3_IMAGE)
-    bucket = "import urllib.request as r; r.urlopen(r.Request('http://store:9000/news', method='PUT'), timeout=9)"
-    stage.exec("client", "python", "-c", bucket)
+    bucket = "import urllib.request as r; r.urlopen(r.Request('http://store:9000/news', method='PUT'), timeout=9); "
+    bucket += "print('made')"
+    make = lambda: stage.exec("client", "python", "-c", bucket, check=False)  # noqa: E731
+    until(lambda: "made" in make(), 60.0, every_s=1, seen=make)  # a ready pod's Service is known a moment later
     disk(stage, "models")
     stage.kubectl("apply", "-f", str(PARTS / "models.yaml"))
     stage.secret("store", access_key_id="id", secret_access_key="secret")
