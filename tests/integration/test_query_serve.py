@@ -129,15 +129,15 @@ def test_follow_up_question_is_understood_from_the_turn_before(served: tuple[str
     assert reply.model_extra["sources"][0]["doc_id"] == "ferry"
 
 
-def test_article_is_answerable_within_a_second_of_its_commit_and_unknown_before(served: tuple[str, Desk]) -> None:
+def test_question_asked_a_second_after_a_commit_is_answered_from_it_and_unknown_before(served: tuple[str, Desk]) -> None:
     url, desk = served
     question = "Which comet was photographed over Skagen?"
     assert ask(url, question).choices[0].message.content == UNKNOWN
     before = datetime.now(UTC) + timedelta(milliseconds=1)
     time.sleep(0.01)
     committed_s = desk.publish("comet", "Comet seen", "The comet Halvorsen was photographed over Skagen.")
-    until(lambda: "Halvorsen" in ask(url, question).choices[0].message.content, within_s=5.0)
-    assert time.monotonic() - committed_s < 1.0
+    time.sleep(max(0.0, committed_s + 1.0 - time.monotonic()))
+    assert "Halvorsen" in ask(url, question).choices[0].message.content
     past = ask(url, question, extra_body={"cmt": {"as_of": before.isoformat()}})
     assert past.choices[0].message.content == UNKNOWN
 
