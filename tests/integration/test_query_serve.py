@@ -129,7 +129,9 @@ def test_follow_up_question_is_understood_from_the_turn_before(served: tuple[str
     assert reply.model_extra["sources"][0]["doc_id"] == "ferry"
 
 
-def test_question_asked_a_second_after_a_commit_is_answered_from_it_and_unknown_before(served: tuple[str, Desk]) -> None:
+def test_question_asked_a_second_after_a_commit_is_answered_from_it_and_unknown_before(
+    served: tuple[str, Desk],
+) -> None:
     url, desk = served
     question = "Which comet was photographed over Skagen?"
     assert ask(url, question).choices[0].message.content == UNKNOWN
