@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from services.errors import SettingsError
-from services.settings_sources import CONFIG_VARIABLE, File, Flags, nested, read_file
+from services.settings_sources import CONFIG_VARIABLE, Environment, File, Flags, nested, read_file
 
 __all__ = [
     "BankSettings",
@@ -311,7 +311,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then flags, environment and file; `load_settings` hands flags and file over."""
-        return (init_settings, Flags(settings_cls), env_settings, File(settings_cls))
+        return (init_settings, Flags(settings_cls), Environment(settings_cls), File(settings_cls))
 
     def masked(self) -> dict[str, Any]:
         """The effective settings as plain JSON types, secrets as `**********`."""

@@ -1,18 +1,27 @@
-"""Where settings come from beside the environment: a YAML file, and the command line's flags."""
+"""Where settings come from: the environment, a YAML file, and the command line's flags."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic_settings import PydanticBaseSettingsSource
+from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource
 
 from services.errors import SettingsError
 
-__all__ = ["CONFIG_VARIABLE", "File", "Flags", "nested", "read_file"]
+__all__ = ["CONFIG_VARIABLE", "Environment", "File", "Flags", "nested", "read_file"]
 
 CONFIG_VARIABLE = "CMT_CONFIG"  # names the settings file
+
+
+class Environment(EnvSettingsSource):
+    """CMT_... variables; one that holds a group as JSON is read before those of its single keys, which win."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        """By name, since pydantic takes them in the environment's order, and a shell changes that."""
+        return dict(sorted(super()._load_env_vars().items()))
 
 
 class _Layer(PydanticBaseSettingsSource):

@@ -192,6 +192,7 @@ def test_the_query_head_killed_costs_few_answers_where_redis_has_its_state(relea
     )
     assert release.pod("query", "worker") == before  # the workers outlive it
     assert result["answered"]
+    assert set(result["refused"]) <= {"503", "no connection", "429"}  # the load may ask more than the key's rate
     release.until_ready()
     release.until_all_are_there(result["sent"])
     release.answers(QUESTION, "marker")

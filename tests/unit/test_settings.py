@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from services.errors import SettingsError
 from services.settings import KafkaSettings, Settings, load_settings
@@ -13,8 +17,6 @@ from services.settings import KafkaSettings, Settings, load_settings
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    import os
-
     for name in list(os.environ):
         if name.startswith("CMT_"):
             monkeypatch.delenv(name)
@@ -100,3 +102,29 @@ def test_dead_letter_topic_follows_the_topic() -> None:
 def test_settings_built_in_code_keep_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMT_KAFKA__TOPIC", "from-env")
     assert Settings(kafka=KafkaSettings(topic="from-code")).kafka.topic == "from-code"
+
+
+# (a group as JSON, one key of it, another of it): what the environment of compose.s3.yaml has, and its like
+_GROUPS = [
+    ("CMT_BANK__STORAGE_OPTIONS", {"region": "r", "access_key_id": "old"}, "ACCESS_KEY_ID", "new"),
+    ("CMT_KAFKA__FIELD_MAP", {"id": "guid", "text": "body"}, "TEXT", "content"),
+    ("CMT_KAFKA", {"topic": "news", "group_id": "old"}, "GROUP_ID", "new"),
+    ("CMT_SERVE__API_KEYS", {"a": "0" * 64, "b": "1" * 64}, "B", "2" * 64),
+]
+
+
+@pytest.mark.parametrize("last", ["the group", "the key"])
+@pytest.mark.parametrize(("group", "values", "key", "value"), _GROUPS)
+def test_one_key_wins_over_its_group_in_whatever_order_the_environment_has_them(
+    monkeypatch: pytest.MonkeyPatch, group: str, values: dict[str, str], key: str, value: str, last: str
+) -> None:
+    both = [(group, json.dumps(values)), (f"{group}__{key}", value)]
+    for name, text in both if last == "the key" else reversed(both):
+        monkeypatch.setenv(name, text)
+    assert list(os.environ).index(group) < list(os.environ).index(f"{group}__{key}") or last == "the group"
+    found: Any = load_settings()
+    for name in group.removeprefix("CMT_").lower().split("__"):
+        found = getattr(found, name)
+    found = found.model_dump() if isinstance(found, BaseModel) else found
+    shown = {name: one.get_secret_value() if isinstance(one, SecretStr) else one for name, one in found.items()}
+    assert {name: shown[name] for name in values} == values | {key.lower(): value}
