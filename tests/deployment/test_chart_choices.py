@@ -305,3 +305,15 @@ def test_a_budget_says_what_must_stay() -> None:
         if one["kind"] == "PodDisruptionBudget" and one["metadata"]["name"].endswith("query")
     ]
     assert none == 0
+
+
+def test_what_the_job_that_empties_redis_needs_outlives_the_release() -> None:
+    """KubeRay makes that job of the head's pod template when the release is gone: its account, settings and keys."""
+    values = ci_values("secure") | {"auth": ci_values("s3")["auth"]}
+    for kept, redis in (("keep", "redis:6379"), (None, "")):
+        values["query"] = values["query"] | {"gcsFaultTolerance": {"redisAddress": redis}}
+        found = objects(render(values))
+        head = dict(templates(found))["RayService head"]
+        account = of_kind(found, "ServiceAccount", head["spec"]["serviceAccountName"])
+        for one in (account, of_kind(found, "ConfigMap", "cmt-config"), of_kind(found, "Secret")):
+            assert one["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == kept

@@ -66,3 +66,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $made := printf "%s\n%s" (toYaml $config) (include "cmt.ingestClusterSpec" .) -}}
 {{ include "cmt.fullname" . }}-ingest-{{ sha256sum $made | trunc 8 }}
 {{- end -}}
+
+{{/* KubeRay empties Redis after the release is gone, by a job in the form of the head's pod: what that pod needs stays. */}}
+{{- define "cmt.keptForRedis" -}}
+{{- if .Values.query.gcsFaultTolerance.redisAddress -}}
+helm.sh/resource-policy: keep
+{{- end -}}
+{{- end -}}
