@@ -301,12 +301,8 @@ class Consumer:
             self._paused = False
 
     def _crowded(self) -> set[int]:
-        """Partitions that fill more than their share of the budget: the rest of it is for the others' records.
-
-        None with the embedded broker: partitions that were held and freed again and again got no more records from it (seen
-        with 44,000 records waiting; docs/log.md).
-        """
-        if len(self._assigned) < 2 or not self._settings.kafka.bootstrap_servers:
+        """Partitions that fill more than their share of the budget: the rest of it is for the others' records."""
+        if len(self._assigned) < 2:
             return set()
         share, sizes = self._share(), self._inbox.bytes_by_partition
         return {one for one, size in sizes.items() if size > (share / 2 if one in self._held else share)}

@@ -175,6 +175,15 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 class _Fetcher(Fetcher):  # type: ignore[misc]
     PartitionRecords = FetchedRecords
 
+    def fetched_records(self, *args: Any, **options: Any) -> Any:
+        """As the client's own, which puts aside what is left of a fetch when its partition is paused, and takes it up
+        again only while no other fetch is in its hands: one that was read to its end counts as such there, for as long as
+        there are other partitions to read. Nothing more would be fetched of the partition, resumed or not (decision 0114).
+        """
+        if not self._next_partition_records:
+            self._next_partition_records = None
+        return super().fetched_records(*args, **options)
+
     def _parse_fetched_data(self, completed_fetch: Any) -> Any:
         """A reader of committed records can't come to the high watermark while a transaction is open: its end comes first."""
         found = completed_fetch.partition_data

@@ -20,9 +20,11 @@ from services.query.gateway.stream_look import StreamView, look_at_kafka
 from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.progress import partition_progress
+from services.stream.record import RawRecord
 from services.stream.rewind import rewind
 from services.stream.source import AssignedSource
 from services.stream.topics import ensure_topics
+from tests.waiting import until
 
 
 def fill(settings: KafkaSettings, broker: str, times_ms: list[int]) -> None:
@@ -80,6 +82,31 @@ def test_held_partitions_are_not_fetched_until_they_are_let_go(
         then = [one for _ in range(15) for one in source.poll(0.1, 500)]
         assert {one.partition for one in then} == {0}
         assert len(first) + len(then) == 40
+
+
+@pytest.mark.parametrize("stops", ["hold", "pause"])
+def test_a_partition_that_stops_in_the_middle_of_a_fetch_goes_on_where_it_stood(
+    stops: str, kafka_settings: KafkaSettings, broker: str, now_ms: int
+) -> None:
+    """While it is stopped another partition is read to its end and asked for more, as one that never stops would be."""
+    fill(kafka_settings, broker, [now_ms] * 60)
+    with AssignedSource(kafka_settings, broker) as source:
+        source.assign({0, 1})
+        first: list[RawRecord] = []
+        until(lambda: first.extend(source.poll(0.1, 1)) or first, 30.0)
+        stopped = first[0].partition
+        source.hold({stopped})
+        if stops == "pause":
+            source.pause()
+            assert [one for _ in range(3) for one in source.poll(0.1, 500)] == []
+            source.resume()
+        other = [one for _ in range(15) for one in source.poll(0.1, 500)]
+        assert {one.partition for one in other} == {1 - stopped}
+        source.hold(set())
+        rest: list[RawRecord] = []
+        until(lambda: rest.extend(source.poll(0.1, 500)) or len(first + other + rest) >= 60, 30.0, seen=lambda: rest)
+    assert [one.offset for one in first + rest] == list(range(len(first + rest)))
+    assert len(first + other + rest) == 60
 
 
 def test_progress_tells_lag_and_the_age_of_the_oldest_record(

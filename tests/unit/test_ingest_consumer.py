@@ -438,7 +438,6 @@ def test_a_partition_that_fills_its_share_of_the_budget_leaves_room_for_the_othe
         [article(offset) for offset in range(200)],
         lambda rig: rig.bank.gate.clear(),
         ingest__in_flight_bytes=20_000,
-        kafka__bootstrap_servers="kafka:9092",
     )
     rig.until(lambda: rig.topic.held == {0})
     waiting = len(rig.topic.records)
