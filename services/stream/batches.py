@@ -174,6 +174,7 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 class _Fetcher(Fetcher):  # type: ignore[misc]
     PartitionRecords = FetchedRecords
+    _next_partition_records: Any
 
     def fetched_records(self, *args: Any, **options: Any) -> Any:
         """As the client's own, which puts aside what is left of a fetch when its partition is paused, and takes it up
