@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from pydantic import BaseModel, ConfigDict
 
 from services.errors import ServiceError, SettingsError
 from services.query.gateway.addresses import is_loopback
@@ -16,6 +17,47 @@ from services.settings import Settings
 __all__ = ["ask_service", "service_stats", "service_url", "stream_answer"]
 
 _TIMEOUT_S = 120.0
+
+
+class _Fact(BaseModel):
+    """What the commands read of an answer, whatever else is in it; a ValueError says that another program gave it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Delta(_Fact):
+    content: str | None = None
+
+
+class _Choice(_Fact):
+    delta: _Delta
+
+
+class _Source(_Fact):
+    weight: float | None
+    title: str | None
+    doc_id: str
+    url: str | None
+
+
+class _AnswerFacts(_Fact):
+    notes: list[str] = []
+
+
+class _Chunk(_Fact):
+    choices: list[_Choice]
+    sources: list[_Source] = []
+    cmt: _AnswerFacts = _AnswerFacts()
+
+
+class _Latest(_Fact):
+    title: str | None
+    doc_id: str
+
+
+class _Stats(_Fact):
+    documents: int
+    latest: list[_Latest]
 
 
 def service_url(settings: Settings) -> str:
@@ -56,6 +98,7 @@ def service_stats(url: str, settings: Settings, namespace: str) -> dict[str, Any
         response = client.get(_address(url, "stats"), params={"latest": 1, "namespace": namespace})
         _refuse_errors(url, response)
         stats: dict[str, Any] = response.json()
+        _Stats.model_validate(stats)
         return stats
 
 
@@ -76,8 +119,9 @@ def stream_answer(url: str, settings: Settings, body: dict[str, Any]) -> Iterato
             if line == "data: [DONE]":
                 return
             chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise ServiceError(f"{url} stopped in the middle of the answer: {chunk['error']['message']}")
+            if isinstance(chunk, dict) and "error" in chunk:
+                raise ServiceError(f"{url} stopped in the middle of the answer: {_reason(chunk) or chunk['error']}")
+            _Chunk.model_validate(chunk)
             yield chunk
         raise ServiceError(f"{url} ended the connection in the middle of the answer")
 
@@ -104,7 +148,7 @@ def _one_line(url: str) -> Iterator[None]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(f"no query service at {url}: {error} (start one with `cmt serve`)") from None
     except ValueError:
-        raise ServiceError(f"{url} does not speak like a query service") from None
+        raise ServiceError(f"{url} does not answer like a query service: is it another program's address?") from None
 
 
 def _address(url: str, route: str = "chat/completions") -> str:
@@ -121,7 +165,15 @@ def _refuse_errors(url: str, response: httpx.Response) -> None:
     if response.status_code == httpx.codes.OK:
         return
     try:
-        reason = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        reason = response.reason_phrase
-    raise ServiceError(f"{url} answered {response.status_code}: {reason}")
+        reason = _reason(response.json())
+    except ValueError:
+        reason = ""
+    raise ServiceError(f"{url} answered {response.status_code}: {reason or response.reason_phrase}")
+
+
+def _reason(reply: Any) -> str:
+    """The message of an error in OpenAI's shape, empty where it has another."""
+    try:
+        return str(reply["error"]["message"])
+    except (KeyError, TypeError):
+        return ""
