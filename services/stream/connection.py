@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from services.settings import KafkaSettings
 __all__ = ["connect", "translated_errors"]
 
 Client = TypeVar("Client")
+_REFUSALS_COUNT_AFTER_S = 2.0
 _REFUSALS = (SaslAuthenticationFailedError, AuthorizationError, UnsupportedSaslMechanismError)
 
 # kafka-python logs every refused connection as an error with the host behind it; what matters is raised as one line.
@@ -74,19 +76,25 @@ def translated_errors(doing: str) -> Iterator[None]:
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
-    """Remembers who refused us: the client tries on, and would only say that nobody answered."""
+    """Remembers who refused us: the client would try on, and only say that nobody answered.
+
+    A new user is not known to every broker at once, so for a moment it may try on; no longer, as somebody waits for the answer.
+    """
 
     refusal: BaseException | None = None
+    _refused_at_s = 0.0
 
     def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        if self.refusal is not None and time.monotonic() > self._refused_at_s + _REFUSALS_COUNT_AFTER_S:
+            raise self.refusal
         connection = super().get_connection(*arguments, **options)
         if self.refusal is None and not self.bootstrapped:
             connection.init_future.add_errback(self._note)
         return connection
 
     def _note(self, error: BaseException) -> None:
-        if isinstance(error, _REFUSALS):
-            self.refusal = error
+        if isinstance(error, _REFUSALS) and self.refusal is None:
+            self.refusal, self._refused_at_s = error, time.monotonic()
 
 
 def _options(settings: KafkaSettings, bootstrap: str) -> dict[str, Any]:
