@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka test-llms image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus
+.PHONY: help demo test test-fast test-kafka test-llms image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus java
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ help:  ## list the targets
 demo: $(VENV)/.run  ## news in, answers out, on this machine (DEMO_ONCE=1 ends after the table)
 	@$(BIN)/cmt demo
 
-test: $(VENV)/.dev browser prometheus check  ## all checks and tests
+test: $(VENV)/.dev browser prometheus java check  ## all checks and tests
 	@$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev  ## unit tests and layer contracts, on two cores: within two minutes where they are idle
@@ -90,6 +90,14 @@ prometheus:
 	  echo "installing prometheus for the tests of the alert rules"; \
 	  { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } >/dev/null 2>&1 \
 	  || echo "prometheus can't be installed; the tests of the alert rules will be skipped"; \
+	fi
+
+# Java and Maven are only needed by the tests on a real Apache Kafka, which skip themselves where they are missing.
+java:
+	@if ! { command -v java && command -v mvn; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Java and Maven for the tests on a real Apache Kafka"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends default-jre-headless maven; } >/dev/null 2>&1 \
+	  || echo "Java or Maven can't be installed; the tests on a real Apache Kafka will be skipped"; \
 	fi
 
 $(VENV)/.run: pyproject.toml constraints.txt

@@ -24,8 +24,9 @@ from services.stream.producer import DocumentProducer
 from services.stream.record import Document
 from services.testing.lexical import load_lexical
 from tests.integration.conftest import find_free_port
+from tests.kafka.server import KafkaCluster, missing
 
-__all__ = ["measure_stream"]
+__all__ = ["measure_stream", "measure_stream_on_kafka"]
 
 _BAR_RECORDS_PER_S = 5000.0
 _BAR_P50_S, _BAR_P99_S = 1.0, 3.0
@@ -39,26 +40,48 @@ _WORDS = (
 
 
 def measure_stream(report: Report, folder: Path, records: int, half_load_s: float) -> None:
-    """Adds records/s and freshness. Broker, Ray, Kafka client and bank are the real ones."""
+    """Adds records/s and freshness on the embedded broker. Ray, Kafka client and bank are the real ones, too."""
     with EmbeddedBroker(find_free_port()) as broker, ray_session(RaySettings(num_cpus=4)):
-        rate, cpu_us = _records_per_s(broker.bootstrap, folder, records)
-        report.add(Figure("records end to end, small model", rate, "records/s", _BAR_RECORDS_PER_S))
-        note = "broker included; says what an idle machine could do"
-        report.add(Figure("CPU time per record, all processes", cpu_us, "us", note=note))
-        half = min(rate, _BAR_RECORDS_PER_S) / 2
-        p50, p99, commit_s = _freshness(broker.bootstrap, folder, half, half_load_s)
-        note = f"at {half:,.0f} records/s"
-        report.add(Figure("freshness p50", p50, "s", _BAR_P50_S, "at most", note))
-        report.add(Figure("freshness p99", p99, "s", _BAR_P99_S, "at most", note))
-        report.add(Figure("bank commit, mean", commit_s, "s"))
+        _measure(report, "", broker.bootstrap, folder, records, half_load_s)
 
 
-def _records_per_s(bootstrap: str, folder: Path, records: int) -> tuple[float, float]:
+def measure_stream_on_kafka(report: Report, folder: Path, records: int, half_load_s: float) -> None:
+    """The same on one broker of Apache Kafka, by both ways of assigning partitions; says so where there is none."""
+    if reason := missing():
+        print(f"not measured on Apache Kafka: {reason}", flush=True)
+        return
+    broker = KafkaCluster(folder / "kafka")
+    try:
+        broker.start()
+        with ray_session(RaySettings(num_cpus=4)):
+            for way in ("coordinator", "group"):
+                flags = {"kafka__bootstrap_servers": broker.bootstrap, "ingest__assignment": way}
+                _measure(report, f"Apache Kafka, {way}: ", broker.bootstrap, folder, records, half_load_s, **flags)
+    finally:
+        broker.stop()
+
+
+def _measure(
+    report: Report, where: str, bootstrap: str, folder: Path, records: int, half_load_s: float, **flags: Any
+) -> None:
+    settings = [_settings(folder, f"{flags.get('ingest__assignment', '')}{name}", **flags) for name in ("all", "half")]
+    rate, cpu_us = _records_per_s(bootstrap, settings[0], records)
+    report.add(Figure(f"{where}records end to end, small model", rate, "records/s", _BAR_RECORDS_PER_S))
+    note = "broker included; says what an idle machine could do"
+    report.add(Figure(f"{where}CPU time per record, all processes", cpu_us, "us", note=note))
+    half = min(rate, _BAR_RECORDS_PER_S) / 2
+    p50, p99, commit_s = _freshness(bootstrap, settings[1], half, half_load_s)
+    note = f"at {half:,.0f} records/s"
+    report.add(Figure(f"{where}freshness p50", p50, "s", _BAR_P50_S, "at most", note))
+    report.add(Figure(f"{where}freshness p99", p99, "s", _BAR_P99_S, "at most", note))
+    report.add(Figure(f"{where}bank commit, mean", commit_s, "s", note="since Ray was started"))
+
+
+def _records_per_s(bootstrap: str, settings: Settings, records: int) -> tuple[float, float]:
     """(records a second, CPU microseconds a record).
 
     All records are in Kafka before ingest starts; the clock runs from the first that is committed after the warm-up.
     """
-    settings = _settings(folder, "volume")
     with DocumentProducer(settings.kafka, bootstrap) as producer:
         for number, document in enumerate(_documents(_WARM_UP + records)):
             producer.send(document)
@@ -72,9 +95,8 @@ def _records_per_s(bootstrap: str, folder: Path, records: int) -> tuple[float, f
         return done / (last[0] - first[0]), (last_cpu_s - first_cpu_s) / done * 1e6
 
 
-def _freshness(bootstrap: str, folder: Path, rate_per_s: float, seconds: float) -> tuple[float, float, float]:
+def _freshness(bootstrap: str, settings: Settings, rate_per_s: float, seconds: float) -> tuple[float, float, float]:
     """(p50, p99, mean commit): from Kafka's timestamp to `ingested_at`, plus the mean time of the commit itself."""
-    settings = _settings(folder, "half")
     with _ingest(settings, bootstrap) as handle, DocumentProducer(settings.kafka, bootstrap) as producer:
         started = time.monotonic()
         for number, document in enumerate(_documents(int(rate_per_s * seconds))):
