@@ -222,6 +222,9 @@ class ServeSettings(_Group):
         le=1,
         description="least cosine of a relevant memory, below it: I don't know; empty means the checkpoint's own",
     )
+    citations: bool = Field(
+        False, description="end what stands in sources with their numbers, as in [1], where a request does not say"
+    )
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
     deadline_s: float = Field(120.0, gt=0, description="longest time for an answer; a request may ask for less")

@@ -19,7 +19,10 @@ from cmt_core.model import CMT
 from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
 
-__all__ = ["StreamScores", "evaluate_stream", "sample", "score_system"]
+__all__ = ["Keep", "StreamScores", "evaluate_stream", "sample", "score_system"]
+
+Keep = Callable[[str, int, Sequence[QAExample], Sequence[SystemAnswer]], None]
+"""Called with a system's name, its k, the questions, and its answers to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class StreamScores:
 
     `answer_nats` is the log-loss per token of the first gold answer and its end, the mean over the questions.
     `vectors_per_document` and `bytes_per_document` are what the bank holds; `prompt_tokens` is how many tokens the LLM reads as
-    text for a question (median); `seconds` is for all questions, without the own documents'.
+    text for a question (median); `seconds` is for all questions, without the own documents'. `read_text` are questions for which
+    text was read, `grounded` answers that stand in the texts found, `garbled` those with a name or number that none of them has.
     """
 
     system: str
@@ -48,6 +52,9 @@ class StreamScores:
     bytes_per_document: float
     prompt_tokens: int
     seconds: float
+    read_text: float
+    grounded: float
+    garbled: float
 
 
 def evaluate_stream(
@@ -63,22 +70,25 @@ def evaluate_stream(
     ranking: Ranking = HYBRID,
     single_context: CMT | None = None,
     report: Callable[[str], None] = lambda line: None,
+    keep: Keep | None = None,
 ) -> Iterator[StreamScores]:
     """Scores each system on `questions` seeded questions against a bank of all documents (or `documents` of them).
 
     A system reads `k` documents a question, one that is named `NAME@K` reads K. `single_context` is the paper's checkpoint for
-    the system of that name. Each system's scores come when it is done. Raises ConfigError for a system that is not known or that
-    the checkpoint can't be, before anything slow. Documents are compressed only where a system reads memories.
+    the system of that name. Each system's scores come when it is done, after `keep` got its answers. Documents are compressed
+    where a system reads memories: all of them first, or where few questions are asked of many those that are read, when they are.
+    Raises ConfigError for a system that is not known or that the checkpoint can't be, before anything slow.
     """
     named = [system_at(spec, k) for spec in systems]
     known = {name: system(name, model, single_context) for name in dict.fromkeys(name for name, _ in named)}
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
     remembers = any(one.reads == "memory" for one in known.values())
-    bank = filled_bank(model, chosen, ranking, compress=remembers)
-    done = "compressed" if remembers else "indexed"
+    all_read = remembers and len(asked) * (1 + max(own_k for _, own_k in named)) >= len(chosen)
+    bank = filled_bank(model, chosen, ranking, compress=all_read)
+    done = "compressed" if all_read else "indexed"
     report(f"{len(bank.rows)} windows of {len(chosen)} documents {done} in {time.perf_counter() - started:.0f} s")
-    return (score_system(known[name], bank, asked, own_k, max_new_tokens, report) for name, own_k in named)
+    return (score_system(known[name], bank, asked, own_k, max_new_tokens, report, keep) for name, own_k in named)
 
 
 def sample(
@@ -100,6 +110,7 @@ def score_system(
     k: int,
     max_new_tokens: int = 24,
     report: Callable[[str], None] = lambda line: None,
+    keep: Keep | None = None,
 ) -> StreamScores:
     """One system's scores on the questions `asked` of `bank`."""
     bank = bank.read_by(compared.model)
@@ -107,6 +118,8 @@ def score_system(
     found = bank.nearest([row.question for row in asked], k)
     seconds = time.perf_counter() - started
     answers = compared.answers(bank, asked, found, max_new_tokens)
+    if keep is not None:
+        keep(compared.name, k, asked, answers)
     oracle = None
     if compared.reads != "nothing":
         own = [[RowHit(own_window(bank, row), 1.0)] for row in asked]
@@ -134,6 +147,9 @@ def score_system(
         bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
         prompt_tokens=sorted(one.answer.prompt_tokens for one in answers)[len(answers) // 2],
         seconds=round(seconds + sum(one.seconds for one in answers), 1),
+        read_text=_share([one.read_text for one in answers]),
+        grounded=_share([one.grounded for one in answers]),
+        garbled=_share([one.garbled for one in answers]),
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")
@@ -151,6 +167,10 @@ def _mean(
 ) -> float:
     total = sum(measure(one.answer.text, row.answers) for one, row in zip(answers, asked, strict=True))
     return round(100 * total / len(asked), 2)
+
+
+def _share(those: Sequence[bool]) -> float:
+    return round(100 * sum(those) / len(those), 2)
 
 
 def _nats(answers: Sequence[SystemAnswer]) -> float:

@@ -1,10 +1,11 @@
 """The systems that are compared on one bank with one frozen LLM; each answers from the rows that retrieval found for it.
 
-`select`, `single_context` and `stack` read memories with that aggregation ψ, `rag_prefix` the same documents' text behind the
-prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template). `rag_likely` reads the text of those
-documents that `select` would read: the same filter, and the same look at the question's likelihood behind each memory. `rag_bare`
-reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt, and `closed_prefix` nothing behind the
-reading prefix: it knows what an answer looks like.
+`select`, `single_context` and `stack` read memories with that aggregation ψ. `auto` is `select` and, where its answer does not
+stand in its sources, the text of the source that was attended to most: what the service's model `cmt` does. `rag_prefix` reads
+the same documents' text behind the prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template).
+`rag_likely` reads the text of those documents that `select` would read: the same filter, and the same look at the question's
+likelihood behind each memory. `rag_bare` reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt,
+and `closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.generation.asking import QuestionBatch
+from cmt_core.grounded import TextReads, ground, read_again, text_reads
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
 from cmt_core.retrieval.hybrid import RowHit
@@ -24,7 +26,17 @@ from cmt_core.text.prompt import SHORT_ANSWERS
 
 __all__ = ["SYSTEMS", "System", "SystemAnswer", "system", "system_at"]
 
-SYSTEMS = ("select", "single_context", "stack", "rag_prefix", "rag_likely", "rag_bare", "closed", "closed_prefix")
+SYSTEMS = (
+    "select",
+    "auto",
+    "single_context",
+    "stack",
+    "rag_prefix",
+    "rag_likely",
+    "rag_bare",
+    "closed",
+    "closed_prefix",
+)
 
 _BATCH = 8
 
@@ -36,11 +48,18 @@ _Key = tuple[
 
 @dataclass(frozen=True, slots=True)
 class SystemAnswer:
-    """A system's answer, the seconds it took, and the log-loss (nats per token) of the question's first gold answer."""
+    """A system's answer, the seconds it took, and the log-loss (nats per token) of the question's first gold answer.
+
+    `read_text`: text was read for it. `grounded`, `garbled`: it stands in the texts of the documents found, or has a name, a
+    number or a quotation that none of them has.
+    """
 
     answer: Answer
     seconds: float
     gold_nats: float
+    read_text: bool = False
+    grounded: bool = False
+    garbled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,9 @@ class System:
     model: CMT
     reads: str  # memory, text or nothing
     ask: Ask
+    in_doubt: Callable[[Sequence[str], TextReads], QuestionBatch] | None = (
+        None  # what reads text where memory is in doubt
+    )
     _made: dict[_Key, SystemAnswer] = field(default_factory=dict)
 
     def answers(
@@ -74,14 +96,35 @@ class System:
         self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
     ) -> list[SystemAnswer]:
         model = bank.model if self.reads == "memory" else self.model
-        started = time.perf_counter()
-        read = self.ask(bank, [row.question for row in asked], rows)
-        reading = time.perf_counter() - started
-        nats = model.log_loss(read, [row.answers[0] for row in asked])
-        started = time.perf_counter()
-        answers = model.write(read, max_new_tokens)
-        each_took = (reading + time.perf_counter() - started) / len(asked)
-        return [SystemAnswer(answer, each_took, loss) for answer, loss in zip(answers, nats, strict=True)]
+        questions = [row.question for row in asked]
+        texts = [[bank.rows[one.row].window.reading for one in row] for row in rows]
+        answers, nats, took = _written(model, lambda: self.ask(bank, questions, rows), asked, max_new_tokens)
+        doubted: list[int] = []
+        if self.in_doubt is not None:
+            started = time.perf_counter()
+            reads = text_reads(model, questions, answers, texts)
+            took, doubted = took + time.perf_counter() - started, reads.rows
+        if doubted and self.in_doubt is not None:
+            ask, own = self.in_doubt, [asked[row] for row in doubted]
+            again, losses, more = _written(model, lambda: ask(questions, reads), own, max_new_tokens)
+            for row, begun, answer, loss in zip(doubted, reads.begun, again, losses, strict=True):
+                whole = f"{begun} {answer.text}".strip()
+                tokens = answer.prompt_tokens + answers[row].prompt_tokens
+                answers[row] = replace(answer, text=whole, weights=answers[row].weights, prompt_tokens=tokens)
+                nats[row] = loss
+            took += more
+        return [
+            self._judged(model, question, own, SystemAnswer(answer, took / len(asked), loss, row in doubted))
+            for row, (question, own, answer, loss) in enumerate(zip(questions, texts, answers, nats, strict=True))
+        ]
+
+    def _judged(self, model: CMT, question: str, texts: Sequence[str], made: SystemAnswer) -> SystemAnswer:
+        """The answer with how it stands in the texts of its documents."""
+        if self.reads == "nothing":
+            return made
+        found = ground(model, question, made.answer, texts)
+        read = made.read_text or self.reads == "text"
+        return replace(made, read_text=read, grounded=found.grounded, garbled=found.garbled)
 
     def _key(self, bank: MemoryBank, asked: QAExample, rows: Sequence[RowHit], max_new_tokens: int) -> _Key:
         if self.reads == "nothing":
@@ -114,6 +157,15 @@ def system(name: str, model: CMT, single_context: CMT | None = None, instruction
         raise ConfigError(f"system {name!r} is not known; known are {', '.join(SYSTEMS)}")
     if name == "single_context":
         return System(name, _of(single_context or model, name), "memory", _memory(instructions))
+    if name == "auto":
+        model = _of(model, "select")
+        return System(
+            name,
+            model,
+            "memory",
+            _memory(instructions),
+            lambda asked, reads: read_again(model, asked, reads, instructions),
+        )
     if name == "select":
         return System(name, _of(model, name), "memory", _memory(instructions))
     if name == "stack":
@@ -148,6 +200,19 @@ def _stacked(model: CMT) -> CMT:
     stacked = copy.copy(model)
     stacked.select = None
     return stacked
+
+
+def _written(
+    model: CMT, read: Callable[[], QuestionBatch], asked: Sequence[QAExample], max_new_tokens: int
+) -> tuple[list[Answer], list[float], float]:
+    """Answers to what `read` gives, the log-loss of the first gold ones, and the seconds that the answers took."""
+    started = time.perf_counter()
+    batch = read()
+    reading = time.perf_counter() - started
+    nats = model.log_loss(batch, [row.answers[0] for row in asked])
+    started = time.perf_counter()
+    answers = model.write(batch, max_new_tokens)
+    return answers, nats, reading + time.perf_counter() - started
 
 
 def _memory(instructions: str) -> Ask:

@@ -97,9 +97,10 @@ class AnswerBatch:
 
     def _prompt(self, query: Query) -> list[int]:
         prompting, asked = self._contexts.prompting, (query.question, query.earlier, query.instructions)
+        begun = self._contexts.tokens.ids(query.begun) if query.begun else []
         if query.mode == "closed":
-            return prompting.closed(*asked)
-        return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked)]
+            return [*prompting.closed(*asked), *begun]
+        return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked), *begun]
 
     def _texts(self, query: Query) -> list[int]:
         return self._contexts.prompting.texts(query.passages)

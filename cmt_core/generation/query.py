@@ -8,7 +8,8 @@ from typing import Literal
 
 __all__ = ["GREEDY", "AnswerStart", "Mode", "Query", "Sampling"]
 
-Mode = Literal["memory", "rag", "hybrid", "closed"]
+Mode = Literal["auto", "memory", "rag", "hybrid", "closed"]
+"""What is read for an answer; `auto` is memory first and, where its answer does not stand in its sources, text: two queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Query:
     `earlier` are the conversation's questions with their answers. `memory_weight` w mixes next-token scores with those of the
     same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
     checkpoint was trained (memory) or 1 (rag, hybrid).
-    `instructions` replace the system message where there is one (closed).
+    `instructions` replace the system message where there is one (closed). `begun` is the beginning of an answer that is to go on.
     """
 
     question: str
@@ -41,6 +42,7 @@ class Query:
     passages: Sequence[str] = ()
     earlier: tuple[tuple[str, str], ...] = ()
     instructions: str = ""
+    begun: str = ""
     sampling: Sampling = GREEDY
     memory_weight: float | None = None
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from cmt_core.text.normalisation import normalised
 
-__all__ = ["words"]
+__all__ = ["WITHOUT_SPACES", "words"]
 
-_WITHOUT_SPACES = (
+WITHOUT_SPACES = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u0f00-\u0fff\u1000-\u109f\uaa60-\uaa7f"  # Tibetan, Myanmar
     "\u1100-\u11ff\uac00-\ud7ff"  # Hangul
@@ -26,6 +26,7 @@ _WITHOUT_SPACES = (
     "\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff"  # Han, Yi
     "\U00020000-\U0003ffff"
 )
+"""Ranges of a character class: scripts whose every character counts as a word."""
 
 
 _WORD = re.compile(r"[^\W_]+")
@@ -57,10 +58,10 @@ class _Patterns:
 def _patterns() -> _Patterns:
     """Accents and vowel signs stay with the character before them."""
     mark = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code))[0] == "M")
-    letter = f"[^\\W_{_WITHOUT_SPACES}]"
-    character = f"(?=\\w)[{_WITHOUT_SPACES}][{mark}]*"
+    letter = f"[^\\W_{WITHOUT_SPACES}]"
+    character = f"(?=\\w)[{WITHOUT_SPACES}][{mark}]*"
     return _Patterns(
-        re.compile(f"[{_WITHOUT_SPACES}{mark}\u200c\u200d]"),
+        re.compile(f"[{WITHOUT_SPACES}{mark}\u200c\u200d]"),
         re.compile(f"(?P<run>(?:{character})+)|{letter}(?:{letter}|[{mark}])*"),
         re.compile(character),
     )

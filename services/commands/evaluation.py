@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,9 @@ from services.commands.options import Config
 from services.terminal import echo
 
 if TYPE_CHECKING:
-    from cmt_core.evaluation.stream import StreamScores
+    from cmt_core.data.qa import QAExample
+    from cmt_core.evaluation.stream import Keep, StreamScores
+    from cmt_core.evaluation.systems import SystemAnswer
 
 __all__ = ["app"]
 
@@ -77,6 +79,9 @@ def stream(
         Path | None, typer.Option(help="Checkpoint of the paper's parts, for the system single_context.")
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Also write every system's answer to every question here, one JSON a line.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a table, a JSON file and a plot, too.")] = None,
 ) -> None:
     """The stream protocol: compress every document, then ask all questions against the full bank.
@@ -100,10 +105,25 @@ def stream(
         ranking=HYBRID if lexical_weight is None else ranking_of(lexical_weight),
         single_context=asked.model(single_context) if single_context else None,
         report=say,
+        keep=_answers_to(answers) if answers else None,
     )
     rows = _print(scored, as_json)
     if out is not None:
         asked.write(out, "stream", rows, "k", "f1", "documents read for a question")
+
+
+def _answers_to(path: Path) -> Keep:
+    """Adds lines to a file that is made anew."""
+    path.write_text("", encoding="utf-8")
+
+    def keep(system: str, k: int, asked: Sequence[QAExample], answers: Sequence[SystemAnswer]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            for row, one in zip(asked, answers, strict=True):
+                about = {"system": system, "k": k, "question": row.question, "gold": row.answers}
+                made = {name: value for name, value in dataclasses.asdict(one).items() if name != "answer"}
+                file.write(json.dumps(about | {"answer": one.answer.text} | made, ensure_ascii=False) + "\n")
+
+    return keep
 
 
 def _print(scored: Iterable[StreamScores], as_json: Path | None = None) -> list[StreamScores]:

@@ -38,7 +38,7 @@ Questions = Annotated[int, typer.Option(min=1, help="Questions asked, the same o
 Systems = Annotated[
     str,
     typer.Option(
-        help="Of select, single_context, stack, rag_prefix, rag_likely, rag_bare, closed, closed_prefix; comma-separated."
+        help="Of select, auto, single_context, stack, rag_prefix, rag_likely, rag_bare, closed, closed_prefix; comma-separated."
     ),
 ]
 K = Annotated[int, typer.Option("--k", min=1, help="Documents read per question.")]

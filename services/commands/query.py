@@ -48,7 +48,7 @@ def register(app: typer.Typer, load: Load) -> None:
         question: Annotated[str | None, typer.Argument(help="The question; - or none reads it from stdin.")] = None,
         config: Config = None,
         url: Url = None,
-        mode: AskMode = "memory",
+        mode: AskMode = "auto",
         as_of: AsOf = None,
         top_k: TopK = None,
         namespace: Namespace = None,
@@ -69,7 +69,7 @@ def register(app: typer.Typer, load: Load) -> None:
     def chat(
         config: Config = None,
         url: Url = None,
-        mode: AskMode = "memory",
+        mode: AskMode = "auto",
         as_of: AsOf = None,
         top_k: TopK = None,
         namespace: Namespace = None,

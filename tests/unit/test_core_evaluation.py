@@ -145,7 +145,7 @@ def test_a_system_that_the_checkpoint_can_not_be_is_refused_before_the_bank_is_f
 
     for name, reason in (
         ("select", "needs a checkpoint with that"),
-        ("nonsense", "known are select, single"),
+        ("nonsense", "known are select, auto, single"),
         ("stack@0", "is not SYSTEM@K"),
     ):
         with pytest.raises(ConfigError, match=reason):

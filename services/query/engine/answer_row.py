@@ -7,19 +7,25 @@ from dataclasses import replace
 from typing import Literal
 
 from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.text.grounding import Place
 from services.bank.records import Hit
-from services.query.engine.messages import UNKNOWN, Ask, HitList, Reply, Source
+from services.query.engine.checked_text import CheckedText
+from services.query.engine.messages import UNKNOWN, Ask, HitList, Read, Reply, Source
 from services.query.engine.ports import AnsweringModel
 from services.query.engine.text_stream import TextStream
-from services.query.engine.ticket import Ticket
+from services.query.engine.ticket import Doubt, Ticket
 
 __all__ = ["AnswerRow", "query_of", "unknown_reply"]
 
 _CLOSED_INSTRUCTION = "You are a helpful assistant. Answer in one sentence. If you do not know, say so."
+_READ: dict[str, Read] = {"rag": "text", "hybrid": "both", "closed": "nothing"}
 
 
 class AnswerRow:
-    """An answer of at most `longest` tokens, or as many as were asked for; `finish_reason` is set with its last token."""
+    """An answer of at most `longest` tokens, or as many as were asked for; `finish_reason` is set with its last token.
+
+    `by_sentence`: the model answers in sentences, which are compared with their sources one by one.
+    """
 
     def __init__(
         self,
@@ -28,20 +34,67 @@ class AnswerRow:
         decode: Callable[[Sequence[int]], str],
         longest: int,
         notes: Sequence[str] = (),
+        by_sentence: bool = False,
+        doubt: Doubt | None = None,
     ) -> None:
         self.ticket = ticket
         self._notes = tuple(notes)
         self.number = started.row
         self.first_token = started.token
         self.finish_reason: Literal["stop", "length"] | None = None
-        self._started = started
-        self._stream = TextStream(decode, ticket.ask.stop)
+        self._started, self._doubt = started, doubt
+        begun = doubt.begun if doubt else ""
+        self._stream = TextStream(decode, ticket.ask.stop, goes_on=bool(begun))
+        self._checked = self._compared(by_sentence, doubt)
         self._tokens = 0
-        self._longest = ticket.ask.max_new_tokens or longest
-        self._first_ms = ticket.ms()
+        self._longest = max(1, (ticket.ask.max_new_tokens or longest) - (doubt.tokens if doubt else 0))
+        held = ticket.ask.mode == "auto" or ticket.ask.citations
+        self._first_ms = doubt.first_ms if doubt and doubt.first_ms is not None else None if held else ticket.ms()
 
     def push(self, token: int | None) -> str:
         """Takes the next token (None: the answer has ended) and gives the text that can be shown now."""
+        text = self._written(token)
+        shown = self._checked.push(text)
+        if self._checked.doubted:
+            self.finish_reason = "stop"  # here; it is asked again
+        elif self.finish_reason is not None:
+            shown += self._checked.finish()
+        return self._shown(shown)
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """What is known of an answer that goes where its sources do not; None while it does not."""
+        if not self._checked.doubted:
+            return None
+        started, checked = self._started, self._checked
+        return Doubt(checked.begun, checked.sent, self._tokens, started.prompt_tokens, started.weights, self._first_ms)
+
+    def accept(self) -> str:
+        """Gives the rest of a doubted answer after all."""
+        return self._shown(self._checked.release())
+
+    def reply(self, model: AnsweringModel) -> Reply:
+        """The whole answer of `model`."""
+        ask, found, before = self.ticket.ask, self.ticket.found, self._doubt
+        first_ms = self.ticket.ms() if self._first_ms is None else self._first_ms
+        return Reply(
+            answer=self._checked.text,
+            sources=self._sources(),
+            prompt_tokens=self._started.prompt_tokens + (before.prompt_tokens if before else 0),
+            completion_tokens=self._tokens + (before.tokens if before else 0),
+            finish_reason=self.finish_reason or "stop",
+            model_id=model.model_id,
+            bank_version=found.bank_version,
+            retrieve_ms=found.retrieve_ms,
+            first_token_ms=first_ms,
+            generate_ms=self.ticket.ms() - first_ms,
+            mode=ask.mode,
+            notes=self._notes if model.follows_instructions else (*self._notes, *_notes(ask)),
+            read="text" if before else _READ.get(ask.mode, "memory"),
+            grounded=None if ask.mode == "closed" else self._checked.grounded,
+        )
+
+    def _written(self, token: int | None) -> str:
         if token is None:
             self.finish_reason = "stop"
             return self._stream.finish()
@@ -52,41 +105,69 @@ class AnswerRow:
         elif self._tokens >= self._longest:
             self.finish_reason = "length"
             text += self._stream.finish()
+        if self._doubt and self._doubt.begun and text and self._tokens == 1 and not text[0].isspace():
+            return f" {text}"  # some tokenizers write no space before the first token
         return text
 
-    def reply(self, model: AnsweringModel) -> Reply:
-        """The whole answer of `model`."""
-        ask, found = self.ticket.ask, self.ticket.found
-        return Reply(
-            answer=self._stream.text,
-            sources=_sources(found.hits, self._started.weights),
-            prompt_tokens=self._started.prompt_tokens,
-            completion_tokens=self._tokens,
-            finish_reason=self.finish_reason or "stop",
-            model_id=model.model_id,
-            bank_version=found.bank_version,
-            retrieve_ms=found.retrieve_ms,
-            first_token_ms=self._first_ms,
-            generate_ms=self.ticket.ms() - self._first_ms,
-            mode=ask.mode,
-            notes=self._notes if model.follows_instructions else (*self._notes, *_notes(ask)),
+    def _shown(self, text: str) -> str:
+        if text and self._first_ms is None:
+            self._first_ms = self.ticket.ms()
+        return text
+
+    def _compared(self, by_sentence: bool, doubt: Doubt | None) -> CheckedText:
+        ask, hits = self.ticket.ask, self.ticket.found.hits
+        weights = doubt.weights if doubt else self._started.weights
+        order = list(range(len(hits)))
+        if len(weights) == len(hits):
+            order.sort(key=lambda number: -weights[number])
+        return CheckedText(
+            [_passage(hits[number]) for number in order],
+            [number + 1 for number in order],
+            "\n".join([ask.question, *(text for turn in ask.earlier for text in turn)]),
+            by_sentence=by_sentence,
+            hold=ask.mode == "auto" and doubt is None,
+            doubt=ask.mode == "auto" and doubt is None and bool(hits),
+            cite=ask.citations and bool(hits),
+            begun=doubt.sent if doubt else "",
         )
 
+    def _sources(self) -> tuple[Source, ...]:
+        hits = self.ticket.found.hits
+        weights = self._doubt.weights if self._doubt else self._started.weights
+        known: Sequence[float | None] = weights if len(weights) == len(hits) else [None] * len(hits)
+        places = self._places(hits)
+        return tuple(
+            Source.of(hit, weight, places.get(number))
+            for number, (hit, weight) in enumerate(zip(hits, known, strict=True), 1)
+        )
 
-def query_of(ask: Ask, found: HitList, follows_instructions: bool = True) -> Query:
+    def _places(self, hits: Sequence[Hit]) -> dict[int, Place]:
+        """Where the answer stands word for word, by the source's number."""
+        if (found := self._checked.whole_place) is None:
+            return {}
+        number, (start, end) = found
+        before = len(_passage(hits[number - 1])) - len(hits[number - 1].text)  # the title
+        return {number: (start - before, end - before)} if start >= before else {}
+
+
+def query_of(ask: Ask, found: HitList, follows_instructions: bool = True, doubt: Doubt | None = None) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says.
 
-    A model that reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's.
+    Of mode `auto` it is memories at first, and with a `doubt` the text of the source that was attended to most. A model that
+    reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's.
     """
-    texts = {"rag": found.hits, "hybrid": found.hits[:1]}.get(ask.mode, ())
-    reads_memories = ask.mode in ("memory", "hybrid")
-    unprompted = ask.mode == "closed" and not ask.instructions and not follows_instructions
+    mode = ask.mode if ask.mode != "auto" else "memory" if doubt is None else "rag"
+    texts = [found.hits[doubt.best]] if doubt else {"rag": found.hits, "hybrid": found.hits[:1]}.get(mode, ())
+    reads_memories = mode in ("memory", "hybrid")
+    unprompted = mode == "closed" and not ask.instructions and not follows_instructions
     return replace(
         ask,
+        mode=mode,
         instructions=_CLOSED_INSTRUCTION if unprompted else ask.instructions,
         memories=[hit.memory for hit in found.hits] if reads_memories else (),
         scores=[float(hit.rank) for hit in found.hits] if reads_memories else None,
         passages=[_passage(hit) for hit in texts],
+        begun=doubt.begun if doubt else "",
     )
 
 
@@ -105,6 +186,7 @@ def unknown_reply(ask: Ask, found: HitList, model_id: str, took_ms: float) -> Re
         generate_ms=0.0,
         mode=ask.mode,
         known=False,
+        read="nothing",
         notes=(_why_unknown(ask, found),),
     )
 
@@ -125,8 +207,3 @@ def _notes(ask: Ask) -> tuple[str, ...]:
     if ask.instructions and ask.mode != "closed":
         return ("system messages have no effect here: the model was trained to answer from what it reads",)
     return ()
-
-
-def _sources(hits: Sequence[Hit], weights: Sequence[float]) -> tuple[Source, ...]:
-    known: Sequence[float | None] = weights if len(weights) == len(hits) else [None] * len(hits)
-    return tuple(Source.of(hit, weight) for hit, weight in zip(hits, known, strict=True))

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from cmt_core.generation.query import Mode, Query
+from cmt_core.text.grounding import Place
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 
@@ -21,14 +22,23 @@ __all__ = [
     "HitList",
     "ModelName",
     "Overview",
+    "Read",
     "ReplicaState",
     "Reply",
     "Source",
     "Versions",
 ]
 
-ModelName = Literal["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"]
-MODELS: dict[ModelName, Mode] = {"cmt": "memory", "cmt-rag": "rag", "cmt-hybrid": "hybrid", "cmt-closed": "closed"}
+ModelName = Literal["cmt", "cmt-memory", "cmt-rag", "cmt-hybrid", "cmt-closed"]
+MODELS: dict[ModelName, Mode] = {
+    "cmt": "auto",
+    "cmt-memory": "memory",
+    "cmt-rag": "rag",
+    "cmt-hybrid": "hybrid",
+    "cmt-closed": "closed",
+}
+Read = Literal["memory", "text", "both", "nothing"]
+"""What an answer was read from in the end."""
 UNKNOWN = "I don't know."
 """What is answered when nothing in the bank is relevant enough."""
 
@@ -39,7 +49,8 @@ class Ask(Query):
 
     `top_k`, `min_score` and `max_new_tokens` None mean the service's defaults, `as_of` None means now.
 
-    `lookups` are the texts that are looked up in the bank; a hit counts by its best score over them.
+    `lookups` are the texts that are looked up in the bank; a hit counts by its best score over them. `citations`: every part of
+    the answer that stands in sources names them.
     """
 
     memory_weight: float | None = 1.0
@@ -52,6 +63,7 @@ class Ask(Query):
     stop: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     deadline_s: float = 120.0
+    citations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +75,27 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Source(Hit):
-    """A hit that an answer was read from, without its memory; `weight` is its share of the attention, None where unknown."""
+    """A hit that an answer was read from, without its memory; `weight` is its share of the attention, None where unknown.
+
+    `place` is where the answer stands in its text word for word, None where it does not.
+    """
 
     weight: float | None = None
+    place: Place | None = None
 
     @classmethod
-    def of(cls, hit: Hit, weight: float | None) -> Source:
+    def of(cls, hit: Hit, weight: float | None, place: Place | None = None) -> Source:
         """The hit with its weight."""
         about = {one.name: getattr(hit, one.name) for one in fields(hit)}
-        return cls(**about | {"memory": b"", "weight": weight})
+        return cls(**about | {"memory": b"", "weight": weight, "place": place})
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer with its sources; times count from the question's arrival at the engine."""
+    """A whole answer with its sources; times count from the question's arrival at the engine.
+
+    `grounded` says whether what it tells stands in its sources, None where none were read.
+    """
 
     answer: str
     sources: tuple[Source, ...]
@@ -90,6 +109,8 @@ class Reply:
     generate_ms: float
     mode: Mode = "memory"
     known: bool = True
+    read: Read = "memory"
+    grounded: bool | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -5,7 +5,8 @@ Two threads of its own. `bank` looks questions up, and only as many as may join,
 
 1. rows whose client went away or whose deadline has passed leave
 2. questions that were looked up join: their prompts are read, their first tokens come out
-3. every running row gets one token more, and those that are done leave
+3. every running row gets one token more, and those that are done leave; an answer of mode `auto` that goes where its sources do
+   not joins again, with the text of the best source
 
 What fails outside of one question's own part fails everybody whom the thread had in hand, and the next one is answered.
 """
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cmt_core.generation.query import AnswerStart
 from services.metrics import Metrics
 from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
 from services.query.engine.grouping import attempted, failure_of, isolated
@@ -25,7 +27,7 @@ from services.query.engine.messages import Ask, Delta, Event, Failure, HitList, 
 from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
 from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
 from services.query.engine.retrieval import Retrieval
-from services.query.engine.ticket import Ticket
+from services.query.engine.ticket import Doubt, Ticket
 from services.supervision import STALLED_AFTER_S, ServiceThread
 
 __all__ = ["Retired", "Scheduler", "SchedulerOptions"]
@@ -254,21 +256,33 @@ class Scheduler:
 
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
-        batch, options = self._running_batch(), self._options
-        budget = PromptBudget(
-            options.max_prompt_tokens, options.shorten, batch.prompt_tokens, self._model.follows_instructions
-        )
-        asked = [
-            budget.fitted(query_of(ticket.ask, ticket.found, self._model.follows_instructions)) for ticket in tickets
-        ]
+        batch = self._running_batch()
+        asked = [self._fitted(ticket, ticket.doubt) for ticket in tickets]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, QueryInBudget)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
-            AnswerRow(ticket, started[i], batch.text, self._model.answer_tokens, one.notes)
-            if isinstance(one, QueryInBudget)
-            else one
+            self._row(ticket, started[i], one.notes) if isinstance(one, QueryInBudget) else one
             for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
+
+    def _fitted(self, ticket: Ticket, doubt: Doubt | None) -> QueryInBudget | Failure:
+        options, instructed = self._options, self._model.follows_instructions
+        budget = PromptBudget(
+            options.max_prompt_tokens, options.shorten, self._running_batch().prompt_tokens, instructed
+        )
+        return budget.fitted(query_of(ticket.ask, ticket.found, instructed, doubt))
+
+    def _row(self, ticket: Ticket, started: AnswerStart, notes: Sequence[str]) -> AnswerRow:
+        by_sentence = self._model.follows_instructions  # a trained prefix answers in a few words
+        return AnswerRow(
+            ticket,
+            started,
+            self._running_batch().text,
+            self._model.answer_tokens,
+            notes,
+            by_sentence=by_sentence,
+            doubt=ticket.doubt,
+        )
 
     def _take(self, row: AnswerRow, token: int | None) -> None:
         """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
@@ -277,10 +291,25 @@ class Scheduler:
             row.ticket.send(Delta(text))
         if row.finish_reason is None:
             return
+        if (doubt := row.doubt) is not None:
+            if self._ask_again(row.ticket, doubt):
+                return
+            if text := row.accept():
+                row.ticket.send(Delta(text))
         reply = row.reply(self._model)
         self._model_thread.worked()
         self._measure(row.ticket.ask, reply)
         row.ticket.send(reply)
+
+    def _ask_again(self, ticket: Ticket, doubt: Doubt) -> bool:
+        """Lets a doubted answer join again with the text of its best source, if that fits in a prompt."""
+        if isinstance(self._fitted(ticket, doubt), Failure):
+            return False
+        self._metrics.count("cmt_query_text_reads_total")
+        ticket.doubt = doubt
+        with self._changed:
+            self._ready.appendleft(ticket)
+        return True
 
     def _advance(self) -> None:
         if not self._rows:

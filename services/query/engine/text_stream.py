@@ -10,15 +10,21 @@ _TAIL_TOKENS = 8  # earlier tokens that decide how the next one is written (spac
 
 
 class TextStream:
-    """The text of an answer without white space around it, up to the first of `stops`; `decode(ids)` gives tokens' text."""
+    """The text of an answer without white space around it, up to the first of `stops`; `decode(ids)` gives tokens' text.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
+    An answer that `goes_on` keeps the white space at its start.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = (), *, goes_on: bool = False
+    ) -> None:
         self._decode = decode
         self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
         self._settled = 0  # tokens whose text stands in _text for good
         self._text = ""
         self._shown = 0
+        self._goes_on = goes_on
         self.stopped = False
 
     @property
@@ -65,7 +71,7 @@ class TextStream:
         fresh = self._text[self._shown : end]
         first = not self._text[: self._shown].strip()
         self._shown = end
-        return fresh.lstrip() if first else fresh
+        return fresh.lstrip() if first and not self._goes_on else fresh
 
 
 def _overlap(text: str, stop: str) -> int:

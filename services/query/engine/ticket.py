@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from services.query.engine.messages import Ask, Delta, Event, HitList
 
-__all__ = ["Ticket"]
+__all__ = ["Doubt", "Ticket"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A first answer of mode `auto` that went where its sources do not: it goes on from the text of the best of them.
+
+    `begun` is what was sent of it, `sent` the same with the sources' names, `tokens` what it took, and `weights` the sources'
+    shares of the attention.
+    """
+
+    begun: str
+    sent: str
+    tokens: int
+    prompt_tokens: int
+    weights: Sequence[float]
+    first_ms: float | None
+
+    @property
+    def best(self) -> int:
+        """The source that was attended to most."""
+        return max(range(len(self.weights)), key=lambda number: self.weights[number], default=0)
 
 
 class Ticket:
@@ -20,6 +42,7 @@ class Ticket:
         self.ask = ask
         self.arrived_s = time.monotonic()
         self.found = HitList()
+        self.doubt: Doubt | None = None  # of the first answer, where it is asked again
         self.gone = False
         self._deliver = deliver
 

@@ -15,6 +15,7 @@ from services.query.gateway.responses import (
     ChatCompletion,
     ChatMessage,
     CmtInfo,
+    PlaceInfo,
     SourceInfo,
     TextChoice,
     TextCompletion,
@@ -99,6 +100,8 @@ def _info(reply: Reply) -> CmtInfo:
     return CmtInfo(
         mode=reply.mode,
         known=reply.known,
+        read=reply.read,
+        grounded=reply.grounded,
         bank_version=reply.bank_version,
         model_id=reply.model_id,
         retrieve_ms=round(reply.retrieve_ms, 3),
@@ -109,8 +112,14 @@ def _info(reply: Reply) -> CmtInfo:
 
 
 def _sources(reply: Reply) -> list[SourceInfo]:
-    names = SourceInfo.model_fields
-    return [SourceInfo(**{name: getattr(source, name) for name in names}) for source in reply.sources]
+    names = SourceInfo.model_fields.keys() - {"place"}
+    return [
+        SourceInfo(
+            **{name: getattr(source, name) for name in names},
+            place=PlaceInfo(start=source.place[0], end=source.place[1]) if source.place else None,
+        )
+        for source in reply.sources
+    ]
 
 
 def _plain(sources: list[SourceInfo]) -> list[dict[str, Any]]:

@@ -111,6 +111,7 @@ class Limits(BaseModel):
     max_new_tokens: int | None = None
     deadline_s: float = 120.0
     max_question_chars: int = 100_000
+    citations: bool = False
 
 
 class Filters(_Body):
@@ -152,6 +153,10 @@ class CmtOptions(_Body):
     )
     min_score: float | None = Field(None, ge=-1, le=1, description="least relevance; below it the answer is unknown")
     deadline_s: float | None = Field(None, gt=0, description="give up after this many seconds")
+    citations: bool | None = Field(
+        None,
+        description="end what stands in sources with their numbers in `sources`, as in [1]; default serve.citations",
+    )
 
 
 class StreamOptions(BaseModel):
@@ -217,6 +222,7 @@ class _Generation(_Body):
             stop=self._stops(),
             max_new_tokens=min(longest, LONGEST_ANSWER_TOKENS) if longest else None,
             deadline_s=min(cmt.deadline_s or limits.deadline_s, limits.deadline_s),
+            citations=limits.citations if cmt.citations is None else cmt.citations,
         )
 
     def _sampling(self) -> Sampling:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cmt_core.generation.query import Mode
+from services.query.engine.messages import Read
 
 __all__ = [
     "ArticleInfo",
@@ -22,6 +23,7 @@ __all__ = [
     "IngestInfo",
     "Model",
     "ModelList",
+    "PlaceInfo",
     "Ready",
     "SearchHit",
     "SearchResult",
@@ -66,10 +68,18 @@ class Usage(_Sent):
     total_tokens: int
 
 
+class PlaceInfo(_Sent):
+    """Characters of a passage: the first, and the one behind the last."""
+
+    start: int
+    end: int
+
+
 class SourceInfo(_Sent):
     """A document that was read: how well it matched, and its share of the model's attention.
 
-    `chunk_no` and `ingested_at` name the passage and the version that were read (`GET /v1/documents/{id}`).
+    `chunk_no` and `ingested_at` name the passage and the version that were read (`GET /v1/documents/{id}`), `place` is where in
+    the passage the answer stands word for word, null where it does not.
     """
 
     doc_id: str
@@ -81,13 +91,20 @@ class SourceInfo(_Sent):
     ingested_at: datetime | None
     score: float
     weight: float | None
+    place: PlaceInfo | None
 
 
 class CmtInfo(_Sent):
-    """How the answer came about; `known` is false when nothing relevant was found and the model was not asked."""
+    """How the answer came about; `known` is false when nothing relevant was found and the model was not asked.
+
+    `read` is what the answer was read from in the end, `grounded` whether all that it tells stands in the sources (null: nothing
+    was read).
+    """
 
     mode: Mode
     known: bool
+    read: Read
+    grounded: bool | None
     bank_version: int | None
     model_id: str
     retrieve_ms: float
