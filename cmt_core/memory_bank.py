@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.files import save_tensors
+from cmt_core.grounded import ground, read_again, text_reads
 from cmt_core.model import CMT, Memory
 from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
@@ -62,11 +63,16 @@ class BankHit:
 
 @dataclass(frozen=True, slots=True)
 class BankAnswer:
-    """An answer with the windows that it was read from; `weights` are their shares of the LLM's attention (sum 1)."""
+    """An answer with the windows that it was read from; `weights` are their shares of the LLM's attention (sum 1).
+
+    `grounded` says whether it stands in their texts, `read_text` whether one of them was read as text for it.
+    """
 
     text: str
     sources: list[BankHit]
     weights: list[float]
+    grounded: bool = False
+    read_text: bool = False
 
 
 @dataclass(slots=True)
@@ -140,8 +146,18 @@ class MemoryBank:
         (found,) = self.nearest([question], k or self.model.default_top_k)
         return [self._hit(one) for one in found]
 
-    def ask(self, question: str, k: int | None = None, *, max_new_tokens: int | None = None) -> BankAnswer:
-        """Answers a question from the memories of the k best documents; "I don't know." when none is relevant."""
+    def ask(
+        self,
+        question: str,
+        k: int | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        mode: Literal["auto", "memory"] = "auto",
+    ) -> BankAnswer:
+        """Answers a question from the memories of the k best documents; "I don't know." when none is relevant.
+
+        In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them.
+        """
         hits = self.search(question, k)
         found = [RowHit(row, hit.rank) for row, hit in self._placed(hits) if hit.score >= self.min_score]
         if not found:
@@ -149,7 +165,15 @@ class MemoryBank:
         rows, ranks = [one.row for one in found], [one.score for one in found]
         longest = max_new_tokens or self.model.answer_tokens
         (answer,) = self.model.answer([question], self.codes([rows]), max_new_tokens=longest, scores=[ranks])
-        return BankAnswer(answer.text, [hit for hit in hits if hit.score >= self.min_score], answer.weights)
+        texts = [self._rows[row].window.reading for row in rows]
+        reads = text_reads(self.model, [question], [answer], [texts])
+        if mode == "auto" and reads.rows:
+            (again,) = self.model.write(read_again(self.model, [question], reads), longest)
+            answer = replace(again, text=f"{reads.begun[0]} {again.text}".strip(), weights=answer.weights)
+        grounded = ground(self.model, question, answer, texts).grounded
+        read_text = mode == "auto" and bool(reads.rows)
+        sources = [hit for hit in hits if hit.score >= self.min_score]
+        return BankAnswer(answer.text, sources, answer.weights, grounded, read_text)
 
     @property
     def doc_ids(self) -> list[str]:

@@ -154,6 +154,7 @@ def _row(question: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
         best.get("title") or best.get("doc_id") or "",
         contains_answer(answers[0], question["answers"]),
         contains_answer(answers[1], question["answers"]),
+        str(after["cmt"]["read"]),
     )
 
 

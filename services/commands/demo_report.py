@@ -30,6 +30,7 @@ class QuestionResult:
     source: str
     right_before: bool
     right_after: bool
+    read: str = "memory"  # what the second answer was read from in the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ class DemoReport:
     def after(self) -> int:
         """Questions answered right after the news."""
         return sum(row.right_after for row in self.rows)
+
+    @property
+    def from_text(self) -> int:
+        """Questions whose second answer was read from an article's text: the memory's did not stand in its sources."""
+        return sum(row.read == "text" for row in self.rows)
 
     @property
     def passed(self) -> bool:
@@ -83,6 +89,10 @@ def print_report(outcome: DemoReport, console: Terminal, every_row: bool) -> Non
     total = len(outcome.rows)
     console.print(f"before the news: {outcome.before} of {total} questions right ({outcome.before / total:.0%})")
     console.print(f"after the news:  {outcome.after} of {total} questions right ({outcome.after / total:.0%})")
+    if outcome.from_text:
+        console.print(
+            f"{outcome.from_text} of {total} answers were read from an article's text: what the memory said did not stand there"
+        )
     if not outcome.passed:
         bar = f"{_MIN_SHARE_AFTER:.0%} after the news, and {_MIN_RATIO:g} times the before"
         console.print(f"below the bar: {bar}", style="red")
@@ -90,7 +100,13 @@ def print_report(outcome: DemoReport, console: Terminal, every_row: bool) -> Non
 
 def write_report(path: Path, outcome: DemoReport) -> None:
     """All rows and figures as JSON."""
-    figures = {"before": outcome.before, "after": outcome.after, "passed": outcome.passed, "seconds": outcome.seconds}
+    figures = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "from_text": outcome.from_text,
+        "passed": outcome.passed,
+        "seconds": outcome.seconds,
+    }
     path.write_text(
         json.dumps({**figures, "rows": [asdict(row) for row in outcome.rows]}, indent=2, ensure_ascii=False) + "\n",
         encoding="utf-8",

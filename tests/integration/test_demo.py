@@ -93,7 +93,7 @@ def test_table_and_both_scores_are_printed(demo: RunningDemo) -> None:
 
 def test_all_three_models_answer_the_openai_client(client: OpenAI) -> None:
     asked = _question(0)
-    for model in ("cmt", "cmt-rag", "cmt-closed"):
+    for model in ("cmt", "cmt-memory", "cmt-rag", "cmt-closed"):
         reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": asked["question"]}])
         assert reply.choices[0].message.content
         assert reply.usage is not None
@@ -110,11 +110,11 @@ def test_memory_reads_no_article_text_and_rag_does(client: OpenAI) -> None:
     message = {"role": "user", "content": _question(0)["question"]}
     tokens = {
         model: client.chat.completions.create(model=model, messages=[message]).usage  # type: ignore[list-item]
-        for model in ("cmt", "cmt-rag")
+        for model in ("cmt-memory", "cmt-rag")
     }
-    assert tokens["cmt"] is not None
+    assert tokens["cmt-memory"] is not None
     assert tokens["cmt-rag"] is not None
-    assert tokens["cmt"].prompt_tokens < 40 < tokens["cmt-rag"].prompt_tokens
+    assert tokens["cmt-memory"].prompt_tokens < 40 < tokens["cmt-rag"].prompt_tokens
 
 
 def test_withdrawn_article_is_gone_and_updated_one_is_new(demo: RunningDemo) -> None:

@@ -169,7 +169,7 @@ def test_link_with_nonsense_in_it_asks_what_can_be_read(browser: Browser, filled
     begin(browser, filled, query="?q=Who+opened+the+bridge%3F&q=&from=constructor&at=yesterday&k=-3")
     until_answered(browser)
     (ask,) = filled.engine.asked
-    assert (ask.question, ask.mode, ask.as_of, ask.top_k) == ("Who opened the bridge?", "memory", None, None)
+    assert (ask.question, ask.mode, ask.as_of, ask.top_k) == ("Who opened the bridge?", "auto", None, None)
     assert browser.problems == []
 
 

@@ -63,7 +63,7 @@ def test_ask_reads_its_question_from_a_pipe(served: Served, tmp_path: Path, argu
     answer = json.loads(done.stdout)
     assert answer["answer"].startswith("Mayor Lund")
     assert answer["sources"][0]["doc_id"] == "a-1"
-    assert answer["cmt"]["mode"] == "memory"
+    assert answer["cmt"]["mode"] == "auto"
 
 
 def test_ask_in_the_past_and_in_another_mode(served: Served, tmp_path: Path) -> None:

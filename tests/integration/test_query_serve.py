@@ -87,7 +87,7 @@ def test_openai_client_streams_words_then_sources_then_usage(served: tuple[str, 
     last, usage = chunks[-2:]
     assert last.choices[0].finish_reason == "stop"
     assert last.model_extra["sources"][0]["doc_id"] == "bridge"
-    assert last.model_extra["cmt"]["mode"] == "memory"
+    assert last.model_extra["cmt"]["mode"] == "auto"
     assert usage.usage.completion_tokens == 9
 
 
@@ -201,9 +201,15 @@ def test_events_tell_of_an_article_that_arrives(served: tuple[str, Desk]) -> Non
 
 def test_the_models_are_listed_and_answer_differently(served: tuple[str, Desk]) -> None:
     url, _ = served
-    assert [model.id for model in client(url).models.list()] == ["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"]
+    assert [model.id for model in client(url).models.list()] == [
+        "cmt",
+        "cmt-memory",
+        "cmt-rag",
+        "cmt-hybrid",
+        "cmt-closed",
+    ]
     question = "Why was the ferry to Samso cancelled?"
-    memory, text, closed = (ask(url, question, model) for model in ("cmt", "cmt-rag", "cmt-closed"))
+    memory, text, closed = (ask(url, question, model) for model in ("cmt-memory", "cmt-rag", "cmt-closed"))
     assert "storm" in memory.choices[0].message.content
     assert "storm" in text.choices[0].message.content
     assert text.usage.prompt_tokens > memory.usage.prompt_tokens

@@ -36,13 +36,26 @@ def test_a_document_is_found_by_its_words_and_comes_with_all_that_it_is(bank: Me
 
 
 def test_an_answer_is_the_models_own_from_the_memories_of_its_sources(bank: MemoryBank, tiny_cmt: CMT) -> None:
-    answer = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4)
+    answer = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4, mode="memory")
+    assert not answer.read_text
     assert answer.sources[0].entry.doc_id == "belo"
     assert sum(answer.weights) == pytest.approx(1.0)
     codes = [tiny_cmt.compress(tiny_cmt.windows(hit.entry.title, hit.entry.text))[0].code for hit in answer.sources]
     scores = [[hit.rank for hit in answer.sources]]
     (same,) = tiny_cmt.answer(["Who saw whales in Belo?"], [codes], max_new_tokens=4, scores=scores)
     assert answer.text == same.text
+
+
+def test_an_answer_that_stands_nowhere_is_read_from_the_text_attended_to_most(bank: MemoryBank, tiny_cmt: CMT) -> None:
+    memory = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4, mode="memory")
+    assert not memory.grounded  # a random LLM's words
+    answer = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4)
+    assert answer.read_text
+    best = max(zip(answer.weights, answer.sources, strict=True), key=lambda pair: pair[0])[1]
+    reading = f"{best.entry.title}\n{best.text}" if best.entry.title else best.text
+    (same,) = tiny_cmt.answer_rag(["Who saw whales in Belo?"], [[reading]], max_new_tokens=4)
+    assert answer.text == same.text
+    assert answer.weights == memory.weights
 
 
 def test_a_later_version_replaces_the_earlier_one(bank: MemoryBank) -> None:

@@ -47,7 +47,9 @@ def test_answer_is_a_chat_completion_with_sources_and_cmt() -> None:
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
     (source,) = body["sources"]
     names = {"doc_id", "chunk_no", "title", "url", "source", "published_at", "ingested_at", "score", "weight"}
-    assert set(source) == names
+    assert set(source) == names | {"place"}
+    assert source["place"] == {"start": 0, "end": 48}  # of the text, without its full stop
+    assert (body["cmt"]["read"], body["cmt"]["grounded"]) == ("memory", True)
     assert body["cmt"]["known"] is True
     assert source["doc_id"] == "a-1"
     assert source["weight"] == pytest.approx(1.0)
@@ -90,6 +92,7 @@ def test_extension_fields_reach_the_engine() -> None:
         "memory_weight": 1.5,
         "min_score": 0.1,
         "deadline_s": 9,
+        "citations": True,
     }
     chosen = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": "x", "max_completion_tokens": 7}
     assert chat(engine, cmt=options, **chosen).status_code == 200
@@ -112,16 +115,39 @@ def test_extension_fields_reach_the_engine() -> None:
         stop=("x",),
         max_new_tokens=7,
         deadline_s=9.0,
+        citations=True,
     )
     assert engine.asked == [wanted]
 
 
 @pytest.mark.parametrize(
-    ("model", "mode"), [("cmt", "memory"), ("cmt-rag", "rag"), ("cmt-hybrid", "hybrid"), ("cmt-closed", "closed")]
+    ("model", "mode"),
+    [
+        ("cmt", "auto"),
+        ("cmt-memory", "memory"),
+        ("cmt-rag", "rag"),
+        ("cmt-hybrid", "hybrid"),
+        ("cmt-closed", "closed"),
+    ],
 )
 def test_model_name_is_a_mode_and_the_mode_field_wins(model: str, mode: str) -> None:
     assert chat(model=model).json()["cmt"]["mode"] == mode
     assert chat(model=model, cmt={"mode": "closed"}).json()["cmt"]["mode"] == "closed"
+
+
+def test_sources_are_named_in_answers_where_the_service_or_the_request_says_so() -> None:
+    plain, cited = (
+        "Mayor Lund opened the bridge in Aarhus on Monday.",
+        "Mayor Lund opened the bridge in Aarhus on Monday [1].",
+    )
+    for flags, asked, said in (
+        ({}, {}, plain),
+        ({}, {"citations": True}, cited),
+        ({"serve__citations": True}, {}, cited),
+        ({"serve__citations": True}, {"citations": False}, plain),
+    ):
+        reply = call("POST", "/v1/chat/completions", json=QUESTION | {"cmt": asked}, flags=dict(flags))
+        assert reply.json()["choices"][0]["message"]["content"] == said
 
 
 def test_follow_up_is_looked_up_with_its_last_turn_and_a_new_topic_without() -> None:
@@ -319,7 +345,13 @@ def test_api_key_guards_v1_and_nothing_else() -> None:
             assert refused.json()["error"]["code"] == "invalid_api_key"
     for key in ("s3cret", "0ther"):
         allowed = call("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"}, flags=dict(KEYS))
-        assert [model["id"] for model in allowed.json()["data"]] == ["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"]
+        assert [model["id"] for model in allowed.json()["data"]] == [
+            "cmt",
+            "cmt-memory",
+            "cmt-rag",
+            "cmt-hybrid",
+            "cmt-closed",
+        ]
     assert call("GET", "/healthz", flags=dict(KEYS)).status_code == 200
 
 

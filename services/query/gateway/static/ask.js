@@ -54,9 +54,9 @@ async function answerOf(turn, model, earlier, card, signal) {
     });
     const facts = {
       total_s: seconds(), first_s: first, find_s: model === "cmt-closed" ? null : reply.cmt.retrieve_ms / 1000,
-      prompt_tokens: reply.usage?.prompt_tokens ?? 0,
+      prompt_tokens: reply.usage?.prompt_tokens ?? 0, read: model === "cmt-rag" ? null : reply.cmt.read,
     };
-    return { state: "done", text: card.text, known: reply.cmt.known, sources: reply.sources, notes: reply.cmt.notes, facts };
+    return { state: "done", text: card.text, known: reply.cmt.known, grounded: reply.cmt.grounded, sources: reply.sources, notes: reply.cmt.notes, facts };
   } catch (error) {
     if (error.name === "AbortError") return stopped(card.text);
     if (!(error instanceof Refused)) console.error(error);

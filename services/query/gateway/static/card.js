@@ -4,11 +4,13 @@ import { clean, outside, titleButton } from "./outside.js";
 import { joined, timeNode } from "./times.js";
 
 export const WAYS = {
-  "cmt": ["Memory", "Reads compressed memories of the best articles; their text is not in the prompt."],
+  "cmt": ["Automatic", "Memory first; where its answer does not stand in its articles, the best one's text is read."],
+  "cmt-memory": ["Memory", "Reads compressed memories of the best articles; their text is not in the prompt."],
   "cmt-rag": ["Text in prompt", "The same model with the text of the best articles pasted into the prompt."],
   "cmt-hybrid": ["Both", "The memories, and the best article's text in the prompt."],
   "cmt-closed": ["No memory", "The same model alone: what it learned before it was frozen."],
 };
+const READ = { memory: "memory", text: "the text of the best article: the memory's answer did not stand in its articles", both: "memory and text" };
 const LEAST_WEIGHT = 0.005; // less is shown as 0%
 
 export class Card {
@@ -60,6 +62,7 @@ export class Card {
 
   showDone(answer) {
     for (const note of answer.notes) this.rest.append(outside("p", "note", note));
+    if (answer.grounded === false) this.rest.append(make("p", "note", "This does not stand in its articles as it is said here: look it up in them."));
     this.showSources(answer.sources);
     if (answer.facts) this.rest.append(howNode(answer));
   }
@@ -101,6 +104,7 @@ function howNode({ facts, sources }) {
   const box = make("details", "how");
   const list = make("dl");
   const fact = (name, value) => list.append(make("dt", "", name), make("dd", "", value));
+  if (READ[facts.read]) fact("read from", READ[facts.read]);
   fact("in all", took(facts.total_s));
   if (facts.first_s !== null) fact("to the first word", took(facts.first_s));
   if (facts.find_s !== null) fact("to find", took(facts.find_s));

@@ -3,7 +3,7 @@
 // turn = {question, models, at: {as_of, label} or null, topK, namespace, asked: ISO time, answers: {model: answer}}
 // answer = {state: "done" | "stopped" | "failed", text, known, sources, notes, facts, message}
 
-export const MODELS = ["cmt", "cmt-rag", "cmt-hybrid", "cmt-closed"];
+export const MODELS = ["cmt", "cmt-memory", "cmt-rag", "cmt-hybrid", "cmt-closed"];
 const KEPT_CONVERSATIONS = 40;
 const KEPT_TURNS = 20;
 const SENT_TURNS = 4; // the service reads three

@@ -5,7 +5,7 @@ import { clean } from "./outside.js";
 import { atMoment } from "./past.js";
 import { Thread, announce, compareTimes } from "./thread.js";
 
-const COMPARED = ["cmt", "cmt-rag", "cmt-closed"];
+const COMPARED = ["cmt-memory", "cmt-rag", "cmt-closed"];
 const TITLE = document.title;
 
 const newId = () => `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
