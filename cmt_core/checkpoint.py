@@ -22,9 +22,10 @@ from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.files import save_tensors
 from cmt_core.llm.backbone import Backbone, KVShape
 from cmt_core.llm.loading import loading_alone
+from cmt_core.memory.code_reader import rounding_of, stored_code
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.format import KVCodeFormat, MemoryFormat, SoftTokensFormat
-from cmt_core.memory.quantiser import HalfCodes, Quantiser
+from cmt_core.memory.quantiser import Quantiser
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
 from cmt_core.shipped import SHIPPED
@@ -67,8 +68,7 @@ class Checkpoint:
         if self.code is None or self.quantiser is None:
             raise CheckpointError("a checkpoint needs a code with its quantiser, or soft tokens")
         device = backbone.device
-        half = self.config.code_storage == "float16"
-        rounding = HalfCodes(self.config.code_width) if half else self.quantiser.to(device)
+        rounding = rounding_of(self.config, self.quantiser.to(device))
         return KVCodeFormat(backbone, self.code.to(device), rounding, self.config)
 
     def save(self, folder: Path) -> None:
@@ -115,7 +115,7 @@ class Checkpoint:
             tensors = load_file(folder / "weights.safetensors")
             _check_prefixes(shape, tensors)
             with loading_alone():
-                code, quantiser = _code(config, shape, tensors) if config.method == "kv_code" else (None, None)
+                code, quantiser = stored_code(config, shape, tensors) if config.method == "kv_code" else (None, None)
                 select, soft = _select(config, shape, tensors), _soft(config, shape, tensors)
             return cls(
                 config,
@@ -142,14 +142,6 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
-def _code(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> tuple[KVCode, Quantiser]:
-    code = KVCode(shape, config.code_width)
-    code.load_state_dict({name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")})
-    quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
-    _check_quantiser(config, tensors)
-    return code.requires_grad_(False), quantiser
-
-
 def _soft(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> SoftMemory | None:
     if config.method != "soft_tokens":
         return None
@@ -172,11 +164,3 @@ def _check_prefixes(shape: KVShape, tensors: dict[str, Tensor]) -> None:
     for name in ("encoding_prefix", "reading_prefix"):
         if tensors[name].ndim != 2 or tensors[name].shape[1] != shape.width:
             raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not (p, {shape.width})")
-
-
-def _check_quantiser(config: MemoryConfig, tensors: dict[str, Tensor]) -> None:
-    for name in ("bits", "steps"):
-        if tensors[name].shape != (config.code_width,):
-            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({config.code_width},)")
-    if int(tensors["bits"].sum()) != config.bits_per_token:
-        raise ConfigError(f"the quantiser has {int(tensors['bits'].sum())} bits a token, not {config.bits_per_token}")

@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from cmt_core.errors import ConfigError
+from cmt_core.errors import ConfigError, MemoryFormatError
 
 __all__ = ["MemoryConfig"]
 
@@ -104,6 +104,17 @@ class MemoryConfig:
         if self.method == "soft_tokens":
             return self.memory_vectors * self.memory_width * 2
         return 2 + self.window_tokens * self.token_bytes
+
+    def tokens_of(self, memory: bytes) -> int:
+        """How many vectors a packed memory holds, one a token of `kv_code`. Raises MemoryFormatError for another layout."""
+        if self.method == "soft_tokens":
+            if len(memory) != self.memory_bytes:
+                raise MemoryFormatError(f"a memory of {len(memory)} bytes is not of this checkpoint")
+            return self.memory_vectors
+        n_tokens = int.from_bytes(memory[:2], "little")
+        if len(memory) != self.memory_bytes or not 0 < n_tokens <= self.window_tokens:
+            raise MemoryFormatError(f"a memory of {len(memory)} bytes and {n_tokens} tokens is not of this checkpoint")
+        return n_tokens
 
     @property
     def slot_tokens(self) -> int:

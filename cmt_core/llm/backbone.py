@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from cmt_core.llm.families import (
     rotary_kinds,
     sliding_windows,
 )
+from cmt_core.llm.kv_shape import KVShape
 from cmt_core.llm.lean_layers import LeanLayers, Watch
 from cmt_core.llm.loading import loading_alone
 from cmt_core.llm.placed_cache import PlacedCache
@@ -44,20 +44,6 @@ _log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 12
 _LEAN_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.01}
-
-
-@dataclass(frozen=True, slots=True)
-class KVShape:
-    """L layers, H key/value heads of width d."""
-
-    layers: int
-    heads: int
-    head_dim: int
-
-    @property
-    def width(self) -> int:
-        """X, the numbers of all layers' keys and values for one token."""
-        return self.layers * 2 * self.heads * self.head_dim
 
 
 class Backbone:

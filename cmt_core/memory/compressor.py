@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmt_core.errors import ConfigError
-from cmt_core.llm.backbone import KVShape
+from cmt_core.llm.kv_shape import KVShape
 
 __all__ = ["KVCode"]
 

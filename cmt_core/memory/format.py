@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.config import MemoryConfig
-from cmt_core.errors import MemoryFormatError
 from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.code_reader import CodeReader
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.quantiser import Rounding
 from cmt_core.memory.soft.soft_memory import SoftMemory
@@ -50,8 +48,7 @@ class KVCodeFormat:
     def __init__(self, backbone: Backbone, code: KVCode, quantiser: Rounding, config: MemoryConfig) -> None:
         self._backbone, self._config = backbone, config
         self.code, self.quantiser = code, quantiser
-        decoder, offset = code.unscaled(backbone.dtype)  # made once, not for every question
-        self._decoder, self._offset = decoder.detach(), offset.detach()
+        self._reader = CodeReader(code, quantiser, config, backbone.device, backbone.dtype)
 
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
@@ -64,25 +61,16 @@ class KVCodeFormat:
 
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
         """See MemoryFormat."""
-        codes, lengths = self.codes(memories)
-        return list(torch.split(torch.addmm(self._offset, codes.to(self._decoder.dtype), self._decoder), lengths))
+        return self._reader.read(memories)
 
     def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
-        levels = [self._unpack(memory) for memory in memories]
-        stored = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self._backbone.device)
-        return self.quantiser.values(stored), [len(part) for part in levels]
+        return self._reader.codes(memories)
 
     def _pack(self, levels: NDArray[Any]) -> Memory:
         code = self.quantiser.pack(levels)
         head = len(levels).to_bytes(2, "little")
         return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), len(levels))
-
-    def _unpack(self, memory: bytes) -> NDArray[Any]:
-        n_tokens = int.from_bytes(memory[:2], "little")
-        if len(memory) != self._config.memory_bytes or not 0 < n_tokens <= self._config.window_tokens:
-            raise MemoryFormatError(f"a memory of {len(memory)} bytes and {n_tokens} tokens is not of this checkpoint")
-        return self.quantiser.unpack(memory[2 : 2 + n_tokens * self._config.token_bytes])
 
 
 class SoftTokensFormat:

@@ -30,9 +30,12 @@ __all__ = [
     "question_queries",
     "question_states",
     "rank_prior",
+    "rectangle",
     "score_prior",
     "stack",
+    "start_of_prior",
     "to_rerank",
+    "with_looks",
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
@@ -101,6 +104,34 @@ def to_rerank(prior: Tensor) -> Tensor:
     """Which documents (B, k) are reranked by query likelihood: those considered where the log-prior (B, k) is unsure."""
     shares = prior.softmax(dim=-1)
     return (shares >= _CONSIDERED_SHARE) & (shares.amax(dim=-1, keepdim=True) < _SURE_SHARE)
+
+
+def start_of_prior(
+    memories: Sequence[int], scores: Sequence[Sequence[float]] | None, temperature: float, looks: bool
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Log-prior (B, k) of questions with so many memories each, and the pairs (question, memory) that are to be looked at.
+
+    With `looks`, questions of which the retriever's scores leave a doubt have -inf for what is not looked at.
+    """
+    present = rectangle([[1.0] * count for count in memories], 0.0)[..., None]
+    prior = rank_prior(present) if scores is None else score_prior(rectangle(scores, 0.0), present, temperature)
+    reranked = to_rerank(prior) if looks else torch.zeros_like(prior, dtype=torch.bool)
+    prior[reranked.any(dim=-1, keepdim=True) & ~reranked] = -math.inf
+    return prior, [(b, i) for b, i in reranked.nonzero().tolist()]
+
+
+def with_looks(prior: Tensor, pairs: Sequence[tuple[int, int]], nats: Sequence[float], weight: float) -> Tensor:
+    """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out."""
+    prior = prior.clone()
+    for (b, i), own in zip(pairs, nats, strict=True):
+        prior[b, i] += weight * own
+    return likely(prior)
+
+
+def rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:
+    """Rows of unequal length as (B, k), padded at their ends."""
+    k = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (k - len(row))] for row in rows])
 
 
 def question_queries(backbone: Backbone, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

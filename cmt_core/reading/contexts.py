@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -13,23 +12,23 @@ from torch import Tensor
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import MemoryFormatError
 from cmt_core.llm.backbone import Backbone
+from cmt_core.llm.context import Context
 from cmt_core.llm.tokens import Tokens, bucket
 from cmt_core.memory.decoded import DecodedMemories
 from cmt_core.memory.format import MemoryFormat
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import (
     Select,
-    Selection,
     adjoining,
-    likely,
     question_queries,
     question_states,
-    rank_prior,
-    score_prior,
-    to_rerank,
+    rectangle,
+    start_of_prior,
+    with_looks,
 )
-from cmt_core.reading.alignment import place, place_chosen, place_rows
+from cmt_core.reading.alignment import place, place_chosen
 from cmt_core.reading.batch import Reading
+from cmt_core.reading.packing import Chosen, chosen_of, stacked
 from cmt_core.reading.prompting import Prompting
 from cmt_core.retrieval.query_likelihood import query_log_likelihood
 
@@ -66,14 +65,42 @@ class Contexts:
             raise ValueError(f"{[len(row) for row in scores]} scores for {[len(row) for row in memories]} memories")
         if self.soft is not None and self.soft.context is not None:
             return self._single_context(self.soft, questions, memories)
+        return self.placed(self.chosen(questions, memories, scores))
+
+    def chosen(
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None,
+    ) -> list[Chosen]:
+        """Which tokens of its memories each of B questions reads, and where they stand."""
         if self.select is not None:
             return self._selected(self.select, questions, memories, scores)
+        return [self._stacked(row) for row in memories]
+
+    def placed(self, chosen: Sequence[Chosen]) -> Reading:
+        """The context of B questions' chosen memories, decoded and turned to their places. Raises MemoryFormatError."""
+        memories = [one.context.memories for one in chosen]
         decoded = self._decoded(memories)
-        mask = self._mask(decoded)
-        spans = [len(row) * self.config.slot_tokens for row in memories]
-        documents = self._padded(decoded, mask.shape[1:])
+        p, device = len(self.reading_prefix), self.backbone.device
+        B, S = len(chosen), p + bucket(max(one.context.columns for one in chosen) - p)
+        rows = self.reading_prefix.new_zeros(B, S, self.backbone.shape.width)
+        rows[:, :p] = self.reading_prefix
+        positions, owner = torch.zeros(B, S, dtype=torch.long), torch.full((B, S), -1)
+        seen = torch.zeros(B, S, dtype=torch.bool)
+        for b, one in enumerate(chosen):
+            at = p
+            for run in one.context.runs:
+                end = at + run.stop - run.start
+                rows[b, at:end] = decoded[b][run.memory][run.start : run.stop]
+                owner[b, at:end] = one.owners[run.memory]
+                at = end
+            positions[b, :at] = torch.tensor(one.context.positions())
+            seen[b, :at] = True
         self._keep(memories, decoded)
-        return self._placed(self.reading_prefix, documents, mask, spans, self.prompting.stop_ids)
+        following = torch.tensor([one.context.next_position for one in chosen], device=device)
+        context = Context(self.backbone.cache(rows, positions.to(device)), seen.to(device), following)
+        return Reading(context, owner.to(device), [one.size for one in chosen], self.prompting.stop_ids)
 
     def likely(
         self,
@@ -111,83 +138,58 @@ class Contexts:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
-    ) -> Reading:
+    ) -> list[Chosen]:
         """The vectors that ψ keeps, best document first. Memories that are left out are not even decoded for it."""
         prior = self._prior(questions, memories, scores)
         kept = [row.isfinite().nonzero().squeeze(1).tolist() for row in prior]
         read = [[row[i] for i in own] for row, own in zip(memories, kept, strict=True)]
-        decoded = self._decoded(read)
-        mask = self._mask(decoded)
-        left = _rectangle([row[own].tolist() for row, own in zip(prior, kept, strict=True)], -math.inf).to(mask.device)
-        chosen = select.choose(self._attention(select, questions, decoded, mask), left, mask)
-        if not self.prompting.fixed_slots:
-            chosen = replace(chosen, length=chosen.seen.sum(dim=-1))
-        context = place_rows(self.backbone, self._rows(decoded, mask, chosen), len(self.reading_prefix), chosen)
-        self._keep(read, decoded)
-        original = _rectangle(kept, -1).to(mask.device)  # (B, k): which memory a document is
-        owner = original.gather(1, chosen.index // mask.shape[2])
-        prefix = owner.new_full((len(owner), len(self.reading_prefix)), -1)
-        return Reading(
-            context, torch.cat([prefix, owner], dim=1), [len(row) for row in memories], self.prompting.stop_ids
-        )
+        mask = self._mask([[self.config.tokens_of(memory) for memory in row] for row in read])
+        left = rectangle([row[own].tolist() for row, own in zip(prior, kept, strict=True)], -math.inf).to(mask.device)
+        chosen = select.choose(self._attention(select, questions, read, mask), left, mask)
+        T, shares = mask.shape[2], prior.softmax(dim=-1)
+        made = []
+        for b, row in enumerate(memories):
+            columns = chosen.index[b, chosen.seen[b]].tolist()
+            length = int(chosen.length[b]) if self.prompting.fixed_slots else len(columns)
+            places = [(kept[b][column // T], column % T) for column in columns]
+            made.append(chosen_of(len(self.reading_prefix), row, places, length, shares[b, : len(row)].tolist()))
+        return made
+
+    def _stacked(self, memories: Sequence[bytes]) -> Chosen:
+        return stacked(self.config, self.prompting.fixed_slots, len(self.reading_prefix), memories)
 
     def _prior(
         self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]] | None
     ) -> Tensor:
         """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out."""
-        present = _rectangle([[1] * len(row) for row in memories], 0)[..., None]
-        temperature = self.config.prior_temperature
-        prior = rank_prior(present) if scores is None else score_prior(_rectangle(scores, 0.0), present, temperature)
-        reranked = to_rerank(prior) if self.config.likelihood_weight else torch.zeros_like(prior, dtype=torch.bool)
-        prior[reranked.any(dim=-1, keepdim=True) & ~reranked] = -math.inf
-        pairs = reranked.nonzero().tolist()
+        weight = self.config.likelihood_weight
+        prior, pairs = start_of_prior([len(row) for row in memories], scores, self.config.prior_temperature, weight > 0)
+        nats: list[float] = []
         for start in range(0, len(pairs), _RERANKED_AT_ONCE):
             part = pairs[start : start + _RERANKED_AT_ONCE]
-            nats = self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
-            for (b, i), own in zip(part, nats, strict=True):
-                prior[b, i] += self.config.likelihood_weight * own
-        return likely(prior)
+            nats += self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
+        return with_looks(prior, pairs, nats, weight)
 
     def _likelihoods(self, questions: Sequence[str], memories: Sequence[bytes]) -> list[float]:
         """Log-probability in nats of N questions, each behind a memory of its own."""
-        single = [[memory] for memory in memories]
-        decoded = self._decoded(single)
-        mask = self._mask(decoded)
-        documents = self._padded(decoded, mask.shape[1:])
-        self._keep(single, decoded)
-        spans = [self.config.slot_tokens] * len(single)
-        reading = self._placed(self.reading_prefix, documents, mask, spans, self.prompting.stop_ids)
+        reading = self.placed([self._stacked([memory]) for memory in memories])
         asked = [self.prompting.for_likelihood(question) for question in questions]
         return query_log_likelihood(self.backbone, reading.context, asked)
 
-    def _rows(self, decoded: Sequence[Sequence[Tensor]], mask: Tensor, chosen: Selection) -> Tensor:
-        """Rows (B, p + S, X) of the reading prefix and the chosen vectors, each copied once; zeros where none is seen."""
-        prefix, T = self.reading_prefix, mask.shape[2]
-        p, (B, S) = len(prefix), chosen.index.shape
-        rows = prefix.new_empty(B, p + S, prefix.shape[1])
-        rows[:, :p] = prefix
-        for b, parts in enumerate(decoded):
-            own, at = chosen.index[b, chosen.seen[b]], p  # without gaps, document by document
-            for document, run in groupby((own // T).tolist()):
-                part, count = parts[document], len(list(run))
-                columns = own[at - p : at - p + count] % T
-                rows[b, at : at + count] = part if count == len(part) else part[columns]  # a whole one is in its order
-                at += count
-            rows[b, at:] = 0
-        return rows
-
     def _attention(
-        self, select: Select, questions: Sequence[str], decoded: Sequence[Sequence[Tensor]], mask: Tensor
+        self, select: Select, questions: Sequence[str], memories: Sequence[Sequence[bytes]], mask: Tensor
     ) -> Tensor:
-        """ψ's cross-attention (B, k, T); even for a question whose one document is kept whole whatever it says."""
+        """ψ's cross-attention (B, k, T); even for a question whose documents are kept whole whatever it says."""
         sizes = mask.sum(dim=-1)  # (B, k)
         attention = mask / sizes.clamp_min(1)[..., None]
-        choice = ((sizes > 0).sum(dim=-1) > 1) | (sizes.sum(dim=-1) > select.context_vectors)
-        rows = choice.nonzero().squeeze(1)
+        rows = (sizes.sum(dim=-1) > select.context_vectors).nonzero().squeeze(1)
         if len(rows):
+            among = [memories[row] for row in rows.tolist()]
+            decoded = self._decoded(among)
             prompts = [self.prompting.question(questions[row]) for row in rows.tolist()]
             queries = question_queries(self.backbone, self.reading_prefix, prompts)
-            documents = self._padded([decoded[row] for row in rows.tolist()], mask.shape[1:])
+            documents = self._padded(decoded, mask.shape[1:])
+            self._keep(among, decoded)
             attention[rows] = select.attention(queries, select.keys(documents), mask[rows])
         return attention
 
@@ -222,9 +224,9 @@ class Contexts:
         pairs = zip(memories, decoded, strict=True)
         self.decoded.keep({memory: part for row, parts in pairs for memory, part in zip(row, parts, strict=True)})
 
-    def _mask(self, decoded: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _mask(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """(B, k, T): which of T columns, a whole bucket, are tokens of each document."""
-        sizes = _rectangle([[len(part) for part in row] for row in decoded], 0)
+        sizes = rectangle(tokens, 0)
         columns = torch.arange(bucket(int(sizes.max())))
         return (columns < sizes[..., None]).long().to(self.backbone.device)
 
@@ -251,9 +253,3 @@ class Contexts:
         owner = torch.cat([owners.new_full((len(prefix),), -1), owners]).expand(B, -1)  # (B, S)
         sizes = mask.sum(dim=-1).gt(0).sum(dim=-1).tolist() if k else [0] * B
         return Reading(context, owner, sizes, stop_ids)
-
-
-def _rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:
-    """Rows of unequal length as (B, k), padded at their ends."""
-    k = max(map(len, rows))
-    return torch.tensor([[*row, *[padding] * (k - len(row))] for row in rows])

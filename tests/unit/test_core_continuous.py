@@ -222,7 +222,7 @@ def test_memory_read_again_is_not_decoded_again_and_answers_alike(exact_cmt: CMT
     query = queries_of(exact_cmt, corpus)[1]
     first = alone(exact_cmt, query)
     assert all(memory in exact_cmt.decoded for memory in query.memories)
-    exact_cmt.format._decoder.zero_()  # a second decoding would read zeros
+    exact_cmt.format._reader._decoder.zero_()  # a second decoding would read zeros
     assert alone(exact_cmt, query) == first
 
 

@@ -1,0 +1,61 @@
+"""The seam between what knows questions and what computes tokens: packed memories with the chosen runs, the prompt's tokens and
+sampling go in, a stream of tokens comes out. Keys and values never cross it; importable without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cmt_core.generation.query import GREEDY, Sampling
+from cmt_core.memory.packed_context import PackedContext
+
+__all__ = ["EngineLost", "Look", "PackedRequest", "StreamEngine", "Written"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRequest:
+    """A prompt (token ids) behind a packed context, to be continued by at most `max_new_tokens`, or up to one of `stop_ids`."""
+
+    context: PackedContext
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    sampling: Sampling = GREEDY
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Words (token ids) whose log-probability is wanted behind a context and `head`, at least one token, which does not count."""
+
+    context: PackedContext
+    head: tuple[int, ...]
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The next tokens of an answer, without the one that ended it; `finish` comes with the last of them."""
+
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"] | None = None
+
+
+class EngineLost(Exception):
+    """The engine computes nothing any more; another one may answer."""
+
+
+class StreamEngine(Protocol):
+    """What computes: answers and looks run side by side, and what one of them raises is its own alone.
+
+    ValueError for a request that can't be, MemoryFormatError for memories that can't be read, EngineLost for all at once.
+    """
+
+    def stream(self, request: PackedRequest) -> AsyncIterator[Written]:
+        """The answer as it is written; closing the iterator ends it."""
+        ...
+
+    async def log_likelihoods(self, looks: Sequence[Look]) -> list[float]:
+        """The log-probability in nats of each look's words."""
+        ...
