@@ -8,10 +8,10 @@ from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item, wide_batches
 from cmt_core.text.prompt import SHORT_ANSWERS
 
-__all__ = ["ask_itself"]
+__all__ = ["GENERAL_QUESTION", "ask_itself"]
 
 _ASK = "Ask one short question about a name, a number, a place or a time in this passage. Write the question alone."
-_GENERAL = "What does this passage say?"
+GENERAL_QUESTION = "What does this passage say?"
 _QUESTION_TOKENS, _ANSWER_TOKENS = 24, 24
 
 
@@ -54,4 +54,4 @@ def _question(text: str, whole: bool) -> str:
     line = line.removeprefix("Question:").strip().strip('"')
     head = line.partition("?")[0].strip()
     asks = ("?" in line or (whole and not line.endswith((".", "!")))) and len(head.split()) > 2
-    return f"{head}?" if asks else _GENERAL
+    return f"{head}?" if asks else GENERAL_QUESTION

@@ -13,10 +13,12 @@ import torch
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
-from cmt_core.errors import CheckpointError, MissingPackageError
+from cmt_core.errors import CheckpointError, DataError, MissingPackageError
+from cmt_core.fitting.material import packaged_texts
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import resolve_model
 from cmt_core.retrieval.retriever import Retriever
+from cmt_core.training.chat_recipe import ChatRecipe
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.plot import plot_run
 from cmt_core.training.recipe import Recipe, TrainedParts
@@ -27,7 +29,7 @@ __all__ = ["train_checkpoint"]
 
 def train_checkpoint(
     config: RecipeConfig,
-    qa_file: Path,
+    qa_file: Path | None,
     run: Path,
     output: Path,
     *,
@@ -46,9 +48,11 @@ def train_checkpoint(
     """Trains and writes the checkpoint to `output`; false when it was stopped and can go on from `run`.
 
     `memory` are fields of MemoryConfig other than its defaults (the start's), `texts` plain text for `text_steps`, `start` the
-    folder of a checkpoint to train further; `on_step` replaces the lines that `report` gets at each step. Where
-    torch.distributed is set up, all processes train together and the first one writes. Raises DataError, ConfigError,
-    ModelSourceError, UnsupportedModelError, or CheckpointError when `start` can't be read or belongs to another LLM.
+    folder of a checkpoint to train further. From a start that is read in the LLM's chat template only the code is trained, on
+    `qa_file`'s questions or, without one, on the LLM's own about `texts`; `top_k` and `aggregation` stay its own. `on_step`
+    replaces the lines that `report` gets at each step. Where torch.distributed is set up, all processes train together and the
+    first one writes. Raises DataError, ConfigError, ModelSourceError, UnsupportedModelError, or CheckpointError when `start`
+    can't be read or belongs to another LLM.
     """
     cache = cache_dir.expanduser()
     target = pick_device(device)
@@ -57,11 +61,18 @@ def train_checkpoint(
     backbone = Backbone.load(llm_folder, target)
     before = backbone.fingerprint()
     first = _start(start, backbone) if start else None
-    chosen = _memory(first, backbone, {"top_k": top_k, "aggregation": aggregation} | (memory or {}))
+    in_chat = first is not None and first.config.reading == "chat"
+    kept = {} if in_chat else {"top_k": top_k, "aggregation": aggregation}
+    chosen = _memory(first, backbone, kept | (memory or {}))
     started = time.monotonic()
     step = on_step or _progress(report, started)
-    recipe = Recipe(backbone, Retriever(retriever_folder, target), chosen, config, run, step, first)
-    parts = recipe.run(qa_file, texts)
+    encoder = Retriever(retriever_folder, target)
+    if first is not None and in_chat:
+        parts = ChatRecipe(backbone, encoder, chosen, config, run, step, first).run(qa_file, texts)
+    elif qa_file is None:
+        raise DataError("training a learned prefix needs a set of questions")
+    else:
+        parts = Recipe(backbone, encoder, chosen, config, run, step, first).run(qa_file, texts)
     if parts is None:
         return False
     if backbone.fingerprint() != before:
@@ -72,8 +83,8 @@ def train_checkpoint(
         "llm": llm,
         "retriever": retriever,
         "sources": {name: source.licence for name, source in OPEN_SOURCES.items()}
-        if config.sources == "open"
-        else {qa_file.name: "as its file says"},
+        if config.sources == "open" and not in_chat
+        else {(qa_file or texts or packaged_texts()).name: "as its file says"},
     }
     if rank() == 0:
         _checkpoint(chosen, backbone, parts, training).save(output)
@@ -118,15 +129,14 @@ def _start(folder: Path, backbone: Backbone) -> Checkpoint:
     start = Checkpoint.load(folder)
     if start.llm_fingerprint != backbone.fingerprint(torch.bfloat16):
         raise CheckpointError(f"checkpoint {folder} was trained for another LLM, so training can't start from it")
-    if start.config.reading == "chat":
-        raise CheckpointError(
-            f"checkpoint {folder} is read in the LLM's chat template: training knows learned prefixes only"
-        )
     return start
 
 
 def _progress(report: Callable[[str], None], started: float) -> Callable[[str, int, int, dict[str, float]], None]:
     def on_step(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
+        if "loss" not in figures:  # nothing is trained yet
+            report(f"{stage} {step + 1}/{steps}  {(time.monotonic() - started) / 60:.0f} min so far")
+            return
         left_s = (steps - step - 1) * figures["seconds"]
         report(
             f"{stage} {step + 1}/{steps}  loss {figures['loss']:.3f}  {figures['seconds']:.1f} s/step  "

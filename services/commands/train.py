@@ -19,15 +19,25 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 _MEMORY = "Memory and recipe"
+_DATASET = "qa_train.jsonl.gz"
 
 
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
     config: Config = None,
     run: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on from it.")] = Path("runs/kv_code"),
-    dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Training set inside data_dir; default {_DATASET}, for a fitted start the LLM's own questions about --texts."
+        ),
+    ] = None,
     start: Annotated[
-        str | None, typer.Option(help="Checkpoint to train further: a folder, or `default` for the shipped one.")
+        str | None,
+        typer.Option(
+            help="Checkpoint to train further: a folder, or `default` for the shipped one. Of a fitted one (`cmt fit`) the code "
+            "is trained, without labels."
+        ),
     ] = None,
     prefix_steps: Annotated[
         int, typer.Option(min=0, help="Steps of the prefix; 0 keeps the start's.")
@@ -46,7 +56,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of data order and start.")] = RECIPE.seed,
     texts: Annotated[
         Path | None,
-        typer.Option(help="Plain text (.txt, a folder, .jsonl) for text_steps.", rich_help_panel=_MEMORY),
+        typer.Option(
+            help="Plain text (.txt, a folder, .jsonl) for text_steps; for a fitted start what questions are asked about.",
+            rich_help_panel=_MEMORY,
+        ),
     ] = None,
     settings_: Annotated[
         list[str] | None,
@@ -67,15 +80,17 @@ def train(
     progress.print("starting the training")
     if not prefix_steps and start is None:
         raise SettingsError("--prefix-steps 0 needs --start: without a trained prefix the LLM can't read a memory")
-    from cmt_core.checkpoint import checkpoint_folder
+    from cmt_core.checkpoint import Checkpoint, checkpoint_folder
     from cmt_core.training.overrides import parse_overrides
 
+    first = checkpoint_folder(start).absolute() if start else None
+    in_chat = first is not None and Checkpoint.load(first).config.reading == "chat"
     memory, recipe = parse_overrides(settings_ or (), TRAINED_MEMORY, RECIPE)
     sizes: dict[str, Any] = {"prefix_steps": prefix_steps, "code_steps": code_steps, "seed": seed}
     model = settings.model
     arguments: dict[str, Any] = {
         "config": RecipeConfig(**(sizes | recipe)),
-        "qa_file": _training_set(settings, dataset),
+        "qa_file": None if in_chat and dataset is None else _training_set(settings, dataset or _DATASET),
         "run": check_output(run, "the run's folder (--run)"),
         "output": check_output(output, "the checkpoint's folder"),
         "llm": model.llm,
@@ -86,7 +101,7 @@ def train(
         "aggregation": aggregation,
         "memory": memory,
         "texts": texts.absolute() if texts else None,
-        "start": checkpoint_folder(start).absolute() if start else None,
+        "start": first,
     }
     done = _alone(arguments) if workers == 1 else _together(arguments, workers, settings)
     if not done:

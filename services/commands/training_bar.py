@@ -31,7 +31,7 @@ class TrainingBar:
         """Moves the stage's line on; the recipe calls this after each step."""
         held = f" (held out {figures['held_out']:.3f})" if "held_out" in figures else ""
         shown: dict[str, Any] = {
-            "loss": f"{figures['loss']:.3f}{held}",
+            "loss": f"{figures['loss']:.3f}{held}" if "loss" in figures else "-",
             "tokens": f"{figures.get('tokens_per_s', 0):,.0f}",
         }
         if stage not in self._tasks:

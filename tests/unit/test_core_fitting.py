@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmt_core.checkpoint import Checkpoint
-from cmt_core.errors import CheckpointError, ConfigError, DataError
+from cmt_core.errors import ConfigError, DataError
 from cmt_core.fitting.card import card
 from cmt_core.fitting.fit import FitResult, fit
 from cmt_core.fitting.fit_config import FitConfig
@@ -20,8 +20,6 @@ from cmt_core.llm.backbone import Backbone, KVShape
 from cmt_core.memory.compressor import KVCode
 from cmt_core.model import CMT
 from cmt_core.retrieval.retriever import Retriever
-from cmt_core.training.command import train_checkpoint
-from cmt_core.training.recipe_config import RecipeConfig
 
 SIZES = FitConfig(token_bytes=24, windows=16, questions=6, held_out=6, window_tokens=64)
 
@@ -206,21 +204,3 @@ def test_fitted_memory_is_read_behind_the_head_as_the_text_would_be(
 def fitted_head(model: CMT) -> list[int]:
     head: list[int] = model.prompting.head  # type: ignore[attr-defined]
     return head
-
-
-def test_training_does_not_go_on_from_a_fit_as_if_it_had_a_learned_prefix(
-    fitted: FitResult, tiny_llm_folder: Path, tiny_retriever_folder: Path, tmp_path: Path
-) -> None:
-    fitted.checkpoint.save(tmp_path / "fitted")
-    with pytest.raises(CheckpointError, match="read in the LLM's chat template: training knows learned prefixes only"):
-        train_checkpoint(
-            RecipeConfig(),
-            tmp_path / "never-read.jsonl",
-            tmp_path / "run",
-            tmp_path / "out",
-            llm=str(tiny_llm_folder),
-            retriever=str(tiny_retriever_folder),
-            cache_dir=tmp_path,
-            device="cpu",
-            start=tmp_path / "fitted",
-        )

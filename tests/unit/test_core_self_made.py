@@ -6,7 +6,7 @@ import pytest
 
 from cmt_core.fitting import reader as fitting_reader
 from cmt_core.fitting.reader import ChatReader, wide_batches
-from cmt_core.fitting.self_made import _GENERAL, _question, ask_itself
+from cmt_core.fitting.self_made import GENERAL_QUESTION, _question, ask_itself
 from cmt_core.llm.backbone import Backbone
 from cmt_core.text.prompt import SHORT_ANSWERS
 
@@ -20,10 +20,10 @@ TEXTS = ["The mayor opened the new bridge over the river.", "A storm cancelled t
         ('"Who opened the bridge?" I ask.', True, "Who opened the bridge?"),
         ("Question: Who opened the bridge?\nAnswer: the mayor", False, "Who opened the bridge?"),
         ("\n\nWho opened the bridge?", False, "Who opened the bridge?"),
-        ("The mayor opened the bridge.", True, _GENERAL),
-        ("Who opened the very long and new bridge over", False, _GENERAL),  # cut off
-        ("Who?", True, _GENERAL),
-        ("", True, _GENERAL),
+        ("The mayor opened the bridge.", True, GENERAL_QUESTION),
+        ("Who opened the very long and new bridge over", False, GENERAL_QUESTION),  # cut off
+        ("Who?", True, GENERAL_QUESTION),
+        ("", True, GENERAL_QUESTION),
     ],
 )
 def test_first_line_up_to_its_mark_is_the_question(written: str, whole: bool, expected: str) -> None:
