@@ -13,6 +13,10 @@ Prints every figure beside its bar, writes benchmarks/results/query.json, and en
 
 from __future__ import annotations
 
+# isort: off
+import benchmarks.all_cores  # noqa: F401 - before torch
+# isort: on
+
 import json
 import random
 import tempfile
