@@ -215,6 +215,13 @@ class ServeSettings(_Group):
     proximity_weight: float = Field(
         1.0, ge=0, le=4, description="share in `hybrid` of how close together a question's words stand; 0 leaves it out"
     )
+    time_weight: float = Field(
+        0.3,
+        ge=0,
+        le=4,
+        description="what a document adds to its rank that is of the time a question names (latest, yesterday, since Monday, on "
+        "12 November; English, UTC); 0 leaves it out",
+    )
     every_chunk: bool = Field(False, description="count every window of a document, not its best one alone")
     min_score: float | None = Field(
         None,

@@ -25,7 +25,7 @@ def write_experiment(
 ) -> list[Path]:
     """Writes name.md, name.json and name.png into `folder`; the paths written.
 
-    The plot has a line of `y` over `x` for each system, or a bar for each where all have one point.
+    Without an `x` there is no plot. It has a line of `y` over `x` for each system, or a bar for each where all have one point.
 
     points: dataclasses with the fields `system`, x and y. Without matplotlib the plot is left out. Raises ConfigError when the
     folder can't be written.
@@ -37,7 +37,7 @@ def write_experiment(
         folder.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(text, encoding="utf-8")
         paths[1].write_text(json.dumps({"about": about, "points": rows}, indent=2) + "\n", encoding="utf-8")
-        if _plot(folder / f"{name}.png", rows, x, y, x_label):
+        if x and _plot(folder / f"{name}.png", rows, x, y, x_label):
             paths.append(folder / f"{name}.png")
     except OSError as error:
         raise ConfigError(f"{folder} can't be written: {error.strerror or error}") from None

@@ -27,6 +27,7 @@ from services.commands.evaluation_inputs import (
 )
 from services.commands.options import Config
 from services.errors import SettingsError
+from services.interrupts import temporary_folder
 from services.terminal import echo
 
 __all__ = ["register"]
@@ -37,6 +38,7 @@ _SHORT_TOKENS, _FREE_TOKENS = 24, 96
 def register(app: typer.Typer) -> None:
     """Adds the experiments to `cmt eval`."""
     app.command("own")(own_command)
+    app.command("ask")(ask_command)
     app.command("retention")(retention_command)
     app.command("robustness")(robustness_command)
     app.command("scaling")(scaling_command)
@@ -84,6 +86,55 @@ def own_command(
         points.append(point)
         echo(json.dumps(dataclasses.asdict(point)))
     asked.write(out, name, points, "token_bytes", "contained" if free else "f1", "bytes a token")
+
+
+def ask_command(
+    config: Config = None,
+    models: Annotated[
+        str, typer.Option(help="Of cmt, cmt-memory, cmt-rag, cmt-hybrid, cmt-closed; comma-separated.")
+    ] = "cmt,cmt-memory,cmt-rag,cmt-closed",
+    leave_out: Annotated[
+        int | None, typer.Option(min=2, help="Leave every n-th article out: its questions have no answer then.")
+    ] = None,
+    updates: Annotated[
+        bool, typer.Option("--updates", help="Ask after some 100 made updates instead, and count answers that are old.")
+    ] = False,
+    answers: Annotated[Path | None, typer.Option(help="Also write every answer here, one JSON a line.")] = None,
+    out: Out = Path("results"),
+) -> None:
+    """150 questions as people ask them about the sample news, put to the service's engine; by kind."""
+    from services.commands.ask_evaluation import ask_all, left_out, made_updates, models_of, points
+    from services.commands.sample_bank import fill_bank, sample_items
+    from services.sample_news import ask_questions, read_questions
+
+    asked = Experiment.of(config, "sample news", 0, 0, 0)
+    model = asked.model()
+    items, questions, stale = sample_items(), ask_questions(), []
+    if leave_out:
+        items, questions = left_out(items, questions, leave_out)
+    if updates:
+        known = [(row["question"], row["answers"][-1], row["article_id"]) for row in read_questions()]
+        made, questions, stale = made_updates(items, known)
+        items = [*items, *made]
+        say(f"{len(made)} updates of {len({one.id for one in made})} articles")
+    found = []
+    with temporary_folder("cmt-ask-") as name_of_folder:
+        bank = Path(name_of_folder) / "bank"
+        fill_bank(model, bank, items, lambda done: say(f"{done} of {len(items)} records") if done % 20 == 0 else None)
+        if answers:
+            answers.write_text("", encoding="utf-8")
+        for name in models_of(models):
+            judged = ask_all(asked.settings, model, bank, questions, name, stale)
+            for point in points(name, judged):
+                found.append(point)
+                echo(json.dumps(dataclasses.asdict(point)))
+            if answers:
+                with answers.open("a", encoding="utf-8") as file:
+                    file.writelines(
+                        json.dumps({"model": name, **dataclasses.asdict(one)}, ensure_ascii=False) + "\n"
+                        for one in judged
+                    )
+    asked.write(out, "ask", found, "", "", "")
 
 
 def retention_command(

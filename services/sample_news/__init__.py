@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,29 @@ from services.feed.fetch import read_all
 from services.settings import FeedSettings
 from services.stream.record import Document
 
-__all__ = ["SAMPLE_NEWS", "free_questions", "read_questions", "sample_locations", "sample_questions"]
+__all__ = [
+    "SAMPLE_NEWS",
+    "AskedQuestion",
+    "ask_questions",
+    "free_questions",
+    "read_questions",
+    "sample_locations",
+    "sample_questions",
+]
 
 SAMPLE_NEWS = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuestion:
+    """A question as a person asks it: its kind, the facts that an answer must tell, each in one of its wordings, the articles
+    that tell them (none: nothing does), and what was said before it."""
+
+    kind: str
+    question: str
+    facts: tuple[tuple[str, ...], ...]
+    article_ids: tuple[str, ...]
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def sample_locations(folder: Path = SAMPLE_NEWS) -> list[str]:
@@ -35,6 +56,24 @@ def read_questions(folder: Path = SAMPLE_NEWS) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ServiceError(f"sample questions {path} can't be read: {error}") from None
     return rows
+
+
+def ask_questions(folder: Path = SAMPLE_NEWS) -> list[AskedQuestion]:
+    """150 questions of people: facts, reasons, two articles, what changed, the latest, what nobody wrote, and follow-ups.
+
+    "Latest" and days are those of 20 November 2026.
+    """
+    lines = (folder / "ask_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        AskedQuestion(
+            row["kind"],
+            row["question"],
+            tuple(map(tuple, row["facts"])),
+            tuple(row["article_ids"]),
+            tuple((asked, answer) for asked, answer in row.get("earlier", ())),
+        )
+        for row in map(json.loads, lines)
+    ]
 
 
 def free_questions() -> list[QAExample]:

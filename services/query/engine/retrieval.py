@@ -1,18 +1,26 @@
-"""Finds what the bank holds for questions: keys, search, the best score over a question's lookups, the relevance threshold."""
+"""Finds what the bank holds for questions: keys, search, the best score over a question's lookups, the relevance threshold.
+
+Where a question says when ("latest", "yesterday", "on 12 November"), documents of that time rank higher; none is left out for it.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from services.bank.records import BankStats, Hit
 from services.metrics import Metrics
 from services.query.engine.grouping import in_groups, isolated
 from services.query.engine.messages import Ask, Failure, HitList
 from services.query.engine.ports import AnsweringModel, MemoryReader
+from services.query.engine.time_words import TimeWish, time_wish
 
 __all__ = ["Retrieval"]
+
+_TIMED_POOL = 16  # documents among which those of a time are looked for
 
 
 class Retrieval:
@@ -27,13 +35,17 @@ class Retrieval:
         min_score: float | None,
         every_chunk: bool,
         metrics: Metrics,
+        time_weight: float = 0.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`time_weight` is what a document of the time that a question names adds to its rank, by `clock` (aware)."""
         self._model = model
         self._bank = bank
         self._top_k = top_k or model.default_top_k
         self._min_score = model.min_score if min_score is None else min_score
         self._every_chunk = every_chunk
         self._metrics = metrics
+        self._time_weight, self._clock = time_weight, clock
         self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once
 
     def find(self, asks: Sequence[Ask], *, relevant_only: bool = True) -> list[HitList | Failure]:
@@ -45,7 +57,11 @@ class Retrieval:
         return in_groups(asks, self._options, lambda group: isolated(group, run))
 
     def _options(self, ask: Ask) -> Hashable:
-        return ask.mode != "closed" and (ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted)
+        timed = self._wish(ask) is not None
+        return ask.mode != "closed" and (ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted, timed)
+
+    def _wish(self, ask: Ask) -> TimeWish | None:
+        return time_wish(ask.question, ask.as_of or self._clock()) if self._time_weight else None
 
     def _search(self, asks: Sequence[Ask], relevant_only: bool) -> list[HitList]:
         first = asks[0]
@@ -58,14 +74,26 @@ class Retrieval:
             keys = self._model.query_keys(flat)  # (lookups, d_key)
         k = first.top_k or self._top_k
         stats = self._bank.stats()
+        timed = self._wish(first) is not None
+        pool = max(k, _TIMED_POOL) if timed else k
         found = self._bank.search(
-            keys, k, first.namespace, first.as_of, first.wanted, texts=flat, every_chunk=self._every_chunk
+            keys, pool, first.namespace, first.as_of, first.wanted, texts=flat, every_chunk=self._every_chunk
         )
         rows = iter(found)
-        hits = [_best([hit for _ in own for hit in next(rows)], k, self._every_chunk) for own in texts]
+        hits = [_best([hit for _ in own for hit in next(rows)], pool, self._every_chunk) for own in texts]
+        if timed:
+            hits = [self._in_time(ask, own)[:k] for ask, own in zip(asks, hits, strict=True)]
         seconds = time.perf_counter() - started
         self._metrics.observe("cmt_query_retrieve_seconds", seconds)
         return [self._found(ask, own, stats, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)]
+
+    def _in_time(self, ask: Ask, hits: Sequence[Hit]) -> list[Hit]:
+        """The hits, best first, with the weight of their times in their ranks."""
+        if (wish := self._wish(ask)) is None:
+            return list(hits)
+        newest = max((hit.published_at for hit in hits if hit.published_at is not None), default=None)
+        timed = [replace(hit, rank=hit.rank + self._time_weight * wish.share(hit.published_at, newest)) for hit in hits]
+        return sorted(timed, key=lambda hit: (-hit.rank, hit.doc_id, hit.chunk_no))
 
     def _found(self, ask: Ask, hits: Sequence[Hit], stats: BankStats, took_ms: float, relevant_only: bool) -> HitList:
         least = self._min_score if ask.min_score is None else ask.min_score

@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from cmt_core.generation.query import AnswerStart
 from services.metrics import Metrics
@@ -46,7 +47,7 @@ class SchedulerOptions:
     whether every window of a document counts, and whether a question that is too long is shortened or refused.
 
     `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last. A
-    thread that is at one piece of work for `stalled_after_s` hangs.
+    thread that is at one piece of work for `stalled_after_s` hangs. `time_weight` is that of the time a question names.
     """
 
     max_batch: int = 8
@@ -57,6 +58,8 @@ class SchedulerOptions:
     shorten: bool = True
     join_at_once: int = 4
     stalled_after_s: float = STALLED_AFTER_S
+    time_weight: float = 0.0
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 class Scheduler:
@@ -78,6 +81,8 @@ class Scheduler:
             min_score=options.min_score,
             every_chunk=options.every_chunk,
             metrics=self._metrics,
+            time_weight=options.time_weight,
+            clock=options.clock,
         )
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()

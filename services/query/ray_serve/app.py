@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import ray
@@ -78,9 +79,13 @@ def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
 
 
 def load_scheduler(
-    settings: Settings, model_factory: ModelFactory, bank_factory: BankFactory, metrics: Metrics
+    settings: Settings,
+    model_factory: ModelFactory,
+    bank_factory: BankFactory,
+    metrics: Metrics,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Scheduler:
-    """The model and the bank of the settings, ready to answer."""
+    """The model and the bank of the settings, ready to answer; `clock` says what "yesterday" is seen from."""
     serve_settings = settings.serve
     model = model_factory(settings)
     options = SchedulerOptions(
@@ -91,6 +96,8 @@ def load_scheduler(
         max_prompt_tokens=serve_settings.max_prompt_tokens,
         shorten=serve_settings.long_prompt == "shorten",
         join_at_once=16 if serve_settings.gpus else 4,
+        time_weight=serve_settings.time_weight,
+        clock=clock,
     )
     scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)
     seen = scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
