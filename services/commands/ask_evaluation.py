@@ -1,7 +1,7 @@
 """Questions as people ask them, put to the service's own engine on a bank of the sample news, and judged.
 
-An answer tells the facts when it contains all of them (metrics.contains_facts). It refuses when nothing relevant was found, or when
-it says itself that it does not know. Refusing is right where no article tells what is asked.
+An answer tells the facts when it contains all of them (metrics.contains_facts). It refuses when nothing relevant was found, or
+when it says itself that it does not know. Refusing is right where no article tells what is asked.
 """
 
 from __future__ import annotations

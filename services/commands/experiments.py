@@ -109,7 +109,8 @@ def ask_command(
 
     asked = Experiment.of(config, "sample news", 0, 0, 0)
     model = asked.model()
-    items, questions, stale = sample_items(), ask_questions(), []
+    items, questions = sample_items(), ask_questions()
+    stale: list[list[str]] = []
     if leave_out:
         items, questions = left_out(items, questions, leave_out)
     if updates:
@@ -129,11 +130,9 @@ def ask_command(
                 found.append(point)
                 echo(json.dumps(dataclasses.asdict(point)))
             if answers:
+                lines = [json.dumps({"model": name, **dataclasses.asdict(one)}, ensure_ascii=False) for one in judged]
                 with answers.open("a", encoding="utf-8") as file:
-                    file.writelines(
-                        json.dumps({"model": name, **dataclasses.asdict(one)}, ensure_ascii=False) + "\n"
-                        for one in judged
-                    )
+                    file.writelines(f"{line}\n" for line in lines)
     asked.write(out, "ask", found, "", "", "")
 
 
