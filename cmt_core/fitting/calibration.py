@@ -1,8 +1,13 @@
-"""ψ's temperature, likelihood weight and relevance threshold, from questions whose own window is known."""
+"""ψ's temperature, likelihood weight and relevance threshold, from questions whose own window is known.
+
+Some dozen easy questions can't tell much, and taken alone they ask for the sharpest settings: so what many questions have shown
+(decisions 0021 and 0065) counts beside them, as a prior.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_core.config import MemoryConfig
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item
 from cmt_core.retrieval.hybrid import HybridIndex
@@ -23,6 +29,8 @@ _CANDIDATES = 4
 _TEMPERATURES = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 _WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.37, 0.5, 0.7, 1.0)
 _THRESHOLDS = (0.15, 0.5)  # between these a threshold is believed, whatever so few questions say
+_PRIOR_NATS = 1.0  # for each unit of `_distance`
+_SHOWN = MemoryConfig()  # temperature, weight and threshold that many questions have shown, with the default retriever
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +51,12 @@ def calibrate(
     coded: Sequence[Tensor],
     progress: Progress,
     stage: str,
+    known_retriever: bool = False,
 ) -> Calibration:
     """Finds the settings by which the own window of `items` (the first of `texts`, all windows) is told from the others.
 
-    `coded` are the rows (t, X) that all windows' codes stand for.
+    `coded` are the rows (t, X) that all windows' codes stand for. Of a `known_retriever`, the default one, the threshold is
+    known.
     """
     questions = [item.question for item in items]
     keys, asked = retriever.keys(texts), retriever.query_keys(questions)
@@ -56,7 +66,7 @@ def calibrate(
     nats = _likelihoods(reader, questions, candidates, coded, progress, stage)
     temperature, weight, own = _best_prior(candidates, scores, nats)
     cosines = asked.astype(np.float32) @ keys.astype(np.float32).T
-    return Calibration(temperature, weight, _threshold(cosines), own)
+    return Calibration(temperature, weight, _SHOWN.min_score if known_retriever else _threshold(cosines), own)
 
 
 def _likelihoods(
@@ -80,10 +90,10 @@ def _likelihoods(
 def _best_prior(
     candidates: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], nats: Sequence[Sequence[float]]
 ) -> tuple[float, float, float]:
-    """Temperature and weight under which the own window, where it was found, has the highest mean log-share."""
+    """Temperature and weight under which the own window, where it was found, has the highest log-share, the prior counted."""
     known = [number for number, rows in enumerate(candidates) if number in rows]
     if not known:
-        return 0.1, 0.37, float("nan")
+        return _SHOWN.prior_temperature, _SHOWN.likelihood_weight, float("nan")
     own = torch.tensor([list(candidates[number]).index(number) for number in known])
     by_score = torch.tensor([scores[number] for number in known], dtype=torch.float32)
     by_nats = torch.tensor([nats[number] for number in known], dtype=torch.float32)
@@ -93,8 +103,17 @@ def _best_prior(
         shares = (by_score / temperature + weight * by_nats).log_softmax(dim=-1)
         return float(shares.gather(1, own[:, None]).clamp_min(-5).mean())  # one that is lost is not chased
 
-    best = max(itertools.product(_TEMPERATURES, _WEIGHTS), key=value)
+    def weighed(pair: tuple[float, float]) -> float:
+        return len(known) * value(pair) - _PRIOR_NATS * _distance(pair)
+
+    best = max(itertools.product(_TEMPERATURES, _WEIGHTS), key=weighed)
     return *best, value(best)
+
+
+def _distance(pair: tuple[float, float]) -> float:
+    """How far temperature and weight are from those that many questions have shown."""
+    temperature, weight = pair
+    return abs(math.log(temperature / _SHOWN.prior_temperature)) + abs(weight - _SHOWN.likelihood_weight)
 
 
 def _threshold(cosines: NDArray[np.float32]) -> float:

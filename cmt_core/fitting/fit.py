@@ -33,6 +33,7 @@ from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.quantiser import Quantiser
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.retriever import Retriever
+from cmt_core.shipped import RETRIEVER
 
 __all__ = ["Fidelity", "FitResult", "fit"]
 
@@ -102,6 +103,7 @@ def fit(
         [coded(item) for item in (*held, *others)],
         progress,
         "calibrating",
+        known_retriever=(described or {}).get("retriever") == RETRIEVER,
     )
     fidelity = _fidelity(reader, held, coded, progress)
     report(

@@ -204,3 +204,23 @@ def test_fitted_memory_is_read_behind_the_head_as_the_text_would_be(
 def fitted_head(model: CMT) -> list[int]:
     head: list[int] = model.prompting.head  # type: ignore[attr-defined]
     return head
+
+
+def test_a_few_easy_questions_leave_the_settings_where_many_have_shown_them() -> None:
+    from cmt_core.fitting.calibration import _best_prior
+
+    easy = [[0.9, 0.3, 0.2, 0.1]] * 6
+    nats = [[-20.0, -24.0, -24.0, -24.0]] * 6
+    temperature, weight, own = _best_prior([[number, 7, 8, 9] for number in range(6)], easy, nats)
+    assert own > -0.2
+    assert (temperature, weight) != (0.03, 1.0)  # the sharpest, which such questions alone would choose
+    mixed = [[0.9, 0.3, 0.2, 0.1], [0.5, 0.3, 0.2, 0.1]] * 3
+    assert _best_prior([[number, 7, 8, 9] for number in range(6)], mixed, nats)[:2] == (0.1, 0.37)
+
+
+def test_a_likelihood_that_misleads_gets_no_weight() -> None:
+    from cmt_core.fitting.calibration import _best_prior
+
+    scores = [[0.5, 0.45, 0.2, 0.1]] * 8
+    wrong = [[-30.0, -10.0, -30.0, -30.0]] * 8
+    assert _best_prior([[number, 9, 8, 7] for number in range(8)], scores, wrong)[1] == 0.0
