@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM ?= .venv-vllm
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka test-llms image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus java
+.PHONY: help demo test test-fast test-kafka test-llms test-vllm bench-vllm image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus java
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +33,12 @@ test-kafka: $(VENV)/.dev  ## stream, ingest and faults on a real Apache Kafka, o
 
 test-llms: $(VENV)/.dev  ## real larger LLMs, fitted and asked (half an hour and 5 GB the first time; CMT_TEST_LLMS names others)
 	@$(BIN)/python -m pytest -s tests/llms
+
+test-vllm: $(VENV)/.vllm  ## vLLM as engine: token by token as ours, isolation, faults, API (its environment, 1.4 GB, the first time)
+	@CMT_TEST_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -s tests/vllm
+
+bench-vllm: $(VENV)/.vllm  ## vLLM with memories and with texts beside our own engine; wants an idle machine
+	@$(VLLM)/bin/python -m benchmarks.vllm
 
 faults: $(VENV)/.dev  ## the fault tests on 100,000 records
 	@FAULT_RECORDS=100000 $(BIN)/python -m pytest --durations=0 tests/faults
@@ -74,7 +81,7 @@ screenshot: $(VENV)/.dev browser  ## docs/page*.png (desktop, phone, dark, an ar
 	@PAGE_SCREENSHOTS=docs $(BIN)/python -m pytest -q tests/integration/test_demo.py
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 
 # Chromium is only needed by the page's tests, which skip themselves where it is missing.
 browser:
@@ -110,6 +117,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	@echo "installing test dependencies"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.vllm: $(VENV)/.dev deploy/vllm_environment.py deploy/vllm-constraints.txt
+	@echo "installing vLLM into $(VLLM)"
+	@$(BIN)/python deploy/vllm_environment.py $(VLLM)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -33,7 +33,7 @@ from cmt_core.retrieval.sentence_layout import read_layout
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from cmt_core.text.windows import Window, split_document
 
-__all__ = ["CMT", "Answer", "Memory"]
+__all__ = ["CMT", "Answer", "Memory", "retriever_fingerprint"]
 
 _DECODED_BYTES = 256 * 2**20  # of memories read lately, ready as keys and values
 _TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}  # tokens read at once: enough to fill the device, small enough to fit
@@ -58,7 +58,7 @@ class CMT:
         self.backbone, self.retriever, self.model_id = backbone, retriever, model_id
         self.config = checkpoint.config
         self.tokens = Tokens(backbone)
-        self.prompting = prompting_of(self.config, backbone, self.tokens)
+        self.prompting = prompting_of(self.config, backbone.model.generation_config, self.tokens)
         self.format = checkpoint.format(backbone)
         self.select = checkpoint.select.to(device) if checkpoint.select else None
         self.soft = checkpoint.soft.to(device) if checkpoint.soft else None
@@ -97,7 +97,7 @@ class CMT:
         backbone = Backbone.load(llm_folder, target)
         fingerprint, encoder_fingerprint = (
             backbone.fingerprint(torch.bfloat16),
-            _retriever_fingerprint(retriever_folder),
+            retriever_fingerprint(retriever_folder),
         )
         encoder = Retriever(retriever_folder, target)
         folder = named or auto_checkpoint(
@@ -300,6 +300,7 @@ class CMT:
         return batches
 
 
-def _retriever_fingerprint(folder: Path) -> str:
+def retriever_fingerprint(folder: Path) -> str:
+    """Names a retriever by its weights and by how it is used."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     return "".join(file_sha256(path) for path in weights) + read_layout(folder).suffix

@@ -13,13 +13,14 @@ from cmt_core.fitting.known import known_checkpoint
 from cmt_core.llm.model_source import resolve_model
 from cmt_core.shipped import shipped_llm
 from services.fit_bar import fit_progress
-from services.settings import ModelSettings, Settings
+from services.settings import LONGEST_ANSWER_TOKENS, ModelSettings, Settings
 from services.terminal import Terminal
 
 if TYPE_CHECKING:
     from cmt_core.model import CMT
+    from cmt_core.vllm_engine.model import VLLMModel
 
-__all__ = ["fetch_models", "load_cmt"]
+__all__ = ["fetch_models", "load_answering", "load_cmt", "load_vllm"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,27 @@ def load_cmt(settings: Settings) -> CMT:
     if bits is None or bits == model.config.bits_per_token:
         return model
     return with_bits(model, bits, model.decoded.limit_bytes)
+
+
+def load_answering(settings: Settings) -> CMT | VLLMModel:
+    """The model of the engine that the settings name. Raises CoreError."""
+    return load_vllm(settings) if settings.serve.engine == "vllm" else load_cmt(settings)
+
+
+def load_vllm(settings: Settings) -> VLLMModel:
+    """The same checkpoint for vLLM, whose engine is not started yet. Raises CoreError."""
+    from cmt_core.vllm_engine.model import VLLMModel
+    from cmt_core.vllm_engine.packed_model import PackedModel
+
+    model, serve = settings.model, settings.serve
+    sources = _sources(model)
+    del sources["device"]  # vLLM finds its own
+    packed = PackedModel.load(**sources, report=_log.warning)
+    if model.bits_per_token is not None:
+        packed = packed.with_bits(model.bits_per_token)
+    most = packed.most_columns(serve.top_k or packed.default_top_k) + serve.max_prompt_tokens + LONGEST_ANSWER_TOKENS
+    arguments = {"max_model_len": min(most, packed.llm.longest), **serve.vllm}
+    return VLLMModel(packed, arguments)
 
 
 def _sources(model: ModelSettings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Times are seconds (`_s`), sizes bytes (`_bytes`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ from services.errors import SettingsError
 from services.settings_sources import CONFIG_VARIABLE, Environment, File, Flags, nested, read_file
 
 __all__ = [
+    "LONGEST_ANSWER_TOKENS",
     "BankSettings",
     "ClientSettings",
     "FeedSettings",
@@ -33,6 +35,8 @@ __all__ = [
     "load_settings",
 ]
 
+LONGEST_ANSWER_TOKENS = 1024
+"""That a request may ask for; more is cut to it."""
 
 Scalar = str | bool | int | None
 
@@ -205,6 +209,16 @@ class ServeSettings(_Group):
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="replicas of the LLM")
     gpus: float = Field(0.0, ge=0, description="GPUs that each replica reserves; may be a fraction")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what computes the answers: our own running batch, or vLLM (docs/serving.md)"
+    )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM's engine arguments, for engine vllm: {max_model_len: 8192, tensor_parallel_size: 2, quantization: fp8}",
+    )
+    vllm_python: Path | None = Field(
+        None, description="interpreter of the environment that vLLM is installed in; empty: the one that runs this"
+    )
     top_k: int | None = Field(
         None, ge=1, le=64, description="memories read per question; empty means the checkpoint's own"
     )
@@ -255,6 +269,14 @@ class ServeSettings(_Group):
         description="questions that the page offers to begin with, where the bank can answer them; then come made ones",
     )
 
+    @field_validator("vllm", mode="before")
+    @classmethod
+    def _are_values(cls, given: Any) -> Any:
+        """CMT_SERVE__VLLM__MAX_MODEL_LEN=8192 is a number: what the environment gives one by one is text."""
+        if not isinstance(given, dict):
+            return given
+        return {str(name).lower(): _value(one) for name, one in given.items()}
+
     @field_validator("api_keys")
     @classmethod
     def _are_hashes(cls, keys: dict[str, str]) -> dict[str, str]:
@@ -262,6 +284,13 @@ class ServeSettings(_Group):
             if not re.fullmatch(r"[0-9a-f]{64}", value):
                 raise ValueError(f"key {name!r} is no sha256 in hex; `cmt key {name}` makes one")
         return keys
+
+
+def _value(given: Any) -> Any:
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return given
 
 
 class ClientSettings(_Group):

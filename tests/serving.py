@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,18 +19,27 @@ from services.query.engine.live import LiveEngine
 from services.query.engine.messages import Ask, Event
 from services.query.engine.ports import AnsweringModel, MemoryReader
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.query.engine.streaming import StreamAnswerer
 from services.query.gateway.api import create_api
 from services.query.gateway.service import QueryService
 from services.settings import Settings, load_settings
 from services.testing.lexical import LexicalModel
 from services.testing.memory_bank import InMemoryBank, window
+from services.testing.streamed import StreamedLexical
 from tests.waiting import until
 
 BRIDGE = "Mayor Lund opened the bridge in Aarhus on Monday. It cost 12 million."
 
 
+STREAMED = ContextVar("STREAMED", default=False)
+"""Whether engines of tests stream from a model that batches by itself, as vLLM does."""
+
+
 def swap_of(model: AnsweringModel, bank: MemoryReader, options: SchedulerOptions | None = None) -> HotSwap:
     options = options or SchedulerOptions(min_score=0.3)
+    if isinstance(model, StreamedLexical):
+        streamed = model
+        return HotSwap(lambda target: StreamAnswerer(streamed, bank, options), {"llm": "lexical"})
     return HotSwap(lambda target: Scheduler(model, bank, options), {"llm": "lexical"})
 
 
@@ -50,7 +60,8 @@ class LocalEngine(LiveEngine):
     """The engine in this process; it remembers what it was asked, and waits before every answer while `gate` is shut."""
 
     def __init__(self, gate: asyncio.Event | None = None, options: SchedulerOptions | None = None) -> None:
-        self.model, self.bank = LexicalModel(), InMemoryBank()
+        self.model: LexicalModel = StreamedLexical() if STREAMED.get() else LexicalModel()
+        self.bank = InMemoryBank()
         publish(self.bank, self.model, "a-1", BRIDGE, "Bridge opens", url="https://news.example/a-1")
         super().__init__(swap_of(self.model, self.bank, options))
         self.asked: list[Ask] = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cmt_core.generation.continuous import ContinuousBatch, TokenEngine
+from cmt_core.generation.prompts import QueryPrompts
 from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
@@ -19,6 +20,7 @@ class AnswerBatch:
 
     def __init__(self, contexts: Contexts, engine: TokenEngine | None = None) -> None:
         self._contexts = contexts
+        self._prompts = QueryPrompts(contexts.tokens.ids, contexts.prompting, contexts.config)
         self._engine: TokenEngine = engine or ContinuousBatch(contexts.backbone)
         self._stop_ids: dict[int, set[int]] = {}
 
@@ -27,14 +29,16 @@ class AnswerBatch:
 
     def prompt_tokens(self, query: Query) -> int:
         """Tokens that a query gives the LLM to read, texts included."""
-        return len(self._prompt(query)) + (len(self._texts(query)) if query.mode == "rag" else 0)
+        return self._prompts.tokens(query)
 
     def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
         """Reads the prompts of `queries` and gives their first tokens.
 
         Raises MemoryFormatError for a foreign memory. Whatever it raises, none of `queries` has joined.
         """
-        kinds = [(query.mode in ("rag", "closed") and query.mode, self._weight(query) != 1.0) for query in queries]
+        kinds = [
+            (query.mode in ("rag", "closed") and query.mode, self._prompts.weight(query) != 1.0) for query in queries
+        ]
         started: dict[int, AnswerStart] = {}
         try:
             for kind in dict.fromkeys(kinds):
@@ -62,8 +66,8 @@ class AnswerBatch:
     @torch.inference_mode()
     def _join_alike(self, queries: Sequence[Query]) -> list[AnswerStart]:
         reading = self._read(queries)
-        prompts = [self._prompt(query) for query in queries]
-        weights = [self._weight(query) for query in queries]
+        prompts = [self._prompts.prompt(query) for query in queries]
+        weights = [self._prompts.weight(query) for query in queries]
         plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
@@ -94,24 +98,6 @@ class AnswerBatch:
                     [query.memories for query in queries],
                     _scores(queries),
                 )
-
-    def _prompt(self, query: Query) -> list[int]:
-        prompting, asked = self._contexts.prompting, (query.question, query.earlier, query.instructions)
-        begun = self._contexts.tokens.ids(query.begun) if query.begun else []
-        if query.mode == "closed":
-            return [*prompting.closed(*asked), *begun]
-        return [*(self._texts(query) if query.mode == "hybrid" else []), *prompting.question(*asked), *begun]
-
-    def _texts(self, query: Query) -> list[int]:
-        return self._contexts.prompting.texts(query.passages)
-
-    def _weight(self, query: Query) -> float:
-        """The share of the memory's scores; the rest are those of the same prompt without a memory."""
-        if query.mode == "closed":
-            return 1.0
-        if query.memory_weight is not None:
-            return query.memory_weight
-        return self._contexts.config.decoding_weight if query.mode == "memory" else 1.0
 
     def _unless_stop(self, row: int, token: int) -> int | None:
         return None if token in self._stop_ids[row] else token

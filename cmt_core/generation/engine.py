@@ -4,14 +4,14 @@ sampling go in, a stream of tokens comes out. Keys and values never cross it; im
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cmt_core.generation.query import GREEDY, Sampling
 from cmt_core.memory.packed_context import PackedContext
 
-__all__ = ["EngineLost", "Look", "PackedRequest", "StreamEngine", "Written"]
+__all__ = ["EngineLost", "Look", "PackedRequest", "StreamEngine", "StreamedAnswer", "Written"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,15 @@ class Written:
     finish: Literal["stop", "length"] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StreamedAnswer:
+    """An answer under way: the tokens it was asked with, its memories' shares of the prior, and what is written of it."""
+
+    prompt_tokens: int
+    weights: list[float]
+    pieces: AsyncGenerator[Written, None]
+
+
 class EngineLost(Exception):
     """The engine computes nothing any more; another one may answer."""
 
@@ -52,7 +61,7 @@ class StreamEngine(Protocol):
     ValueError for a request that can't be, MemoryFormatError for memories that can't be read, EngineLost for all at once.
     """
 
-    def stream(self, request: PackedRequest) -> AsyncIterator[Written]:
+    def stream(self, request: PackedRequest) -> AsyncGenerator[Written, None]:
         """The answer as it is written; closing the iterator ends it."""
         ...
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.control_tokens import SafeTokenizer
 from cmt_core.llm.decoding import Decoder
 from cmt_core.text.prompt import answer_text, bare_prompt, question_text
 
-__all__ = ["Tokens", "bucket"]
+__all__ = ["HasTokenizer", "Tokens", "bucket"]
 
 _BUCKET_TOKENS = 32
+
+
+class HasTokenizer(Protocol):
+    """An LLM, or what is known of one that computes elsewhere: its tokenizer of transformers, and where ids are wanted."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Tokens:
     """One LLM's tokenizer, as this package uses it: control tokens come from its chat template alone, never from a text."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: HasTokenizer) -> None:
         """Raises UnsupportedModelError for a tokenizer that can't be used so."""
         self._tokenizer, self._device = backbone.tokenizer, backbone.device
         self._safe, self._decoder = SafeTokenizer(backbone.tokenizer), Decoder(backbone.tokenizer)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 
-__all__ = ["query_log_likelihood"]
+__all__ = ["query_log_likelihood", "told_tokens"]
 
 _TOLD_AT_ONCE = 256  # of all rows: a vocabulary for each; row by row the matrix would be read for each row
 _READ_TOKENS = 64  # of a longer question the last ones: what is asked stands at the end
@@ -30,14 +30,19 @@ def query_log_likelihood(
     `asked` are the tokens between context and question, and the question's own. Where nothing stands between them, the first
     of the question's tokens counts as such: what would say how likely it is was read with the context.
     """
-    split = [(head, ids) if head else (ids[:1], ids[1:]) for head, ids in asked]
-    cut = [(list(head), list(ids[-_READ_TOKENS:])) for head, ids in split]
+    cut = [told_tokens(head, ids) for head, ids in asked]
     hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for head, ids in cut])
     told = torch.cat([hidden[row, len(head) - 1 : len(head) - 1 + len(ids)] for row, (head, ids) in enumerate(cut)])
     words = torch.tensor([word for _, ids in cut for word in ids], dtype=torch.long, device=told.device)
     parts = zip(torch.split(told, _TOLD_AT_ONCE), torch.split(words, _TOLD_AT_ONCE), strict=True)
     nats = torch.cat([_log_probabilities(backbone.logits(states), own) for states, own in parts])
     return [float(own.sum()) for own in torch.split(nats, [len(ids) for _, ids in cut])]
+
+
+def told_tokens(head: Sequence[int], ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What is read without counting, at least one token, and the tokens whose log-probability counts."""
+    read, words = (head, ids) if head else (ids[:1], ids[1:])
+    return list(read), list(words[-_READ_TOKENS:])
 
 
 def _log_probabilities(logits: Tensor, words: Tensor) -> Tensor:

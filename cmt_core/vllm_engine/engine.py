@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class VLLMEngine:
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"vLLM can't start: {one_line(error)}") from None
 
-    async def stream(self, request: PackedRequest) -> AsyncIterator[Written]:
+    async def stream(self, request: PackedRequest) -> AsyncGenerator[Written, None]:
         """See StreamEngine."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -166,7 +166,7 @@ class VLLMEngine:
             raise RuntimeError("vLLM gave no log-probabilities of a prompt")
         return nats
 
-    async def _outputs(self, ids: list[int], params: Any, salt: str) -> AsyncIterator[Any]:
+    async def _outputs(self, ids: list[int], params: Any, salt: str) -> AsyncGenerator[Any, None]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         prompt = {"prompt_token_ids": ids, "cache_salt": salt}

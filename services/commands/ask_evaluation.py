@@ -21,7 +21,7 @@ from services.query.engine.messages import MODELS, Event, Failure, ModelName, Re
 from services.query.engine.scheduler import Scheduler
 from services.query.gateway.conversation import Message
 from services.query.gateway.requests import ChatRequest, Limits
-from services.query.ray_serve.app import load_scheduler, open_bank
+from services.query.ray_serve.app import load_answerer, open_bank
 from services.sample_news import AskedQuestion
 from services.stream.record import Document, Tombstone
 
@@ -90,7 +90,7 @@ def ask_all(
 ) -> list[Judged]:
     """Asks all questions of the engine on a bank; `stale` are each question's old answers. Raises ServiceError."""
     changed = settings.model_copy(update={"bank": settings.bank.model_copy(update={"uri": str(bank)})})
-    scheduler = load_scheduler(changed, lambda _: model, open_bank, Metrics(), clock=lambda: NOW)
+    scheduler = load_answerer(changed, lambda _: model, open_bank, Metrics(), clock=lambda: NOW)
     limits = Limits(max_new_tokens=_ANSWER_TOKENS, deadline_s=_WAIT_S)
     try:
         boxes = [_Box(scheduler, _request(one, name), limits) for one in asked]

@@ -143,6 +143,10 @@ class LexicalBatch:
         """The next word of every row, None at its end."""
         return {number: self._number(row.next()) for number, row in self._rows.items()}
 
+    def step_of(self, row: int) -> int | None:
+        """The next word of one row, None at its end."""
+        return self._number(self._rows[row].next())
+
     def leave(self, row: int) -> None:
         """Ends a row."""
         del self._rows[row]

@@ -17,7 +17,7 @@ from services.metrics import Metrics
 from services.query.engine.hot_swap import HotSwap
 from services.query.engine.live import LiveEngine
 from services.query.engine.messages import Ask, Event, Failure, Reply
-from services.query.ray_serve.app import load_scheduler, open_bank
+from services.query.ray_serve.app import load_answerer, open_bank
 from services.settings import load_settings
 from services.testing.lexical import LexicalModel
 from tests.integration.serve_desk import Desk
@@ -30,7 +30,7 @@ def served(bank: str) -> LiveEngine:
     """The engine on the bank at this address, as a replica loads it."""
     settings = load_settings(bank__uri=bank)
     return LiveEngine(
-        HotSwap(lambda target: load_scheduler(settings, lambda _: LexicalModel(), open_bank, Metrics()), {"llm": "x"})
+        HotSwap(lambda target: load_answerer(settings, lambda _: LexicalModel(), open_bank, Metrics()), {"llm": "x"})
     )
 
 

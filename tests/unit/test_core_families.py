@@ -46,12 +46,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def random_model(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     """A model of the family with weights, norms and biases that are not at their neutral start."""
     family = name.split("-")[0]
     torch.manual_seed(0)
     kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
-    config = kind(**SMALL, **FAMILIES[name], attn_implementation="sdpa")
+    config = kind(**{**SMALL, **FAMILIES[name], **more}, attn_implementation="sdpa")
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from cmt_core.errors import CoreError, ModelSourceError, UnsupportedModelError
-from cmt_core.model import _retriever_fingerprint
+from cmt_core.model import retriever_fingerprint
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.retrieval.sentence_layout import PLAIN, pooled, read_layout
 
@@ -104,14 +104,14 @@ def test_dense_layers_and_a_cut_width_follow_the_pooling(encoder: Path) -> None:
 
 
 def test_another_layout_is_another_model_id_and_a_plain_one_keeps_its_own(encoder: Path) -> None:
-    plain = _retriever_fingerprint(encoder)
+    plain = retriever_fingerprint(encoder)
     assert read_layout(encoder) == PLAIN
     laid_out(encoder, ("Pooling", {"pooling_mode_mean_tokens": True}), ("Normalize", {}))
-    assert _retriever_fingerprint(encoder) == plain  # MiniLM's own files say what was done without them
+    assert retriever_fingerprint(encoder) == plain  # MiniLM's own files say what was done without them
     (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', encoding="utf-8")
-    cls = _retriever_fingerprint(encoder)
+    cls = retriever_fingerprint(encoder)
     (encoder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "Who: "}}', encoding="utf-8")
-    assert len({plain, cls, _retriever_fingerprint(encoder)}) == 3
+    assert len({plain, cls, retriever_fingerprint(encoder)}) == 3
 
 
 @pytest.mark.parametrize(

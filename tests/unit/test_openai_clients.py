@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,12 +16,20 @@ from hypothesis import strategies as st
 from services.query.engine.scheduler import SchedulerOptions
 from services.query.gateway.conversation import Message, conversation_of
 from services.settings import load_settings
-from tests.serving import BRIDGE, LocalEngine, client_of
+from tests.serving import BRIDGE, STREAMED, LocalEngine, client_of
 
 ASKED = "Who opened the bridge in Aarhus?"
 LAST = {"role": "user", "content": ASKED}
 FIRST_SENTENCE = BRIDGE.partition(". ")[0] + "."
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["running-batch", "streams"])
+def either_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every claim holds for our own running batch and for an engine that batches by itself."""
+    token = STREAMED.set(request.param)
+    yield
+    STREAMED.reset(token)
 
 
 def call(method: str, path: str, engine: LocalEngine | None = None, **options: Any) -> httpx.Response:

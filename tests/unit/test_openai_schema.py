@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,10 +22,18 @@ from services.query.gateway.keys import hash_of
 from services.query.gateway.service import QueryService
 from services.settings import load_settings
 from services.testing.memory_bank import window
-from tests.serving import BRIDGE, LocalEngine, SentTombstones, client_of, no_snapshots, publish
+from tests.serving import BRIDGE, STREAMED, LocalEngine, SentTombstones, client_of, no_snapshots, publish
 
 QUESTION = {"model": "cmt", "messages": [{"role": "user", "content": "Who opened the bridge in Aarhus?"}]}
 PROMPT = {"model": "cmt", "prompt": "Who opened the bridge in Aarhus?"}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["running-batch", "streams"])
+def either_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every claim holds for our own running batch and for an engine that batches by itself."""
+    token = STREAMED.set(request.param)
+    yield
+    STREAMED.reset(token)
 
 
 def call(method: str, path: str, engine: LocalEngine | None = None, **options: Any) -> httpx.Response:

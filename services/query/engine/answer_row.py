@@ -10,8 +10,8 @@ from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.text.grounding import Place
 from services.bank.records import Hit
 from services.query.engine.checked_text import CheckedText
-from services.query.engine.messages import UNKNOWN, Ask, HitList, Read, Reply, Source
-from services.query.engine.ports import AnsweringModel
+from services.query.engine.messages import UNKNOWN, Ask, HitList, Read, Reply, Source, WeightedBy
+from services.query.engine.ports import BankModel
 from services.query.engine.text_stream import TextStream
 from services.query.engine.ticket import Doubt, Ticket
 
@@ -36,8 +36,10 @@ class AnswerRow:
         notes: Sequence[str] = (),
         by_sentence: bool = False,
         doubt: Doubt | None = None,
+        weighted_by: WeightedBy = "attention",
     ) -> None:
         self.ticket = ticket
+        self._weighted_by = weighted_by
         self._notes = tuple(notes)
         self.number = started.row
         self.first_token = started.token
@@ -61,6 +63,11 @@ class AnswerRow:
             shown += self._checked.finish()
         return self._shown(shown)
 
+    def cut(self) -> str:
+        """Ends the answer here, for want of room, and gives the text that was held back."""
+        self.finish_reason = "length"
+        return self._shown(self._checked.push(self._stream.finish()) + self._checked.finish())
+
     @property
     def doubt(self) -> Doubt | None:
         """What is known of an answer that goes where its sources do not; None while it does not."""
@@ -73,7 +80,7 @@ class AnswerRow:
         """Gives the rest of a doubted answer after all."""
         return self._shown(self._checked.release())
 
-    def reply(self, model: AnsweringModel) -> Reply:
+    def reply(self, model: BankModel) -> Reply:
         """The whole answer of `model`."""
         ask, found, before = self.ticket.ask, self.ticket.found, self._doubt
         first_ms = self.ticket.ms() if self._first_ms is None else self._first_ms
@@ -92,6 +99,7 @@ class AnswerRow:
             notes=self._notes if model.follows_instructions else (*self._notes, *_notes(ask)),
             read="text" if before else _READ.get(ask.mode, "memory"),
             grounded=None if ask.mode == "closed" else self._checked.grounded,
+            weighted_by=self._weighted_by,
         )
 
     def _written(self, token: int | None) -> str:

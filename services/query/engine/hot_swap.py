@@ -11,8 +11,9 @@ from typing import Any
 from cmt_core.errors import CoreError
 from services.errors import ServiceError
 from services.metrics import Metrics
+from services.query.engine.bank_looks import Retired
 from services.query.engine.messages import Ask, Event
-from services.query.engine.scheduler import Retired, Scheduler
+from services.query.engine.ports import Answerer
 from services.query.engine.ticket import Ticket
 from services.settings import Settings
 from services.supervision import ServiceThread
@@ -54,9 +55,9 @@ def revision_of(target: Target) -> str:
 
 
 class HotSwap:
-    """Holds the scheduler that answers; `load(target)` makes another one, and blocks while it does."""
+    """Holds what answers; `load(target)` makes another one, and blocks while it does."""
 
-    def __init__(self, load: Callable[[Target], Scheduler], target: Target, metrics: Metrics | None = None) -> None:
+    def __init__(self, load: Callable[[Target], Answerer], target: Target, metrics: Metrics | None = None) -> None:
         self._load = load
         self._metrics = metrics or Metrics()
         self._lock = threading.Lock()  # one exchange at a time
@@ -70,12 +71,12 @@ class HotSwap:
         """A short name of what answers now."""
         return revision_of(self.target)
 
-    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> tuple[Scheduler, Ticket]:
-        """Hands a question to whichever scheduler takes it."""
+    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> tuple[Answerer, Ticket]:
+        """Hands a question to whichever engine takes it."""
         while True:
-            scheduler = self.current
+            answerer = self.current
             try:
-                return scheduler, scheduler.submit(ask, deliver)
+                return answerer, answerer.submit(ask, deliver)
             except Retired:  # exchanged between the two lines above
                 continue
 

@@ -27,6 +27,7 @@ __all__ = [
     "Reply",
     "Source",
     "Versions",
+    "WeightedBy",
 ]
 
 ModelName = Literal["cmt", "cmt-memory", "cmt-rag", "cmt-hybrid", "cmt-closed"]
@@ -90,11 +91,15 @@ class Source(Hit):
         return cls(**about | {"memory": b"", "weight": weight, "place": place})
 
 
+WeightedBy = Literal["attention", "prior"]
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A whole answer with its sources; times count from the question's arrival at the engine.
 
-    `grounded` says whether what it tells stands in its sources, None where none were read.
+    `grounded` says whether what it tells stands in its sources, None where none were read. `weighted_by` says of what a source's
+    weight is its share: the LLM's attention, or the prior by which it was chosen, where an engine tells no attention.
     """
 
     answer: str
@@ -112,6 +117,7 @@ class Reply:
     read: Read = "memory"
     grounded: bool | None = None
     notes: tuple[str, ...] = ()
+    weighted_by: WeightedBy = "attention"
 
 
 @dataclass(frozen=True, slots=True)

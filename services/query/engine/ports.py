@@ -9,17 +9,23 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cmt_core.generation.engine import StreamedAnswer
 from cmt_core.generation.query import AnswerStart, Query
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
+from services.query.engine.messages import Ask, Event, Failure, HitList, Overview, Versions
+from services.query.engine.ticket import Ticket
 from services.settings import Settings
 
 __all__ = [
+    "Answerer",
     "AnsweringModel",
     "BankFactory",
+    "BankModel",
     "MemoryReader",
     "ModelFactory",
     "RunningBatch",
+    "StreamingModel",
 ]
 
 
@@ -49,8 +55,8 @@ class RunningBatch(Protocol):
         ...
 
 
-class AnsweringModel(Protocol):
-    """The frozen LLM with its retriever and memory parts (`cmt_core.model.CMT`)."""
+class BankModel(Protocol):
+    """What a model's side of the bank is: the keys that find memories, and which memories it reads."""
 
     @property
     def model_id(self) -> str: ...
@@ -71,8 +77,84 @@ class AnsweringModel(Protocol):
         """Search keys of questions, (B, d_key)."""
         ...
 
+
+class AnsweringModel(BankModel, Protocol):
+    """The frozen LLM with its retriever and memory parts (`cmt_core.model.CMT`)."""
+
     def answer_batch(self) -> RunningBatch:
         """A running batch of its own, on the model."""
+        ...
+
+
+class StreamingModel(BankModel, Protocol):
+    """A model whose engine batches by itself (`cmt_core.vllm_engine.model.VLLMModel`); belongs to one event loop."""
+
+    def start(self) -> None:
+        """Called once, in the running loop; returns when questions can be asked. Raises CoreError."""
+        ...
+
+    def prompt_tokens(self, query: Query) -> int:
+        """Tokens that a query gives the LLM to read."""
+        ...
+
+    async def begin(self, query: Query, max_new_tokens: int) -> StreamedAnswer:
+        """Hands a query to the engine. Raises ValueError for one that can't be, EngineLost when the engine is gone."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, as far as they go."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the engine is gone for good."""
+        ...
+
+    def close(self) -> None:
+        """Ends the engine."""
+        ...
+
+
+class Answerer(Protocol):
+    """What answers in a replica: our own running batch (scheduler.py) or questions that stream from an engine (streaming.py).
+
+    All methods but `stop` return at once or after a look at the bank, and any thread may call them.
+    """
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def running(self) -> int:
+        """Answers that are being written."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is answered here any more, None while it is."""
+        ...
+
+    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
+        """Takes a question; `deliver` gets its answer piece by piece, from another thread. Raises Retired."""
+        ...
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forgets a question, wherever it is."""
+        ...
+
+    def search(self, ask: Ask) -> HitList | Failure:
+        """What the bank holds for a question, relevant or not."""
+        ...
+
+    def overview(self, n: int, namespace: str) -> Overview | Failure:
+        """Size of the bank and its `n` latest documents."""
+        ...
+
+    def history(self, doc_id: str, namespace: str) -> Versions | Failure:
+        """Every version of a document."""
+        ...
+
+    def stop(self) -> None:
+        """Answers what is inside, takes nothing new, and ends."""
         ...
 
 
@@ -106,5 +188,6 @@ class MemoryReader(Protocol):
         ...
 
 
-ModelFactory = Callable[[Settings], AnsweringModel]
-BankFactory = Callable[[Settings, AnsweringModel], MemoryReader]
+ModelFactory = Callable[[Settings], AnsweringModel | StreamingModel]
+"""Gives a StreamingModel where `serve.engine` is vllm, else an AnsweringModel."""
+BankFactory = Callable[[Settings, BankModel], MemoryReader]

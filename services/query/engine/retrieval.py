@@ -15,7 +15,7 @@ from services.bank.records import BankStats, Hit
 from services.metrics import Metrics
 from services.query.engine.grouping import in_groups, isolated
 from services.query.engine.messages import Ask, Failure, HitList
-from services.query.engine.ports import AnsweringModel, MemoryReader
+from services.query.engine.ports import BankModel, MemoryReader
 from services.query.engine.time_words import TimeWish, time_wish
 
 __all__ = ["Retrieval"]
@@ -28,7 +28,7 @@ class Retrieval:
 
     def __init__(
         self,
-        model: AnsweringModel,
+        model: BankModel,
         bank: MemoryReader,
         *,
         top_k: int | None,

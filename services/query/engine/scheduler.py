@@ -17,19 +17,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from cmt_core.generation.query import AnswerStart
 from services.metrics import Metrics
 from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
-from services.query.engine.grouping import attempted, failure_of, isolated
-from services.query.engine.messages import Ask, Delta, Event, Failure, HitList, Overview, Reply, Versions
+from services.query.engine.bank_looks import BankLooks, Retired, SchedulerOptions, measure
+from services.query.engine.grouping import failure_of, isolated
+from services.query.engine.messages import Ask, Delta, Event, Failure, HitList
 from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
 from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
-from services.query.engine.retrieval import Retrieval
 from services.query.engine.ticket import Doubt, Ticket
-from services.supervision import STALLED_AFTER_S, ServiceThread
+from services.supervision import ServiceThread
 
 __all__ = ["Retired", "Scheduler", "SchedulerOptions"]
 
@@ -37,53 +35,18 @@ _log = logging.getLogger(__name__)
 _MOST_FAILURES = 5  # in a row, with no whole answer between them: then the replica needs another process
 
 
-class Retired(Exception):
-    """The scheduler takes nothing new: it is being stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerOptions:
-    """Rows of the running batch, memories a question, the least score of a relevant one, and the longest prompt;
-    whether every window of a document counts, and whether a question that is too long is shortened or refused.
-
-    `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last. A
-    thread that is at one piece of work for `stalled_after_s` hangs. `time_weight` is that of the time a question names.
-    """
-
-    max_batch: int = 8
-    top_k: int | None = None
-    min_score: float | None = 0.0
-    every_chunk: bool = False
-    max_prompt_tokens: int = 4096
-    shorten: bool = True
-    join_at_once: int = 4
-    stalled_after_s: float = STALLED_AFTER_S
-    time_weight: float = 0.0
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-
-
-class Scheduler:
+class Scheduler(BankLooks):
     """Answers questions with `model` from what `bank` holds, until `stop`."""
 
     def __init__(
         self,
         model: AnsweringModel,
         bank: MemoryReader,
-        options: SchedulerOptions = SchedulerOptions(),
+        options: SchedulerOptions | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self._model, self._bank, self._options = model, bank, options
-        self._metrics = metrics or Metrics()
-        self._retrieval = Retrieval(
-            model,
-            bank,
-            top_k=options.top_k,
-            min_score=options.min_score,
-            every_chunk=options.every_chunk,
-            metrics=self._metrics,
-            time_weight=options.time_weight,
-            clock=options.clock,
-        )
+        super().__init__(model, bank, options or SchedulerOptions(), metrics or Metrics())
+        self._model = model
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._looking: list[Ticket] = []  # questions that are being looked up
@@ -97,11 +60,6 @@ class Scheduler:
         self._threads = (self._bank_thread, self._model_thread)
         for thread in self._threads:
             thread.start()
-
-    @property
-    def model_id(self) -> str:
-        """The checkpoint that answers."""
-        return self._model.model_id
 
     @property
     def running(self) -> int:
@@ -137,23 +95,6 @@ class Scheduler:
             self._changed.notify_all()
         if waited_for:
             self._metrics.count("cmt_query_cancelled_total")
-
-    def search(self, ask: Ask) -> HitList | Failure:
-        """What the bank holds for `ask.question`, relevant or not; any thread may call it."""
-        return attempted(lambda: self._retrieval.find([ask], relevant_only=False)[0])
-
-    def overview(self, n: int, namespace: str) -> Overview | Failure:
-        """Size of the bank and its `n` latest documents; never waits behind the model."""
-
-        def look() -> Overview:
-            latest = tuple(self._bank.latest(n, namespace)) if n else ()
-            return Overview(self._bank.stats(), latest, self._model.model_id)
-
-        return attempted(look)
-
-    def history(self, doc_id: str, namespace: str) -> Versions | Failure:
-        """Every version of a document."""
-        return attempted(lambda: Versions(tuple(self._bank.history(doc_id, namespace))))
 
     def stop(self) -> None:
         """Answers what is inside, takes nothing new, and ends the threads."""
@@ -303,7 +244,7 @@ class Scheduler:
                 row.ticket.send(Delta(text))
         reply = row.reply(self._model)
         self._model_thread.worked()
-        self._measure(row.ticket.ask, reply)
+        measure(self._metrics, row.ticket.ask, reply)
         row.ticket.send(reply)
 
     def _ask_again(self, ticket: Ticket, doubt: Doubt) -> bool:
@@ -361,12 +302,6 @@ class Scheduler:
             ticket = tickets.popleft()
             if not self._is_over(ticket):
                 tickets.append(ticket)
-
-    def _measure(self, ask: Ask, reply: Reply) -> None:
-        self._metrics.observe("cmt_query_generate_seconds", reply.generate_ms / 1e3)
-        self._metrics.observe("cmt_query_first_token_seconds", reply.first_token_ms / 1e3, mode=ask.mode)
-        self._metrics.count("cmt_query_prompt_tokens_total", reply.prompt_tokens, mode=ask.mode)
-        self._metrics.count("cmt_query_completion_tokens_total", reply.completion_tokens, mode=ask.mode)
 
 
 def _fail(tickets: Sequence[Ticket], failure: Failure) -> None:

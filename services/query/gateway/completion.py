@@ -102,6 +102,7 @@ def _info(reply: Reply) -> CmtInfo:
         known=reply.known,
         read=reply.read,
         grounded=reply.grounded,
+        weighted_by=reply.weighted_by,
         bank_version=reply.bank_version,
         model_id=reply.model_id,
         retrieve_ms=round(reply.retrieve_ms, 3),

@@ -20,9 +20,9 @@ from services.query.gateway.conversation import (
     require_question_chars,
 )
 from services.query.gateway.errors import ApiError
+from services.settings import LONGEST_ANSWER_TOKENS
 
 __all__ = [
-    "LONGEST_ANSWER_TOKENS",
     "ChatRequest",
     "CmtOptions",
     "CompletionRequest",
@@ -32,7 +32,6 @@ __all__ = [
     "StreamOptions",
 ]
 
-LONGEST_ANSWER_TOKENS = 1024
 _MOST_STOPS = 16  # OpenAI allows 4; editors send more
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cmt_core.generation.query import Mode
-from services.query.engine.messages import Read
+from services.query.engine.messages import Read, WeightedBy
 
 __all__ = [
     "ArticleInfo",
@@ -98,13 +98,15 @@ class CmtInfo(_Sent):
     """How the answer came about; `known` is false when nothing relevant was found and the model was not asked.
 
     `read` is what the answer was read from in the end, `grounded` whether all that it tells stands in the sources (null: nothing
-    was read).
+    was read). A source's weight is its share of what `weighted_by` says: the LLM's attention, or (engine vllm) the prior by which
+    sources are chosen.
     """
 
     mode: Mode
     known: bool
     read: Read
     grounded: bool | None
+    weighted_by: WeightedBy
     bank_version: int | None
     model_id: str
     retrieve_ms: float

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
@@ -24,20 +24,29 @@ from ray.serve.schema import LoggingConfig
 
 from services.metrics import Metrics
 from services.metrics_hub import MetricsPusher, hub_handle
-from services.models import load_cmt
+from services.models import load_answering
 from services.query.engine.hot_swap import HotSwap, Target, target_of, with_target
 from services.query.engine.lazy_reader import LazyReader
 from services.query.engine.live import LiveEngine
 from services.query.engine.messages import Ask, Event, Failure, HitList, Overview, ReplicaState, Versions
-from services.query.engine.ports import AnsweringModel, BankFactory, MemoryReader, ModelFactory
+from services.query.engine.ports import (
+    Answerer,
+    AnsweringModel,
+    BankFactory,
+    BankModel,
+    MemoryReader,
+    ModelFactory,
+    StreamingModel,
+)
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.query.engine.streaming import StreamAnswerer
 from services.query.gateway.addresses import refuse_taken_port, require_auth_beyond_loopback
 from services.query.gateway.api import create_api
 from services.query.gateway.service import QueryService
 from services.query.gateway.tombstones import Tombstones
 from services.query.ray_serve.deployment_errors import error_of
 from services.query.ray_serve.remote import HubSnapshots, RemoteEngine, last_line
-from services.settings import Settings
+from services.settings import ServeSettings, Settings
 from services.threads import use_all_cores
 
 __all__ = [
@@ -45,8 +54,7 @@ __all__ = [
     "Engine",
     "Gateway",
     "build_app",
-    "load_cmt",
-    "load_scheduler",
+    "load_answerer",
     "open_bank",
     "refuse_taken_port",
     "remove",
@@ -65,7 +73,7 @@ _GATEWAY_DRAIN_S = 5.0  # open event streams never end by themselves
 _kept: list[Any] = []  # the metrics hub lives as long as this process holds its handle
 
 
-def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
+def open_bank(settings: Settings, model: BankModel) -> MemoryReader:
     """The bank that the settings name, in the layout of the model."""
     from cmt_core.retrieval.ranking import Ranking
     from services.bank.reader import BankReader
@@ -78,13 +86,13 @@ def open_bank(settings: Settings, model: AnsweringModel) -> MemoryReader:
     return BankReader(settings.bank.uri, layout, staleness_s, options, ranking=ranking, must_exist=True)
 
 
-def load_scheduler(
+def load_answerer(
     settings: Settings,
     model_factory: ModelFactory,
     bank_factory: BankFactory,
     metrics: Metrics,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> Scheduler:
+) -> Answerer:
     """The model and the bank of the settings, ready to answer; `clock` says what "yesterday" is seen from."""
     serve_settings = settings.serve
     model = model_factory(settings)
@@ -99,11 +107,16 @@ def load_scheduler(
         time_weight=serve_settings.time_weight,
         clock=clock,
     )
-    scheduler = Scheduler(model, LazyReader(lambda: bank_factory(settings, model)), options, metrics)
-    seen = scheduler.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
+    bank = LazyReader(lambda: bank_factory(settings, model))
+    answerer: Answerer
+    if serve_settings.engine == "vllm":
+        answerer = StreamAnswerer(cast(StreamingModel, model), bank, options, metrics)
+    else:
+        answerer = Scheduler(cast(AnsweringModel, model), bank, options, metrics)
+    seen = answerer.overview(1, "default")  # the first look loads the bank's libraries, which takes a second
     if isinstance(seen, Failure):
         _log.warning("questions are refused until the bank can be read: %s", seen.message)
-    return scheduler
+    return answerer
 
 
 class Engine:
@@ -113,8 +126,8 @@ class Engine:
         use_all_cores(settings.serve.gpus, spin=True)
         metrics = Metrics()
 
-        def load(target: Target) -> Scheduler:
-            return load_scheduler(with_target(settings, target), model_factory, bank_factory, metrics)
+        def load(target: Target) -> Answerer:
+            return load_answerer(with_target(settings, target), model_factory, bank_factory, metrics)
 
         self._swap = HotSwap(load, target_of(settings), metrics)
         self._live = LiveEngine(self._swap)
@@ -178,7 +191,7 @@ def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: Ban
         max_constructor_retry_count=1,
         user_config=target_of(settings),
         health_check_period_s=_HEALTH_EVERY_S,
-        ray_actor_options={"num_gpus": options.gpus, "num_cpus": 0 if options.gpus else 1},
+        ray_actor_options=_engine_actor(options),
     )(Engine)
     gateway = serve.deployment(
         name="Gateway",
@@ -191,7 +204,17 @@ def build_app(settings: Settings, model_factory: ModelFactory, bank_factory: Ban
     return gateway.bind(settings, engine.bind(settings, model_factory, bank_factory))
 
 
-def start(settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = open_bank) -> str:
+def _engine_actor(options: ServeSettings) -> dict[str, Any]:
+    """What Ray reserves for a replica, and the environment that it runs in."""
+    actor: dict[str, Any] = {"num_gpus": options.gpus, "num_cpus": 0 if options.gpus else 1}
+    if options.engine == "vllm" and options.vllm_python is not None:
+        actor["runtime_env"] = {"py_executable": str(options.vllm_python.expanduser())}
+    return actor
+
+
+def start(
+    settings: Settings, *, model_factory: ModelFactory = load_answering, bank_factory: BankFactory = open_bank
+) -> str:
     """Deploys the service, waits until the LLM is loaded, and gives its URL.
 
     Raises SettingsError when strangers could ask, PortInUse when the port is taken, and what the engine failed with; Ray must

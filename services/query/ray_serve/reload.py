@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from services.errors import ServiceError
-from services.models import fetch_models, load_cmt
+from services.models import fetch_models, load_answering
 from services.query.engine.hot_swap import Target, revision_of, target_of, with_target
 from services.query.engine.messages import ReplicaState
 from services.query.engine.ports import BankFactory, ModelFactory
@@ -32,7 +32,7 @@ def run_reload(settings: Settings, address: str, console: Terminal) -> None:
 
 
 def reload_service(
-    settings: Settings, *, model_factory: ModelFactory = load_cmt, bank_factory: BankFactory = app.open_bank
+    settings: Settings, *, model_factory: ModelFactory = load_answering, bank_factory: BankFactory = app.open_bank
 ) -> ReplicaState:
     """Deploys the same application with another user_config, which Serve hands to the running replicas.
 

@@ -24,7 +24,7 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_factory: ImportString[Any] = Field("services.models:load_cmt", validate_default=True)
+    model_factory: ImportString[Any] = Field("services.models:load_answering", validate_default=True)
 
 
 def application(args: dict[str, str]) -> Any:

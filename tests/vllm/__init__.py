@@ -1,0 +1,1 @@
+"""vLLM itself as engine (`make test-vllm`): run by the interpreter of its own environment."""

@@ -1,0 +1,88 @@
+"""vLLM writes our own engine's answers token by token in float32, whatever else runs in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm.parts import QUESTIONS, Case, Parts, RunningEngine, real_parts, tiny_parts
+
+
+def expected(cases: list[Case]) -> list[tuple[list[int], str]]:
+    return [(case.ids, case.finish) for case in cases]
+
+
+@pytest.fixture(scope="module", params=["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def parts(request: pytest.FixtureRequest) -> Parts:
+    """The shipped checkpoint, read behind its prefix, and a fitted one, read in its chat template."""
+    return real_parts(request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(parts: Parts) -> Iterator[RunningEngine]:
+    made = RunningEngine(parts.llm, parts.checkpoint)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def cases(parts: Parts) -> list[Case]:
+    return parts.cases(40)
+
+
+def test_answers_are_ours_one_by_one_and_forty_at_once(engine: RunningEngine, cases: list[Case]) -> None:
+    assert [engine.written(case.request)[0] for case in cases[::5]] == expected(cases[::5])
+    assert engine.written(*(case.request for case in cases)) == expected(cases)
+
+
+def test_likelihood_of_a_question_behind_a_memory_is_ours(engine: RunningEngine, parts: Parts) -> None:
+    looks = [parts.look(question, memory) for question in QUESTIONS[:3] for memory in parts.memories[:3]]
+    engine.written(
+        parts.cases(1)[0].request
+    )  # the same memory is in pages: what was found there has no log-probabilities
+    for _ in range(2):
+        assert engine.looked(*(look for look, _ in looks)) == pytest.approx([ours for _, ours in looks], abs=0.01)
+
+
+def test_answers_are_ours_under_preemption_and_chunked_prefill(parts: Parts, cases: list[Case]) -> None:
+    """Pages for three to five of the questions, and prompts read 64 tokens a step."""
+    pages = 8 * parts.cmt.backbone.shape.width * 4 * 128 * (2 if parts.cmt.follows_instructions else 1)
+    small = RunningEngine(
+        parts.llm, parts.checkpoint, kv_cache_memory_bytes=pages, max_num_batched_tokens=64, max_model_len=704
+    )
+    try:
+        assert small.written(*(case.request for case in cases)) == expected(cases)
+    finally:
+        small.close()
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Qwen3": {},  # norms of keys
+    "Mistral-sliding": {},  # windows in all layers
+    "Qwen3-mixed": {},  # windows in some layers, and norms of keys
+    "Gemma3": {},  # two kinds of rotary
+    "SmolLM3": {},  # layers that are not turned
+    "Llama": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_answers_of_a_family_are_ours(family: str, tmp_path: Path) -> None:
+    tiny = tiny_parts(family, tmp_path, FAMILIES[family])
+    engine = RunningEngine(tiny.llm, tiny.checkpoint, max_model_len=256, kv_cache_memory_bytes=2**26)
+    try:
+        assert engine.written(*(case.request for case in tiny.cases)) == expected(tiny.cases)
+    finally:
+        engine.close()
