@@ -85,6 +85,7 @@ class MemoryConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         _check(vllm_config, kv_cache_config)
         self._block_size = int(vllm_config.cache_config.block_size)
         self._contexts: dict[str, PackedContext | None] = {}  # of unfinished requests; None: it can't be read
+        self._unread: dict[str, int] = {}  # of those that can't be read: the columns that the cache has of them
         self._planned: dict[str, _Load] = {}
         self._failed: set[int] = set()
         self._layers: list[Any] = []
@@ -103,17 +104,22 @@ class MemoryConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if request.skip_reading_prefix_cache:
             # asked for with prompt log-probabilities; it would switch loading off, too, and placeholders would be computed
             request.skip_reading_prefix_cache = False
-        # one that can't be read counts a column as loaded, for which it then fails
-        columns = min(1, request.num_prompt_tokens - 1) if context is None else context.columns
-        return max(0, columns - num_computed_tokens), False
+        if context is None:
+            # one column more than the cache has counts as loaded, in a page of its own: for that the request fails
+            self._unread[request.request_id] = num_computed_tokens
+            return int(num_computed_tokens + 1 < request.num_tokens), False
+        return max(0, context.columns - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Notes the pages that the columns go into."""
         if num_external_tokens <= 0 or request.request_id not in self._contexts:
             return
-        context = self._contexts[request.request_id]
-        first = 0 if context is None else context.columns - num_external_tokens
-        load = _Load(request.request_id, context, first, list(blocks.get_block_ids()[0]))
+        context, block_ids = self._contexts[request.request_id], list(blocks.get_block_ids()[0])
+        if context is None:
+            first = self._unread[request.request_id]
+        else:
+            first = context.columns - num_external_tokens
+        load = _Load(request.request_id, context, first, block_ids)
         self._planned[request.request_id] = load
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
@@ -124,6 +130,7 @@ class MemoryConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Forgets a request; its pages may go at once."""
         self._contexts.pop(request.request_id, None)
+        self._unread.pop(request.request_id, None)
         self._planned.pop(request.request_id, None)
         return False, None
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.errors import SettingsError
-from services.models import load_cmt
+from services.models import load_answering
 from services.query.ray_serve.serve_app import application
 
 
@@ -34,4 +34,4 @@ def test_without_arguments_it_is_the_models_of_the_settings(monkeypatch: pytest.
     """As in the chart's Serve config: the default is imported, too, not handed on as its name."""
     monkeypatch.setenv("CMT_SERVE__HOST", "127.0.0.1")
     engine = application({})._bound_deployment.init_args[1]._bound_deployment
-    assert engine.init_args[1] is load_cmt
+    assert engine.init_args[1] is load_answering
