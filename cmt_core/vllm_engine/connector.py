@@ -115,10 +115,7 @@ class MemoryConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if num_external_tokens <= 0 or request.request_id not in self._contexts:
             return
         context, block_ids = self._contexts[request.request_id], list(blocks.get_block_ids()[0])
-        if context is None:
-            first = self._unread[request.request_id]
-        else:
-            first = context.columns - num_external_tokens
+        first = self._unread[request.request_id] if context is None else context.columns - num_external_tokens
         load = _Load(request.request_id, context, first, block_ids)
         self._planned[request.request_id] = load
 
