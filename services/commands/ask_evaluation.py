@@ -18,7 +18,7 @@ from cmt_core.evaluation.metrics import contains_facts
 from services.errors import ServiceError, SettingsError
 from services.metrics import Metrics
 from services.query.engine.messages import MODELS, Event, Failure, ModelName, Reply
-from services.query.engine.scheduler import Scheduler
+from services.query.engine.ports import Answerer
 from services.query.gateway.conversation import Message
 from services.query.gateway.requests import ChatRequest, Limits
 from services.query.ray_serve.app import load_answerer, open_bank
@@ -164,7 +164,7 @@ def made_updates(
 class _Box:
     """One question on its way."""
 
-    def __init__(self, scheduler: Scheduler, request: ChatRequest, limits: Limits) -> None:
+    def __init__(self, scheduler: Answerer, request: ChatRequest, limits: Limits) -> None:
         self._ended = threading.Event()
         self._last: Event | None = None
         scheduler.submit(request.ask(limits), self._take)
