@@ -14,7 +14,11 @@ from typing import Any
 
 from cmt_core.errors import ConfigError, MemoryFormatError
 
-__all__ = ["MemoryConfig"]
+__all__ = ["MIN_EVIDENCE", "MemoryConfig"]
+
+MIN_EVIDENCE = 0.25
+"""What must stand above the least cosine of a relevant memory: closeness of the question's words, or more cosine
+(retrieval/evidence.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.files import save_tensors
 from cmt_core.grounded import ground, read_again, text_reads
 from cmt_core.model import CMT, Memory
+from cmt_core.retrieval.evidence import relevant
 from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
 from cmt_core.text.windows import Window
@@ -88,13 +89,13 @@ class BankRow:
 class MemoryBank:
     """Documents as memories of one checkpoint, found by meaning and by words and read by its frozen LLM.
 
-    `model` is `CMT.load()` unless one is given. Below `min_score` (cosine, the checkpoint's own threshold when None) a memory
-    is not relevant to a question.
+    `model` is `CMT.load()` unless one is given. Below `min_score` (cosine; None: as the service decides, with
+    the checkpoint's own threshold) a memory is not relevant to a question.
     """
 
     def __init__(self, model: CMT | None = None, *, ranking: Ranking = HYBRID, min_score: float | None = None) -> None:
         self.model = model or CMT.load()
-        self.ranking, self.min_score = ranking, self.model.min_score if min_score is None else min_score
+        self.ranking, self.min_score = ranking, min_score
         self._rows: list[BankRow] = []
         self._index: HybridIndex | None = None
 
@@ -159,7 +160,8 @@ class MemoryBank:
         In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them.
         """
         hits = self.search(question, k)
-        found = [RowHit(row, hit.rank) for row, hit in self._placed(hits) if hit.score >= self.min_score]
+        hits = self._relevant(question, hits)
+        found = [RowHit(row, hit.rank) for row, hit in self._placed(hits)]
         if not found:
             return BankAnswer(UNKNOWN, [], [])
         rows, ranks = [one.row for one in found], [one.score for one in found]
@@ -172,8 +174,7 @@ class MemoryBank:
             answer = replace(again, text=f"{reads.begun[0]} {again.text}".strip(), weights=answer.weights)
         grounded = ground(self.model, question, answer, texts).grounded
         read_text = mode == "auto" and bool(reads.rows)
-        sources = [hit for hit in hits if hit.score >= self.min_score]
-        return BankAnswer(answer.text, sources, answer.weights, grounded, read_text)
+        return BankAnswer(answer.text, hits, answer.weights, grounded, read_text)
 
     @property
     def doc_ids(self) -> list[str]:
@@ -288,6 +289,13 @@ class MemoryBank:
         if not windows:
             raise ValueError(f"document {entry.doc_id!r} has no words to remember")
         return windows
+
+    def _relevant(self, question: str, hits: Sequence[BankHit]) -> list[BankHit]:
+        if self.min_score is not None:
+            return [hit for hit in hits if hit.score >= self.min_score]
+        texts = [f"{hit.entry.title}\n{hit.text}" if hit.entry.title else hit.text for hit in hits]
+        fits = relevant([question], texts, [hit.score for hit in hits], self.model.min_score)
+        return [hit for hit, is_relevant in zip(hits, fits, strict=True) if is_relevant]
 
     def _hit(self, found: RowHit) -> BankHit:
         row = self._rows[found.row]

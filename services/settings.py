@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cmt_core.config import MIN_EVIDENCE
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from services.errors import SettingsError
 from services.settings_sources import CONFIG_VARIABLE, Environment, File, Flags, nested, read_file
@@ -242,6 +243,12 @@ class ServeSettings(_Group):
         ge=-1,
         le=1,
         description="least cosine of a relevant memory, below it: I don't know; empty means the checkpoint's own",
+    )
+    min_evidence: float = Field(
+        MIN_EVIDENCE,
+        ge=0,
+        le=2,
+        description="what cosine and closeness of the question's words must have above min_score together; 0: cosine alone",
     )
     citations: bool = Field(
         False, description="end what stands in sources with their numbers, as in [1], where a request does not say"

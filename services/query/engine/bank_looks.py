@@ -37,6 +37,7 @@ class SchedulerOptions:
     shorten: bool = True
     join_at_once: int = 4
     stalled_after_s: float = STALLED_AFTER_S
+    min_evidence: float = 0.0
     time_weight: float = 0.0
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -53,6 +54,7 @@ class BankLooks:
             min_score=options.min_score,
             every_chunk=options.every_chunk,
             metrics=metrics,
+            min_evidence=options.min_evidence,
             time_weight=options.time_weight,
             clock=options.clock,
         )

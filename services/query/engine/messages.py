@@ -138,14 +138,14 @@ Event = Delta | Reply | Failure
 class HitList:
     """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too.
 
-    `least_score` is that of a relevant hit, `began` when the bank's first document came (None: it has none).
+    `relevant` says of each hit whether it is, `began` when the bank's first document came (None: it has none).
     """
 
     hits: tuple[Hit, ...] = ()
     bank_version: int | None = None
     retrieve_ms: float = 0.0
     best_score: float | None = None
-    least_score: float = 0.0
+    relevant: tuple[bool, ...] = ()
     began: datetime | None = None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from cmt_core.retrieval.evidence import relevant
 from services.bank.records import BankStats, Hit
 from services.metrics import Metrics
 from services.query.engine.grouping import in_groups, isolated
@@ -35,16 +36,20 @@ class Retrieval:
         min_score: float | None,
         every_chunk: bool,
         metrics: Metrics,
+        min_evidence: float = 0.0,
         time_weight: float = 0.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`time_weight` is what a document of the time that a question names adds to its rank, by `clock` (aware)."""
+        """`min_evidence` is that of cmt_core/retrieval/evidence.py, `time_weight` what a document of the time that a question
+        names adds to its rank, by `clock` (aware).
+        """
         self._model = model
         self._bank = bank
         self._top_k = top_k or model.default_top_k
         self._min_score = model.min_score if min_score is None else min_score
         self._every_chunk = every_chunk
         self._metrics = metrics
+        self._min_evidence = min_evidence
         self._time_weight, self._clock = time_weight, clock
         self._encoding = threading.Lock()  # a tokenizer must not be used by two threads at once
 
@@ -96,10 +101,19 @@ class Retrieval:
         return sorted(timed, key=lambda hit: (-hit.rank, hit.doc_id, hit.chunk_no))
 
     def _found(self, ask: Ask, hits: Sequence[Hit], stats: BankStats, took_ms: float, relevant_only: bool) -> HitList:
-        least = self._min_score if ask.min_score is None else ask.min_score
-        kept = tuple(hit for hit in hits if hit.score >= least or not relevant_only)
+        fit = self._relevant(ask, hits)
+        kept = [(hit, fits) for hit, fits in zip(hits, fit, strict=True) if fits or not relevant_only]
         best = max((float(hit.score) for hit in hits), default=None)
-        return HitList(kept, stats.version, took_ms, best, least, stats.first_ingested_at)
+        shown, flags = tuple(hit for hit, _ in kept), tuple(fits for _, fits in kept)
+        return HitList(shown, stats.version, took_ms, best, flags, stats.first_ingested_at)
+
+    def _relevant(self, ask: Ask, hits: Sequence[Hit]) -> list[bool]:
+        """By the service's evidence; where a request names a least score, by the cosine alone."""
+        cosines = [float(hit.score) for hit in hits]
+        if ask.min_score is not None:
+            return [cosine >= ask.min_score for cosine in cosines]
+        texts = [f"{hit.title}\n{hit.text}" if hit.title else hit.text for hit in hits]
+        return relevant(ask.lookups or (ask.question,), texts, cosines, self._min_score, self._min_evidence)
 
 
 def _best(hits: Sequence[Hit], k: int, every_chunk: bool) -> list[Hit]:

@@ -87,5 +87,5 @@ class Starters:
         found = await self._search(Ask(question, lookups=lookups_of(question), top_k=1, namespace=namespace))
         if isinstance(found, Failure):
             raise refusal(found)
-        relevant = [hit for hit in found.hits if hit.score >= found.least_score]
+        relevant = [hit for hit, is_relevant in zip(found.hits, found.relevant, strict=True) if is_relevant]
         return relevant[0].doc_id if relevant else None

@@ -104,6 +104,7 @@ def load_answerer(
         max_prompt_tokens=serve_settings.max_prompt_tokens,
         shorten=serve_settings.long_prompt == "shorten",
         join_at_once=16 if serve_settings.gpus else 4,
+        min_evidence=serve_settings.min_evidence,
         time_weight=serve_settings.time_weight,
         clock=clock,
     )

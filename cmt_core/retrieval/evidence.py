@@ -1,0 +1,37 @@
+"""Whether what was found is about the question: by the cosine of its key and by the question's words together.
+
+A sentence encoder finds the subject and not the answer: most questions about a missing article have a near enough other one. What
+they lack are words: those of a question that its article answers stand close together in it. Decision 0154 has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cmt_core.config import MIN_EVIDENCE
+from cmt_core.retrieval.proximity import RERANKED, proximity
+
+__all__ = ["relevant"]
+
+
+def relevant(
+    lookups: Sequence[str],
+    texts: Sequence[str],
+    cosines: Sequence[float],
+    min_score: float,
+    min_evidence: float = MIN_EVIDENCE,
+) -> list[bool]:
+    """Which of the texts that were found for a question are relevant to it; `lookups` are the texts it was looked up by.
+
+    A text is when its cosine and the proximity of the question's words in it reach `min_score` + `min_evidence` together; with
+    `min_evidence` 0 the cosine alone counts, and must reach `min_score`.
+    """
+    if min_evidence <= 0:
+        return [cosine >= min_score for cosine in cosines]
+    compared = [
+        *texts,
+        *[""] * (RERANKED - len(texts)),
+    ]  # a word that few texts have is rare among as many as in the search
+    close = [proximity(lookup, compared)[: len(texts)] for lookup in lookups]
+    best = [max(own) for own in zip(*close, strict=True)] if close else [0.0] * len(texts)
+    return [cosine + near >= min_score + min_evidence for cosine, near in zip(cosines, best, strict=True)]
