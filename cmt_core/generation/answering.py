@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cmt_core.generation.continuous import ContinuousBatch, TokenEngine
+from cmt_core.generation.continuous import ContinuousBatch
 from cmt_core.generation.prompts import QueryPrompts
 from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.reading.batch import Reading
@@ -16,12 +16,12 @@ __all__ = ["AnswerBatch"]
 
 
 class AnswerBatch:
-    """A running batch of questions that read what `contexts` makes, on an engine of its own or a given one; not thread-safe."""
+    """A running batch of questions that read what `contexts` makes; not thread-safe."""
 
-    def __init__(self, contexts: Contexts, engine: TokenEngine | None = None) -> None:
+    def __init__(self, contexts: Contexts) -> None:
         self._contexts = contexts
         self._prompts = QueryPrompts(contexts.tokens.ids, contexts.prompting, contexts.config)
-        self._engine: TokenEngine = engine or ContinuousBatch(contexts.backbone)
+        self._engine = ContinuousBatch(contexts.backbone)
         self._stop_ids: dict[int, set[int]] = {}
 
     def __len__(self) -> int:

@@ -1,13 +1,13 @@
 """Iteration-level batching: sequences join and leave a running batch between any two tokens (Orca, Yu et al. 2022).
 
-`TokenEngine` is all that serving needs of an engine: keys and values per layer in, tokens out. `ContinuousBatch` is ours.
+This is the inside of our own engine; what crosses the seam to it or another one is in engine.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.llm.kv_slots import KVSlots
 
-__all__ = ["ContinuousBatch", "SequenceStart", "TokenEngine"]
+__all__ = ["ContinuousBatch", "SequenceStart"]
 
 
 class SequenceStart(NamedTuple):
@@ -28,37 +28,6 @@ class SequenceStart(NamedTuple):
     row: int
     token: int
     attention: Tensor
-
-
-class TokenEngine(Protocol):
-    """An engine that continues prompts behind given keys and values; another one may take ContinuousBatch's place."""
-
-    def join(
-        self,
-        context: Context,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sequence[Sampling],
-        plain: Context | None = None,
-        weights: Sequence[float] = (),
-    ) -> list[SequenceStart]:
-        """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
-
-        Whatever it raises, none of them has joined.
-        `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
-        """
-        ...
-
-    def step(self) -> dict[int, int]:
-        """The next token of every running sequence, by its number."""
-        ...
-
-    def leave(self, row: int) -> None:
-        """Ends a sequence, whether it is done or not wanted any more."""
-        ...
-
-    def __len__(self) -> int:
-        """Sequences running."""
-        ...
 
 
 @dataclass(slots=True)
@@ -86,6 +55,7 @@ class ContinuousBatch:
         self._next_row = 0
 
     def __len__(self) -> int:
+        """Sequences running."""
         return len(self._running)
 
     @torch.inference_mode()
@@ -97,7 +67,11 @@ class ContinuousBatch:
         plain: Context | None = None,
         weights: Sequence[float] = (),
     ) -> list[SequenceStart]:
-        """See TokenEngine."""
+        """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
+
+        Whatever it raises, none of them has joined.
+        `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
+        """
         reads = [(context, prefill(self._backbone, context, prompts))]
         if plain is not None:
             reads.append((plain, prefill(self._backbone, plain, prompts)))
@@ -128,7 +102,7 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
-        """See TokenEngine."""
+        """The next token of every running sequence, by its number."""
         if not self._running:
             return {}
         if moved := self._cache.compact():
@@ -152,7 +126,7 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """See TokenEngine."""
+        """Ends a sequence, whether it is done or not wanted any more."""
         for slot in self._running.pop(row).slots:
             self._cache.free(slot)
 
