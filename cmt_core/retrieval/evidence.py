@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cmt_core.config import MIN_EVIDENCE
 from cmt_core.retrieval.proximity import RERANKED, proximity
 
-__all__ = ["relevant"]
+__all__ = ["evidence", "relevant"]
 
 
 def relevant(
@@ -28,10 +28,15 @@ def relevant(
     """
     if min_evidence <= 0:
         return [cosine >= min_score for cosine in cosines]
+    return [both >= min_score + min_evidence for both in evidence(lookups, texts, cosines)]
+
+
+def evidence(lookups: Sequence[str], texts: Sequence[str], cosines: Sequence[float]) -> list[float]:
+    """Cosine and proximity of each text together, the best lookup's counted."""
     compared = [
         *texts,
         *[""] * (RERANKED - len(texts)),
     ]  # a word that few texts have is rare among as many as in the search
     close = [proximity(lookup, compared)[: len(texts)] for lookup in lookups]
     best = [max(own) for own in zip(*close, strict=True)] if close else [0.0] * len(texts)
-    return [cosine + near >= min_score + min_evidence for cosine, near in zip(cosines, best, strict=True)]
+    return [cosine + near for cosine, near in zip(cosines, best, strict=True)]
