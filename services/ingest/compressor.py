@@ -87,9 +87,12 @@ def _fit_here() -> int:
 def compressor_actor(settings: Settings, model_factory: ModelFactory, name: str) -> Any:
     """The handle of a new compressor actor, which Ray starts again when it dies; its callers decide on repeats.
 
-    Several calls at once share the model's batches.
+    Several calls at once share the model's batches. Ray fills one node to its half before it takes another: told to spread,
+    it leaves ingest a compressor where a node dies, and each replica of the query service a node.
     """
     gpus = settings.ingest.compressor_gpus
     options = {"num_cpus": 0 if gpus else 1, "num_gpus": gpus, "max_restarts": -1, "max_concurrency": _CALLS}
-    actor = ray.remote(_CompressorActor).options(name=name, namespace=HUB_NAMESPACE, **options)
+    actor = ray.remote(_CompressorActor).options(
+        name=name, namespace=HUB_NAMESPACE, scheduling_strategy="SPREAD", **options
+    )
     return actor.remote(settings, model_factory)

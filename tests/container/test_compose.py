@@ -217,7 +217,7 @@ def test_three_ray_nodes_of_which_one_dies_under_load(stack: Stack) -> None:
         three.send(MARKER)
         three.until_answered(QUESTION, "marker")
         actors = lambda: json.loads(three.compose("exec", "-T", "ray-head", "python", "-c", _ACTORS).splitlines()[-1])  # noqa: E731
-        until(lambda: len(actors().get("Engine", [])) == 2, 300.0, every_s=3, seen=actors)
+        until(lambda: len(actors().get("Engine", [])) == 2, 300.0, every_s=3, seen=lambda: (actors(), three.seen()))
         before = {name: len(nodes) for name, nodes in actors().items()}
         with three.load("node") as result:
             time.sleep(5)

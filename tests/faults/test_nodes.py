@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from services.ingest.compressor import compressor_actor
 from services.metrics_hub import HUB_NAMESPACE
 from services.query.ray_serve import app
 from services.query.ray_serve.proxy import proxy_environment
@@ -32,6 +33,7 @@ from services.runtime import quiet_driver
 from services.settings import Settings
 from services.stream.broker import EmbeddedBroker
 from services.stream.producer import DocumentProducer
+from services.testing.lexical import load_lexical
 from tests.deployment.chart import ci_objects, of_kind
 from tests.faults.stream_model import StreamModel
 from tests.faults.world import World, fault_settings
@@ -92,6 +94,13 @@ def remove_node(cluster: Cluster, node_id: str) -> None:
     (socket,) = [one["ObjectStoreSocketName"] for one in ray.nodes() if one["NodeID"] == node_id]
     (node,) = [one for one in cluster.worker_nodes if one.plasma_store_socket_name == socket]
     cluster.remove_node(node, allow_graceful=False)
+
+
+def test_compressors_are_spread_over_the_nodes(settings: Settings, cluster: Cluster) -> None:
+    """By itself Ray would put both on one node of four CPUs, and ingest would end with that node until Ray starts them again."""
+    actors = [compressor_actor(settings, load_lexical, f"compressor-{number}") for number in range(2)]
+    where = [one.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for one in actors]
+    assert len(set(ray.get(where, timeout=240))) == 2
 
 
 def deploy(settings: Settings, gateway_cpus: float = 0.0, **target: str) -> str:
