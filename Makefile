@@ -35,7 +35,7 @@ test-llms: $(VENV)/.dev  ## real larger LLMs, fitted and asked (half an hour and
 	@$(BIN)/python -m pytest -s tests/llms
 
 test-vllm: $(VENV)/.vllm  ## vLLM as engine: token by token as ours, isolation, faults, API (its environment, 1.4 GB, the first time)
-	@CMT_TEST_VLLM=$(VLLM)/bin/python $(BIN)/python -m pytest -s tests/vllm
+	@CMT_TEST_PYTHON=$(BIN)/python $(VLLM)/bin/python -m pytest --durations=0 tests/vllm
 
 bench-vllm: $(VENV)/.vllm  ## vLLM with memories and with texts beside our own engine; wants an idle machine
 	@$(VLLM)/bin/python -m benchmarks.vllm
