@@ -192,6 +192,9 @@ def test_a_gpu_is_asked_for_by_workers_alone() -> None:
     for where, template in templates(ci_objects("gpu")):
         limits = template["spec"]["containers"][0]["resources"]["limits"]
         assert ("nvidia.com/gpu" in limits) is where.endswith("workers"), where
+        assert template["spec"]["containers"][0]["image"] == "cmt:0.1.0-vllm"
+    unnamed = ci_values("gpu") | {"image": {"tag": ""}}
+    for _, template in templates(objects(render(unnamed))):
         assert template["spec"]["containers"][0]["image"] == "cmt:0.1.0-cuda"
     for _, template in templates(ci_objects("minimal")):
         assert "nvidia.com/gpu" not in template["spec"]["containers"][0]["resources"]["limits"]
