@@ -66,6 +66,10 @@ class Browser:
         except Error:  # the element was exchanged between the two looks
             return ""
 
+    def choose(self, model: str) -> None:
+        """What the next answers are read from; `cmt` holds an answer back until it was compared, `cmt-memory` does not."""
+        self.page.click(f"label:has(> [value={model}])")
+
     def send(self, question: str) -> None:
         """Asks, without waiting for the answer."""
         self.page.fill("#question", question)

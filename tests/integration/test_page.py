@@ -110,6 +110,7 @@ def test_answer_is_written_word_by_word_and_escape_stops_it(browser: Browser, sl
     slow.engine.publish("long", "A long story", f"The story {'goes on and ' * 100} ends.")
     browser.open(slow.url)
     live(browser)
+    browser.choose("cmt-memory")
     browser.send("How does the story go on?")
     until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
     assert browser.js("!document.getElementById('stop').hidden")

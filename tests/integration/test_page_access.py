@@ -103,6 +103,7 @@ def test_reader_takes_the_focus_and_gives_it_back(browser: Browser, filled: Page
 def test_escape_in_the_reader_stops_no_answer(browser: Browser, slow: Page) -> None:
     slow.engine.publish("long", "A long story", f"The story {'goes on and ' * 40} ends.")
     opened(browser, slow)
+    browser.choose("cmt-memory")
     browser.send("How does the story go on?")
     until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
     browser.js("document.querySelector('#articles .title').click()")
@@ -159,6 +160,7 @@ def test_reduced_motion_is_kept_to(browser: Browser, slow: Page) -> None:
     slow.engine.publish("long", "A long story", f"The story {'goes on and ' * 40} ends.")
     opened(browser, slow)
     browser.page.emulate_media(reduced_motion="reduce")
+    browser.choose("cmt-memory")
     browser.send("How does the story go on?")
     until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
     assert browser.js("document.getAnimations().length") == 0

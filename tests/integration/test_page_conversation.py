@@ -176,6 +176,7 @@ def test_link_with_nonsense_in_it_asks_what_can_be_read(browser: Browser, filled
 def test_question_that_takes_over_leaves_a_calm_note_behind(browser: Browser, slow: Page) -> None:
     slow.engine.publish("long", "A long story", f"The story {'goes on and ' * 60} ends.")
     begin(browser, slow)
+    browser.choose("cmt-memory")
     browser.send("How does the story go on?")
     until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
     browser.send("Does the story end?")
@@ -205,6 +206,7 @@ def test_slider_asks_once_when_it_rests_and_replaces_the_answer(browser: Browser
 def test_slider_that_moves_on_cancels_what_it_asked_before(browser: Browser, slow: Page) -> None:
     slow.engine.publish("long", "A long story", f"The story {'goes on and ' * 100} ends.", minutes_ago=300)
     begin(browser, slow)
+    browser.choose("cmt-memory")
     browser.send("How does the story go on?")
     until(lambda: "goes on and goes" in browser.text(".answer.writing .said"))
     slide(browser, 11)
