@@ -67,6 +67,8 @@ def test_every_answer_is_one_that_the_description_promises(
     def run(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = "cmt"  # else nearly all would be refused for a model that does not exist
+            if isinstance(options := case.body.get("cmt"), dict):
+                options.pop("deadline_s", None)  # a short one that has passed is a 504, and rightly so
         response = case.call(timeout=30)
         case.validate_response(response, checks=CHECKS)
 

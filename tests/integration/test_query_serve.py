@@ -340,7 +340,11 @@ def test_full_queue_is_429_and_a_client_that_goes_away_frees_its_place(local_ray
         uri, serve__max_batch=1, serve__max_queued=1, serve__api_keys=keys, model__max_new_tokens=200
     )
     url = start(settings, model_factory=slow_model)
-    body = {"model": "cmt", "messages": [{"role": "user", "content": "How does the story go on?"}], "stream": True}
+    body = {
+        "model": "cmt-memory",
+        "messages": [{"role": "user", "content": "How does the story go on?"}],
+        "stream": True,
+    }
     headers = {"Authorization": "Bearer k3y"}
     assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 401
     with (
