@@ -40,9 +40,11 @@ class Service:
     bank: str
 
     def ask(self, question: str, model: str = "cmt-memory", **more: Any) -> Any:
-        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300.0) as client:
-            message: Any = {"role": "user", "content": question}
-            return client.chat.completions.create(model=model, messages=[message], **more)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300.0)
+        message: Any = {"role": "user", "content": question}
+        reply = client.chat.completions.create(model=model, messages=[message], **more)
+        reply.asked_by = client  # a stream ends with its client
+        return reply
 
     def text(self, question: str, model: str = "cmt-memory", **more: Any) -> str:
         return self.ask(question, model, **more).choices[0].message.content
