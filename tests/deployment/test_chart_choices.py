@@ -272,20 +272,25 @@ def test_the_test_hook_asks_end_to_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "token_auth", "refused"),
+    ("known", "token_auth", "tag", "refused"),
     [
-        (["v1", "ray.io/v1/RayCluster"], True, True),
-        (["v1", "ray.io/v1/RayCluster"], False, False),
-        (["v1", "ray.io/v1/RayCluster", "ray.io/v1/RayCronJob"], True, False),
-        (["v1"], True, False),  # nobody knows: `helm template` without a cluster
+        (["v1", "ray.io/v1/RayCluster"], True, "", True),
+        (["v1", "ray.io/v1/RayCluster"], False, "", False),
+        (["v1", "ray.io/v1/RayCluster", "ray.io/v1/RayCronJob"], True, "", False),
+        (["v1"], True, "", False),  # nobody knows: `helm template` without a cluster
+        (["v1"], True, "v1.5.1", True),
+        (["v1"], True, "1.5.0-rc.0", True),
+        (["v1"], False, "v1.5.1", False),
+        (["v1"], True, "v1.6.0", False),
+        (["v1"], True, "1.6.0-rc.0", False),
+        (["v1"], True, "nightly", False),
     ],
 )
 def test_tokens_are_refused_where_kuberay_is_too_old_for_them(
-    known: list[str], token_auth: bool, refused: bool
+    known: list[str], token_auth: bool, tag: str, refused: bool
 ) -> None:
-    asked = (
-        f'{{{{ include "cmt.kuberayProblem" (list (splitList "," "{",".join(known)}") {str(token_auth).lower()}) }}}}'
-    )
+    words = f'(list (splitList "," "{",".join(known)}") {str(token_auth).lower()} "{tag}")'
+    asked = f'{{{{ include "cmt.kuberayProblem" {words} }}}}'
     extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "asked"}, "data": {"said": asked}}
     found = objects(render(KAFKA | {"extraObjects": [extra]}))
     said = of_kind(found, "ConfigMap", "asked")["data"]["said"]
@@ -293,6 +298,17 @@ def test_tokens_are_refused_where_kuberay_is_too_old_for_them(
     if refused:
         assert "ray.tokenAuth=false" in said
         assert "\n" not in said
+
+
+@pytest.mark.parametrize("part", ["query", "ingest"])
+def test_an_operator_that_is_installed_too_and_is_too_old_for_tokens_stops_the_rendering(part: str) -> None:
+    other = "ingest" if part == "query" else "query"
+    operator = {"enabled": True, "image": {"tag": "v1.5.1"}}
+    values = KAFKA | {"kuberay-operator": operator, other: {"enabled": False}}
+    with pytest.raises(helm.HelmError, match="set ray.tokenAuth=false"):
+        render(values)
+    assert render(values | {"ray": {"tokenAuth": False}})
+    assert render(values | {"kuberay-operator": operator | {"enabled": False}})  # another's: the cluster says what it serves
 
 
 def test_a_budget_says_what_must_stay() -> None:

@@ -241,10 +241,16 @@ spec:
     {{- include "cmt.volumes" $root | nindent 4 }}
 {{- end -}}
 
-{{/* (API versions of the cluster, ray.tokenAuth): why they don't go together. KubeRay 1.6 is known by the kind that it brought. */}}
+{{/* (API versions of the cluster, ray.tokenAuth, tag of the operator that is installed too): why they don't go together. KubeRay 1.6
+is known by the kind that it brought; a tag that is no version tells nothing. */}}
 {{- define "cmt.kuberayProblem" -}}
 {{- $known := index . 0 -}}
-{{- if and (index . 1) (has "ray.io/v1/RayCluster" $known) (not (has "ray.io/v1/RayCronJob" $known)) -}}
+{{- $tag := index . 2 | default "" | trimPrefix "v" -}}
+{{- $old := and (has "ray.io/v1/RayCluster" $known) (not (has "ray.io/v1/RayCronJob" $known)) -}}
+{{- if regexMatch "^[0-9]+\\.[0-9]+\\.[0-9]+" $tag -}}
+{{- $old = or $old (semverCompare "<1.6.0-0" $tag) -}}
+{{- end -}}
+{{- if and (index . 1) $old -}}
 ray.tokenAuth: KubeRay is older than 1.6 here, which hands no tokens to jobs; install 1.6, or set ray.tokenAuth=false
 {{- end -}}
 {{- end -}}
@@ -258,7 +264,9 @@ ray.tokenAuth: KubeRay is older than 1.6 here, which hands no tokens to jobs; in
 {{- if gt (int (index $part $models).max) (int $part.workers.max) -}}
 {{- fail (printf "%s.workers.max: each of up to %v %s needs a worker pod" $component (index $part $models).max $models) -}}
 {{- end -}}
-{{- with include "cmt.kuberayProblem" (list $root.Capabilities.APIVersions $root.Values.ray.tokenAuth) -}}
+{{- $operator := index $root.Values "kuberay-operator" -}}
+{{- $tag := ternary (dig "image" "tag" "" $operator) "" $operator.enabled -}}
+{{- with include "cmt.kuberayProblem" (list $root.Capabilities.APIVersions $root.Values.ray.tokenAuth $tag) -}}
 {{- fail . -}}
 {{- end -}}
 rayVersion: {{ $root.Values.ray.version | quote }}
