@@ -10,6 +10,7 @@ those of a CPU.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import threading
@@ -46,9 +47,9 @@ def main() -> int:
     bank, questions = _bank(chosen)
     figures: list[Figure] = []
     for engine in chosen.engines:
-        answerer = _ours(chosen, bank) if engine == "transformers" else _vllm(chosen, bank)
+        answerer, drop_pages = _ours(chosen, bank) if engine == "transformers" else _vllm(chosen, bank)
         try:
-            figures += _measured(engine, answerer, questions, chosen)
+            figures += _measured(engine, answerer, drop_pages, questions, chosen)
         finally:
             answerer.stop()
     bars = _bars(figures)
@@ -98,29 +99,38 @@ def _options(chosen: argparse.Namespace) -> Any:
     return SchedulerOptions(max_batch=max(chosen.clients), min_score=-1.0, max_prompt_tokens=2048)
 
 
-def _ours(chosen: argparse.Namespace, bank: Any) -> Any:
+def _ours(chosen: argparse.Namespace, bank: Any) -> tuple[Any, Callable[[], None]]:
     from services.models import load_cmt
     from services.query.engine.scheduler import Scheduler
 
-    return Scheduler(load_cmt(_settings(chosen, "transformers")), bank, _options(chosen))
+    return Scheduler(load_cmt(_settings(chosen, "transformers")), bank, _options(chosen)), lambda: None
 
 
-def _vllm(chosen: argparse.Namespace, bank: Any) -> Any:
+def _vllm(chosen: argparse.Namespace, bank: Any) -> tuple[Any, Callable[[], None]]:
+    """The engine, and what drops the pages of the questions that went before."""
     from services.models import load_vllm
     from services.query.engine.streaming import StreamAnswerer
 
-    return StreamAnswerer(load_vllm(_settings(chosen, "vllm")), bank, _options(chosen))
+    model = load_vllm(_settings(chosen, "vllm"))
+    answerer = StreamAnswerer(model, bank, _options(chosen))
+
+    def drop_pages() -> None:
+        asyncio.run_coroutine_threadsafe(model.engine.drop_prefix_cache(), answerer.loop).result(60.0)
+
+    return answerer, drop_pages
 
 
-def _measured(engine: str, answerer: Any, questions: Sequence[str], chosen: argparse.Namespace) -> list[Figure]:
+def _measured(
+    engine: str, answerer: Any, drop_pages: Callable[[], None], questions: Sequence[str], chosen: argparse.Namespace
+) -> list[Figure]:
     figures = []
     for number, (mode, k) in enumerate(MODES):
         for clients in chosen.clients:
             many = max(clients, chosen.questions if clients > 1 else chosen.questions // 3)
-            own = [questions[(7 * number + i) % len(questions)] for i in range(many)]
-            _asked(answerer, own[:clients], mode, k, clients)  # kernels are tuned to new shapes
-            # another wording, so that no prompt is found whole in a prefix cache
-            own = [f"{question} Answer briefly ({engine} {clients})." for question in own]
+            own = [questions[(7 * number + i) % len(questions)] for i in range(many + clients)]
+            _asked(answerer, own[many:], mode, k, clients)  # kernels are tuned to new shapes, by others' documents
+            own = own[:many]
+            drop_pages()  # a question about the news is not the one before, nor are its documents in the same order
             started = time.perf_counter()
             firsts = _asked(answerer, own, mode, k, clients)
             seconds = time.perf_counter() - started

@@ -132,6 +132,11 @@ class VLLMEngine:
         """Whether the core has ended."""
         return bool(self._engine.errored)
 
+    async def drop_prefix_cache(self) -> None:
+        """Forgets the pages of earlier prompts, as a measurement of new questions wants it; call it while nothing runs."""
+        if not await self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps its prefix cache while answers are being written")
+
     def close(self) -> None:
         """Ends the core's process; answers under way end with it."""
         self._engine.shutdown()

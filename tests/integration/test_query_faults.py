@@ -26,7 +26,7 @@ from services.settings import KafkaSettings
 from services.stream.producer import DocumentProducer
 from services.stream.record import Document
 from services.testing.lexical import load_lexical
-from tests.integration.serve_desk import Desk, ask, client, ray_for, settings_for, slow_model
+from tests.integration.serve_desk import Desk, SlowBatch, SlowModel, ask, client, ray_for, settings_for, slow_model
 from tests.waiting import until
 
 GATEWAY_KILLS = int(os.environ.get("GATEWAY_KILLS", "2"))
@@ -101,7 +101,7 @@ class Crowd:
 def replica_pids(replicas: int) -> set[int]:
     handle = serve.get_deployment_handle("Engine", APP_NAME)
     pids: set[int] = set()
-    until(lambda: len(pids.add(handle.loaded.remote().result(timeout_s=10).pid) or pids) == replicas, 30.0)
+    until(lambda: len(pids.add(handle.loaded.remote().result(timeout_s=10).pid) or pids) == replicas, 120.0)
     return pids
 
 
@@ -121,6 +121,54 @@ def test_killed_replica_costs_only_answers_in_flight_on_it_and_none_is_wrong(des
         crowd.stop()
     assert crowd.wrong == []
     assert len(crowd.refused) <= 4, crowd.refused  # one for each client that had a question on it, at the most
+
+
+def breaks_in_the_process_named_in(folder: Path, engine: str) -> Any:
+    """A model factory: as soon as `folder` has a file with a process's number, that process's model is of no more use."""
+    from services.testing.streamed import StreamedLexical
+
+    def is_broken() -> bool:
+        return (folder / str(os.getpid())).exists()
+
+    class BreakingBatch(SlowBatch):
+        def step(self) -> dict[int, int | None]:
+            if is_broken():
+                raise RuntimeError("the device is gone")
+            return super().step()
+
+    class Breaking(SlowModel):
+        def answer_batch(self) -> BreakingBatch:
+            return BreakingBatch(self)
+
+    class BreakingStreamed(StreamedLexical):
+        @property
+        def lost(self) -> bool:
+            return is_broken()
+
+    return lambda settings: Breaking() if engine == "transformers" else BreakingStreamed()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_replica_that_can_not_answer_any_more_takes_no_more_questions(desk: Desk, tmp_path: Path, engine: str) -> None:
+    """It refuses at once, so to a router that counts open questions it looks like the one to ask."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    settings = settings_for(desk.uri, serve__replicas=2, serve__engine=engine)
+    crowd = Crowd(start(settings, model_factory=breaks_in_the_process_named_in(broken, engine)))
+    try:
+        until(lambda: crowd.right >= 8, 60.0)
+        before = replica_pids(2)
+        (broken / str(min(before))).touch()
+        answered = crowd.right
+        until(
+            lambda: min(before) not in replica_pids(2), 150.0, seen=lambda: crowd.refused
+        )  # Serve has started another one
+        until(lambda: crowd.right >= answered + 24, 60.0)
+    finally:
+        crowd.stop()
+    assert crowd.wrong == []
+    told = [one for one in crowd.refused if "the device is gone" not in one and "internal error" not in one]
+    assert len(told) <= 4, crowd.refused  # answers under way, one for each client
 
 
 def gateway_pid() -> int | None:

@@ -72,8 +72,13 @@ class LiveEngine:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is answered here any more, None while the threads run."""
+        """Why nothing is answered here, None while the threads run."""
         return self._swap.current.trouble
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing will ever be answered in this process again."""
+        return self._swap.current.lost
 
     async def ready(self) -> str | None:
         """None when questions can be answered here, else why not."""

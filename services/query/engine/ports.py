@@ -130,7 +130,12 @@ class Answerer(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is answered here any more, None while it is."""
+        """Why nothing is answered here, None while it is."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing will ever be answered here again: this process is of no more use."""
         ...
 
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:

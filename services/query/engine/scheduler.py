@@ -72,6 +72,11 @@ class Scheduler(BankLooks):
         return self._ended or next((thread.stall for thread in self._threads if thread.stall), None)
 
     @property
+    def lost(self) -> bool:
+        """Whether a thread has ended for good."""
+        return self._ended is not None
+
+    @property
     def _ended(self) -> str | None:
         return next((thread.trouble for thread in self._threads if thread.trouble), None)
 

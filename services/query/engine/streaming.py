@@ -44,7 +44,7 @@ class StreamAnswerer(BankLooks):
     ) -> None:
         super().__init__(model, bank, options or SchedulerOptions(), metrics or Metrics())
         self._model = model
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._bank_threads = ThreadPoolExecutor(1, thread_name_prefix="bank")
         self._tasks: dict[Ticket, asyncio.Task[None]] = {}
         self._to_look_up: list[tuple[Ask, asyncio.Future[HitList | Failure]]] = []
@@ -65,15 +65,18 @@ class StreamAnswerer(BankLooks):
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is answered here any more: the engine is lost, or says nothing for too long."""
-        if self._thread.trouble:
-            return self._thread.trouble
-        if self._model.lost:
-            return "the engine has ended"
+        """Why nothing is answered here: the engine is lost, or says nothing for too long."""
+        if self.lost:
+            return self._thread.trouble or "the engine has ended"
         silent_s = time.monotonic() - self._written_s if self._running else 0.0
         if silent_s > self._options.stalled_after_s:
             return f"the engine has written nothing for {silent_s:.0f} s"
         return None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the engine or its thread has ended for good."""
+        return self._thread.trouble is not None or self._model.lost
 
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
         """Takes a question; `deliver` gets its answer piece by piece, from another thread. Raises Retired."""
@@ -84,7 +87,7 @@ class StreamAnswerer(BankLooks):
             ticket.send(_replaced(trouble))
             return ticket
         try:
-            self._loop.call_soon_threadsafe(self._enter, ticket)
+            self.loop.call_soon_threadsafe(self._enter, ticket)
         except RuntimeError:  # closed between the lines above
             raise Retired from None
         return ticket
@@ -95,21 +98,21 @@ class StreamAnswerer(BankLooks):
         if waited_for:
             self._metrics.count("cmt_query_cancelled_total")
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody is in it
-            self._loop.call_soon_threadsafe(self._drop, ticket)
+            self.loop.call_soon_threadsafe(self._drop, ticket)
 
     def stop(self) -> None:
         """Answers what is inside, takes nothing new, and ends the engine."""
         self._stopping = True
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._may_end.set)
+            self.loop.call_soon_threadsafe(self._may_end.set)
         self._thread.join()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        asyncio.set_event_loop(self.loop)
         try:
-            self._loop.run_until_complete(self._serve())
+            self.loop.run_until_complete(self._serve())
         finally:
-            self._loop.close()
+            self.loop.close()
             self._bank_threads.shutdown(wait=False)
 
     async def _serve(self) -> None:
@@ -128,7 +131,7 @@ class StreamAnswerer(BankLooks):
             self._model.close()
 
     def _enter(self, ticket: Ticket) -> None:
-        task = self._loop.create_task(self._answer(ticket))
+        task = self.loop.create_task(self._answer(ticket))
         self._tasks[ticket] = task
         task.add_done_callback(lambda _: self._tasks.pop(ticket, None))
 
@@ -171,10 +174,10 @@ class StreamAnswerer(BankLooks):
 
     async def _found(self, ask: Ask) -> HitList | Failure:
         """Looked up with all that wait while the bank is busy with others."""
-        own: asyncio.Future[HitList | Failure] = self._loop.create_future()
+        own: asyncio.Future[HitList | Failure] = self.loop.create_future()
         self._to_look_up.append((ask, own))
         if self._looker is None:
-            self._looker = self._loop.create_task(self._look_up_all())
+            self._looker = self.loop.create_task(self._look_up_all())
         return await own
 
     async def _look_up_all(self) -> None:
@@ -183,7 +186,7 @@ class StreamAnswerer(BankLooks):
                 waiting, self._to_look_up = self._to_look_up, []
                 asks = [ask for ask, _ in waiting]
                 try:
-                    found: Sequence[HitList | Failure] = await self._loop.run_in_executor(
+                    found: Sequence[HitList | Failure] = await self.loop.run_in_executor(
                         self._bank_threads, self._retrieval.find, asks
                     )
                 except Exception as error:  # noqa: BLE001 - those who wait are told, the next ones are looked up

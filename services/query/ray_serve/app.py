@@ -7,7 +7,9 @@ stop()
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -68,6 +70,8 @@ _log = logging.getLogger(__name__)
 APP_NAME = "cmt"
 _VERSION = "1"  # of the code: equal for every deployment of this process, so that a new user_config restarts nothing
 _HEALTH_EVERY_S = 3.0  # three failures in a row, and Serve replaces the replica
+_LAST_WORDS_S = 0.1  # those who had a part of their answer are told, before the process ends
+_REFUSAL_S = 1.0
 _GATEWAY_DRAIN_S = 5.0  # open event streams never end by themselves
 
 _kept: list[Any] = []  # the metrics hub lives as long as this process holds its handle
@@ -139,8 +143,10 @@ class Engine:
         self._swap.switch(target)
 
     def check_health(self) -> None:
-        """Serve's hook, asked every few seconds: a replica whose threads have ended is replaced."""
+        """Serve's hook, asked every few seconds: a replica that has hung three times in a row is replaced."""
         if (trouble := self._live.trouble) is not None:
+            if self._live.lost:
+                _end_process(trouble)
             raise RuntimeError(trouble)
 
     async def ready(self) -> str | None:
@@ -149,8 +155,23 @@ class Engine:
 
     async def ask(self, ask: Ask) -> AsyncIterator[Event]:
         """The answer to a question, piece by piece."""
+        said = False
         async for event in self._live.ask(ask):
+            if not said and isinstance(event, Failure) and event.kind == "engine":
+                await self._make_way()
+            said = True
             yield event
+
+    async def _make_way(self) -> None:
+        """Before a refusal, so that the question goes to another replica.
+
+        Serve's router chooses by the number of open questions, so a replica that refused at once would get all of them, and
+        again when they are asked again. One that is lost ends its process, of which the router hears; one that may go on yet
+        keeps the question for a while.
+        """
+        if self._live.lost:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, _end_process, self._live.trouble)
+        await asyncio.sleep(_REFUSAL_S)
 
     async def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for a question."""
@@ -167,6 +188,12 @@ class Engine:
     async def loaded(self) -> ReplicaState:
         """What answers here now."""
         return self._live.loaded()
+
+
+def _end_process(reason: str | None) -> None:
+    """Ends this replica; Serve starts another one, and Ray ends what this one has started."""
+    _log.error("this replica ends, since it can't answer any more: %s", reason)
+    os._exit(1)
 
 
 class Gateway:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -57,28 +57,28 @@ class RemoteEngine:
     async def search(self, ask: Ask) -> HitList | Failure:
         """What the bank holds for a question."""
         await self._must_be_up()
-        found: HitList | Failure = await _reached(self._handle.search.remote(ask))
+        found: HitList | Failure = await _reached(lambda: self._handle.search.remote(ask))
         return found
 
     async def history(self, doc_id: str, namespace: str) -> Versions | Failure:
         """Every version of a document."""
         await self._must_be_up()
-        found: Versions | Failure = await _reached(self._handle.history.remote(doc_id, namespace))
+        found: Versions | Failure = await _reached(lambda: self._handle.history.remote(doc_id, namespace))
         return found
 
     async def overview(self, n: int, namespace: str) -> Overview | Failure:
         """Size of the bank and its latest documents."""
-        seen: Overview | Failure = await self._looked(self._handle.overview.remote(n, namespace))
+        seen: Overview | Failure = await self._looked(lambda: self._handle.overview.remote(n, namespace))
         return seen
 
     async def ready(self) -> str | None:
         """None when one of the replicas can answer, else why it can't."""
-        reason: str | None = await self._looked(self._handle.ready.remote())
+        reason: str | None = await self._looked(lambda: self._handle.ready.remote())
         return reason
 
     async def loaded(self) -> ReplicaState:
         """What one of the replicas has loaded."""
-        one: ReplicaState = await _reached(self._handle.loaded.remote())
+        one: ReplicaState = await _reached(lambda: self._handle.loaded.remote())
         return one
 
     async def _must_be_up(self) -> None:
@@ -86,10 +86,10 @@ class RemoteEngine:
         if not self._seen:
             await self.overview(0, "default")
 
-    async def _looked(self, response: Any) -> Any:
+    async def _looked(self, call: Callable[[], Any]) -> Any:
         """What a quick call gave. Raises ApiError 503 when it takes longer than a look at the bank may."""
         try:
-            found = await asyncio.wait_for(_reached(response), _LOOK_S)
+            found = await asyncio.wait_for(_reached(call), _LOOK_S)
         except TimeoutError:
             raise _unavailable("the engine does not answer" if self._seen else "the LLM is still loading") from None
         self._seen = True
@@ -112,11 +112,18 @@ class HubSnapshots:
         return found
 
 
-async def _reached(response: Any) -> Any:
-    try:
-        return await response
-    except (BackPressureError, RayError, RayServeException) as error:
-        raise _translated(error) from None
+async def _reached(call: Callable[[], Any]) -> Any:
+    """What a replica gave; a call that changes nothing goes to another one when its replica dies."""
+    for attempt in range(_TRIES):
+        try:
+            return await call()
+        except RayActorError as error:
+            if attempt + 1 == _TRIES:
+                raise _translated(error) from None
+        except (BackPressureError, RayError, RayServeException) as error:
+            raise _translated(error) from None
+        await asyncio.sleep(0.2 * attempt)
+    raise AssertionError("the last try returns or raises")
 
 
 def _translated(error: Exception) -> Exception:
