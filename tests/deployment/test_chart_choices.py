@@ -305,7 +305,7 @@ def test_an_operator_that_is_installed_too_and_is_too_old_for_tokens_stops_the_r
     other = "ingest" if part == "query" else "query"
     operator = {"enabled": True, "image": {"tag": "v1.5.1"}}
     values = KAFKA | {"kuberay-operator": operator, other: {"enabled": False}}
-    with pytest.raises(helm.HelmError, match="set ray.tokenAuth=false"):
+    with pytest.raises(helm.HelmError, match=r"set ray\.tokenAuth=false"):
         render(values)
     assert render(values | {"ray": {"tokenAuth": False}})
     assert render(values | {"kuberay-operator": operator | {"enabled": False}})  # another's: the cluster says what it serves
