@@ -308,7 +308,9 @@ def test_an_operator_that_is_installed_too_and_is_too_old_for_tokens_stops_the_r
     with pytest.raises(helm.HelmError, match=r"set ray\.tokenAuth=false"):
         render(values)
     assert render(values | {"ray": {"tokenAuth": False}})
-    assert render(values | {"kuberay-operator": operator | {"enabled": False}})  # another's: the cluster says what it serves
+    assert render(
+        values | {"kuberay-operator": operator | {"enabled": False}}
+    )  # another's: the cluster says what it serves
 
 
 def test_a_budget_says_what_must_stay() -> None:
