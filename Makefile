@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kafka test-llms test-vllm bench-vllm image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train eval chart screenshot clean browser prometheus java
+.PHONY: help demo test test-fast test-kafka test-llms test-vllm bench-vllm image-test compose-test e2e faults bench-ingest bench-bank bench-query profile-question profile-window check format train train-gpu eval chart screenshot clean browser prometheus java
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ format: $(VENV)/.dev  ## let ruff rewrite what it can
 
 train: $(VENV)/.run  ## train a checkpoint from the start (hours on 2 cores; goes on where it was stopped; the model card has the shipped one's commands)
 	@$(BIN)/cmt train runs/checkpoint --run runs/kv_code
+
+train-gpu: $(VENV)/.run  ## eight minutes of training on a GPU, from the shipped checkpoint; the same again goes on (docs/benchmarks.md)
+	@$(BIN)/python -m benchmarks.gpu --only training
 
 eval: $(VENV)/.run  ## score the shipped checkpoint on squad_dev in CMT_DATA_DIR
 	@$(BIN)/cmt eval stream --documents 600 --questions 300

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.bars import Figure, Report
 from benchmarks.cpu_kind import cpu_kind
+from benchmarks.device_speed import best_seconds, long_texts, matmul_flops
 from benchmarks.window_flops import checked_window_flops
 from services.settings import load_settings
 
@@ -17,19 +16,16 @@ __all__ = ["measure_model", "measure_peers"]
 _BAR_SHARE = 0.48 if cpu_kind() == "AMX" else 0.6  # AMX multiplies so fast that what is elementwise counts more
 _WINDOWS = 8  # one batch of 2,048 tokens, what a CPU reads at once by default; the best of several, as for the peak
 _GPU_WINDOWS = 128
-_REPEATS = 6
 
 
 def measure_model(report: Report) -> None:
     """Adds windows/s and the share of the peak, on full-length windows; needs the LLM, which is fetched once."""
-    import torch
-
     from cmt_core.text.windows import Window
     from services.models import load_cmt
 
     model = load_cmt(load_settings())
     device = model.backbone.device
-    text = _long_text(model.config.window_tokens)
+    text = long_texts(model.config.window_tokens)
     windows: list[Window] = [one for part in text for one in model.windows("", part)]
     count = _WINDOWS if "cpu" in str(device) else _GPU_WINDOWS
     windows = sorted(windows, key=lambda one: -len(one.text))[:count]
@@ -38,8 +34,8 @@ def measure_model(report: Report) -> None:
     flops = len(windows) * checked_window_flops(
         model.backbone.model.config, round(tokens), len(model.encoding_prefix), model.config.code_width
     )
-    seconds = _best(lambda: model.compress(windows), device)
-    peak = _matmul_flops(torch, device, model.backbone.dtype)
+    seconds = best_seconds(lambda: model.compress(windows), device)
+    peak = matmul_flops(device, model.backbone.dtype)
     share = flops / seconds / peak
     report.facts["device"] = str(device)
     on = cpu_kind() if "cpu" in str(device) else str(device)
@@ -51,7 +47,7 @@ def measure_model(report: Report) -> None:
     )
     note = f"{flops / len(windows) / 1e9:.1f} GFLOP a window, by shape"
     report.add(Figure("share of the peak, real model", share, "", _BAR_SHARE, note=note))
-    keys_s = _best(lambda: model.document_keys(windows), device)
+    keys_s = best_seconds(lambda: model.document_keys(windows), device)
     report.add(Figure("windows with their retrieval keys", len(windows) / (seconds + keys_s), "windows/s"))
 
 
@@ -71,7 +67,7 @@ def measure_peers(report: Report, folder: Path) -> None:
     encoder = SentenceTransformer(
         str(resolve_model(settings.retriever, settings.cache_dir.expanduser(), lambda line: None)), device="cpu"
     )
-    texts = _long_text(256)
+    texts = long_texts(256)
     table = None
     started = time.perf_counter()
     for start in range(0, len(texts), 32):
@@ -88,36 +84,3 @@ def measure_peers(report: Report, folder: Path) -> None:
         done += len(batch)
     rate = done / (time.perf_counter() - started)
     report.add(Figure("the peers' way: MiniLM + LanceDB add", rate, "windows/s", note="a vector each, no memory"))
-
-
-def _best(call: Callable[[], object], device: object) -> float:
-    import torch
-
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        call()
-        if "cuda" in str(device):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def _matmul_flops(t: Any, device: object, dtype: object) -> float:
-    """The best that one large matrix product in the model's type reaches here, in FLOP/s."""
-    size = (4096, 1536, 1536) if "cpu" in str(device) else (8192, 8192, 8192)
-    a = t.randn(size[0], size[1], dtype=dtype, device=str(device))
-    b = t.randn(size[1], size[2], dtype=dtype, device=str(device))
-    a @ b
-    seconds = min(_best(lambda: a @ b, device) for _ in range(5))
-    return 2.0 * size[0] * size[1] * size[2] / seconds
-
-
-def _long_text(tokens: int) -> list[str]:
-    """Texts of about one full window each, invented."""
-    sentence = "The council of {place} said on day {day} that the new ferry line will carry {day}{day} people a week."
-    places = ("Aarhus", "Varde", "Holm", "Lund", "Skive", "Tarm", "Ribe", "Odense")
-    count = max(1, tokens // 24)
-    return [
-        " ".join(sentence.format(place=places[(i + j) % 8], day=i * 7 + j) for j in range(count)) for i in range(256)
-    ]

@@ -28,12 +28,14 @@ def checked_window_flops(config: Any, tokens: int, prefix: int, code_width: int)
 
     What runs here can't be counted itself: PyTorch's counter does not see packed products.
     """
+    import copy
+
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel
 
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
+    with torch.device("meta"):  # a copy: the choice of attention is written into the configuration
+        model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32).eval()
         ids = torch.zeros(1, tokens, dtype=torch.long)
         seen = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)  # given, since making one would look at numbers
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

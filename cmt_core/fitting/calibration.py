@@ -19,7 +19,6 @@ from torch import Tensor
 from cmt_core.config import MemoryConfig
 from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item
-from cmt_core.retrieval.hybrid import HybridIndex
 from cmt_core.retrieval.query_likelihood import query_log_likelihood
 from cmt_core.retrieval.retriever import Retriever
 
@@ -58,6 +57,9 @@ def calibrate(
     `coded` are the rows (t, X) that all windows' codes stand for. Of a `known_retriever`, the default one, the threshold is
     known.
     """
+    # imported here alone: where no checkpoint is fitted, the packages of the word search can be missing
+    from cmt_core.retrieval.hybrid import HybridIndex
+
     questions = [item.question for item in items]
     keys, asked = retriever.keys(texts), retriever.query_keys(questions)
     found = HybridIndex(texts, keys).nearest(questions, asked, _CANDIDATES)

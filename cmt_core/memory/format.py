@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_core.config import MemoryConfig
 from cmt_core.llm.backbone import Backbone
 from cmt_core.memory.code_reader import CodeReader
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Rounding
+from cmt_core.memory.quantiser import Quantiser, Rounding
 from cmt_core.memory.soft.soft_memory import SoftMemory
 
 __all__ = ["KVCodeFormat", "Memory", "MemoryFormat", "SoftTokensFormat"]
@@ -56,8 +55,13 @@ class KVCodeFormat:
 
     def rounded(self, codes: Tensor, lengths: Sequence[int]) -> list[Memory]:
         """Memories of codes (B, T, C), of which the first `lengths` are tokens."""
-        levels = self.quantiser.levels(codes).to(self.quantiser.number_type).cpu().numpy()
-        return [self._pack(row[:length]) for row, length in zip(levels, lengths, strict=True)]
+        levels = self.quantiser.levels(codes)
+        if isinstance(self.quantiser, Quantiser) and levels.device.type != "cpu":
+            rows = self.quantiser.packed(levels).cpu().numpy()
+            return [self._memory(row[:length].tobytes(), length) for row, length in zip(rows, lengths, strict=True)]
+        numbers = levels.to(self.quantiser.number_type).cpu().numpy()
+        packed = [self.quantiser.pack(row[:length]) for row, length in zip(numbers, lengths, strict=True)]
+        return [self._memory(code, length) for code, length in zip(packed, lengths, strict=True)]
 
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:
         """See MemoryFormat."""
@@ -67,10 +71,9 @@ class KVCodeFormat:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
         return self._reader.codes(memories)
 
-    def _pack(self, levels: NDArray[Any]) -> Memory:
-        code = self.quantiser.pack(levels)
-        head = len(levels).to_bytes(2, "little")
-        return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), len(levels))
+    def _memory(self, code: bytes, n_tokens: int) -> Memory:
+        head = n_tokens.to_bytes(2, "little")
+        return Memory((head + code).ljust(self._config.memory_bytes, b"\0"), n_tokens)
 
 
 class SoftTokensFormat:

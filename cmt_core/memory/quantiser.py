@@ -115,6 +115,17 @@ class Quantiser:
         every = np.unpackbits(unsigned, axis=1, bitorder="little")  # (T, C * 8)
         return np.packbits(every.take(self._stored, axis=1), axis=1).tobytes()
 
+    def packed(self, levels: Tensor) -> Tensor:
+        """The bytes of `pack` (..., token_bytes), of levels (..., C) where they are: a GPU writes more than a CPU can pack."""
+        device = levels.device
+        unsigned = (levels + torch.from_numpy(self._shift).to(levels)).to(torch.uint8)
+        places = torch.arange(MAX_BITS, dtype=torch.uint8, device=device)
+        every = (unsigned[..., None] >> places & 1).flatten(-2)  # (..., C * 8)
+        stored = every[..., torch.from_numpy(self._stored).to(device)]
+        bits = stored.view(*levels.shape[:-1], self.token_bytes, 8)
+        rows: Tensor = (bits << places.flip(0)).sum(dim=-1, dtype=torch.uint8)
+        return rows
+
     def unpack(self, packed: bytes) -> NDArray[np.int16]:
         """Levels (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
         if len(packed) % self.token_bytes:

@@ -42,6 +42,8 @@ def train_checkpoint(
     memory: dict[str, Any] | None = None,
     texts: Path | None = None,
     start: Path | None = None,
+    minutes: float | None = None,
+    encoder: Retriever | None = None,
     report: Callable[[str], None] = print,
     on_step: Report | None = None,
 ) -> bool:
@@ -50,29 +52,33 @@ def train_checkpoint(
     `memory` are fields of MemoryConfig other than its defaults (the start's), `texts` plain text for `text_steps`, `start` the
     folder of a checkpoint to train further. From a start that is read in the LLM's chat template only the code is trained, on
     `qa_file`'s questions or, without one, on the LLM's own about `texts`; `top_k` and `aggregation` stay its own. `on_step`
-    replaces the lines that `report` gets at each step. Where torch.distributed is set up, all processes train together and the
-    first one writes. Raises DataError, ConfigError, ModelSourceError, UnsupportedModelError, or CheckpointError when `start`
-    can't be read or belongs to another LLM.
+    replaces the lines that `report` gets at each step. `minutes` after the call a run behind a learned prefix is stopped, and the
+    memory as it stands is written all the same. `encoder` finds neighbours in the place of `retriever`. Where torch.distributed
+    is set up, all processes train together and the first one writes. Raises DataError, ConfigError, ModelSourceError,
+    UnsupportedModelError, or CheckpointError when `start` can't be read or belongs to another LLM.
     """
+    started = time.monotonic()
     cache = cache_dir.expanduser()
     target = pick_device(device)
     with first_process_first():
-        llm_folder, retriever_folder = resolve_model(llm, cache, report), resolve_model(retriever, cache, report)
+        llm_folder = resolve_model(llm, cache, report)
+        encoder = encoder or Retriever(resolve_model(retriever, cache, report), target)
     backbone = Backbone.load(llm_folder, target)
     before = backbone.fingerprint()
     first = _start(start, backbone) if start else None
     in_chat = first is not None and first.config.reading == "chat"
     kept = {} if in_chat else {"top_k": top_k, "aggregation": aggregation}
     chosen = _memory(first, backbone, kept | (memory or {}))
-    started = time.monotonic()
     step = on_step or _progress(report, started)
-    encoder = Retriever(retriever_folder, target)
+    until = None if minutes is None else started + 60 * minutes
     if first is not None and in_chat:
-        parts = ChatRecipe(backbone, encoder, chosen, config, run, step, first).run(qa_file, texts)
+        parts = done = ChatRecipe(backbone, encoder, chosen, config, run, step, first).run(qa_file, texts)
     elif qa_file is None:
         raise DataError("training a learned prefix needs a set of questions")
     else:
-        parts = Recipe(backbone, encoder, chosen, config, run, step, first).run(qa_file, texts)
+        recipe = Recipe(backbone, encoder, chosen, config, run, step, first, until)
+        done = recipe.run(qa_file, texts)
+        parts = done or (recipe.so_far if until is not None else None)
     if parts is None:
         return False
     if backbone.fingerprint() != before:
@@ -90,7 +96,7 @@ def train_checkpoint(
         _checkpoint(chosen, backbone, parts, training).save(output)
         report(f"checkpoint written to {output}")
         _plot(run, report)
-    return True
+    return done is not None
 
 
 def _memory(start: Checkpoint | None, backbone: Backbone, values: dict[str, Any]) -> MemoryConfig:

@@ -27,7 +27,7 @@ class LoopConfig:
     """How long and how: `steps` optimiser steps, linear warm-up, then cosine down to nothing.
 
     A step's gradient is the mean over `accumulate` batches of each process. The held-out loss is taken every
-    `evaluate_every_steps` steps and after the last (0: never).
+    `evaluate_every_steps` steps and after the last (0: never). At `until`, by `time.monotonic`, it saves and ends early.
     """
 
     steps: int
@@ -37,6 +37,7 @@ class LoopConfig:
     seed: int = 0
     accumulate: int = 1
     evaluate_every_steps: int = 0
+    until: float | None = None
 
 
 class Stage(Protocol):
@@ -82,7 +83,8 @@ def run_stage(
             every = config.evaluate_every_steps
             if held_out and every and rank() == 0 and ((step + 1) % every == 0 or last):
                 figures["held_out"] = _held_out_loss(stage, held_out)
-            stopped = any_process(stop.raised, device)
+            over = config.until is not None and time.monotonic() >= config.until and not last
+            stopped = any_process(stop.raised or over, device)
             if rank() == 0:
                 _log(folder / "log.jsonl", step, figures)
                 report(step, figures)

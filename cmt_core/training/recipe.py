@@ -68,7 +68,8 @@ class Recipe:
 
     `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
     behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
-    encoding prefix stays as it was. A start of another method gives its encoding prefix alone.
+    encoding prefix stays as it was. A start of another method gives its encoding prefix alone. `so_far` are the parts as they
+    stand when a run was stopped while the memory was trained.
     """
 
     def __init__(
@@ -80,13 +81,17 @@ class Recipe:
         folder: Path,
         report: Report,
         start: Checkpoint | None = None,
+        until: float | None = None,
     ) -> None:
+        """At `until`, in seconds of `time.monotonic`, the run stops as if it had been told to."""
         self.backbone, self.retriever = backbone, retriever
         self.start = start
         self.memory, self.config = memory, config
         self.folder, self.report = folder, report
         self.held_out: list[TrainingWindow] = []
         self.texts: list[TrainingWindow] = []
+        self.until = until
+        self.so_far: TrainedParts | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, qa_file: Path, texts: Path | None = None) -> TrainedParts | None:
@@ -103,6 +108,12 @@ class Recipe:
         if self.memory.method == "soft_tokens":
             return self._soft_stage(windows, prefix)
         return self._code_stage(windows, prefix)
+
+    def prepare(self, qa_file: Path, texts: Path | None = None) -> int:
+        """Finds what only an encoder can, the windows' keys, for a run of this configuration elsewhere; how many windows."""
+        windows = self._windows(qa_file, texts)
+        self._keys(windows)
+        return len(windows)
 
     def _configuration(self, qa_file: Path, texts: Path | None) -> dict[str, Any]:
         """All that decides what the run's folder will hold."""
@@ -158,7 +169,8 @@ class Recipe:
         done = self._train_memory(
             "code", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.code_lr), windows
         )
-        return TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser, select) if done else None
+        self.so_far = TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser, select)
+        return self.so_far if done else None
 
     def _soft_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
         config = self.config
@@ -172,7 +184,8 @@ class Recipe:
             lambda: stage.parameter_groups(config.code_prefix_lr, config.soft_lr, config.code_lr),
             windows,
         )
-        return TrainedParts(prefix, stage.reading_prefix.detach(), soft=soft) if done else None
+        self.so_far = TrainedParts(prefix, stage.reading_prefix.detach(), soft=soft)
+        return self.so_far if done else None
 
     def _train_memory(self, name: str, stage: Any, groups: Groups, windows: list[TrainingWindow]) -> bool:
         """Plain text where there is some, then questions with distractors; true when it got to the end."""
@@ -193,7 +206,11 @@ class Recipe:
     def _loop(self, name: str, stage: Any, groups: Groups, feed: Feed, steps: int, single: bool = False) -> bool:
         config = self.config
         loop = LoopConfig(
-            steps, seed=config.seed, accumulate=config.accumulate, evaluate_every_steps=config.evaluate_every_steps
+            steps,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            evaluate_every_steps=config.evaluate_every_steps,
+            until=self.until,
         )
         size = config.prefix_windows
         held = held_out_batches(self.held_out, size, self._pad_id, self.backbone.device, single)

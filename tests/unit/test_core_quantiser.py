@@ -35,6 +35,7 @@ def test_unpacking_gives_back_the_packed_levels(case: tuple[NDArray[np.int64], N
     packed = quantiser.pack(levels)
     assert len(packed) == len(levels) * int(bits.sum()) // 8
     np.testing.assert_array_equal(quantiser.unpack(packed), levels)
+    assert quantiser.packed(torch.from_numpy(levels).float()).numpy().tobytes() == packed  # as a GPU packs them
 
 
 @given(
