@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 from services.metrics import Metrics
 from services.query.engine.grouping import attempted
-from services.query.engine.messages import Ask, Failure, HitList, Overview, Reply, Versions
+from services.query.engine.messages import Ask, Failure, HitList, Overview, Versions
 from services.query.engine.ports import BankModel, MemoryReader
 from services.query.engine.retrieval import Retrieval
 from services.supervision import STALLED_AFTER_S
 
-__all__ = ["BankLooks", "Retired", "SchedulerOptions", "measure"]
+__all__ = ["BankLooks", "Retired", "SchedulerOptions"]
 
 
 class Retired(Exception):
@@ -80,11 +80,3 @@ class BankLooks:
     def history(self, doc_id: str, namespace: str) -> Versions | Failure:
         """Every version of a document."""
         return attempted(lambda: Versions(tuple(self._bank.history(doc_id, namespace))))
-
-
-def measure(metrics: Metrics, ask: Ask, reply: Reply) -> None:
-    """Counts a whole answer."""
-    metrics.observe("cmt_query_generate_seconds", reply.generate_ms / 1e3)
-    metrics.observe("cmt_query_first_token_seconds", reply.first_token_ms / 1e3, mode=ask.mode)
-    metrics.count("cmt_query_prompt_tokens_total", reply.prompt_tokens, mode=ask.mode)
-    metrics.count("cmt_query_completion_tokens_total", reply.completion_tokens, mode=ask.mode)

@@ -18,14 +18,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from cmt_core.generation.query import AnswerStart
 from services.metrics import Metrics
-from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
-from services.query.engine.bank_looks import BankLooks, Retired, SchedulerOptions, measure
+from services.query.engine.answer_row import AnswerRow
+from services.query.engine.bank_looks import Retired, SchedulerOptions
 from services.query.engine.grouping import failure_of, isolated
-from services.query.engine.messages import Ask, Delta, Event, Failure, HitList
+from services.query.engine.messages import Ask, Delta, Event, Failure
+from services.query.engine.one_question import OneQuestion, late, replaced
 from services.query.engine.ports import AnsweringModel, MemoryReader, RunningBatch
-from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
+from services.query.engine.prompt_budget import QueryInBudget
 from services.query.engine.ticket import Doubt, Ticket
 from services.supervision import ServiceThread
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _MOST_FAILURES = 5  # in a row, with no whole answer between them: then the replica needs another process
 
 
-class Scheduler(BankLooks):
+class Scheduler(OneQuestion):
     """Answers questions with `model` from what `bank` holds, until `stop`."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Scheduler(BankLooks):
         options: SchedulerOptions | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        super().__init__(model, bank, options or SchedulerOptions(), metrics or Metrics())
+        super().__init__(model, bank, options, metrics, weighted_by="attention")
         self._model = model
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -90,7 +90,7 @@ class Scheduler(BankLooks):
                 self._waiting.append(ticket)
                 self._changed.notify_all()
                 return ticket
-        ticket.send(Failure("engine", f"the engine is being replaced: {trouble}"))
+        ticket.send(replaced(trouble))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -126,7 +126,8 @@ class Scheduler(BankLooks):
                 found = self._retrieval.find([ticket.ask for ticket in tickets])
             with self._changed:
                 for ticket, one in zip(tickets, found, strict=True):
-                    self._looked_up(ticket, one)
+                    if not self._is_over_without_llm(ticket, one):
+                        self._ready.append(ticket)
                 self._looking = []
                 self._changed.notify_all()
             self._bank_thread.worked()
@@ -145,7 +146,7 @@ class Scheduler(BankLooks):
             self._waiting.clear()
             self._ready.clear()
             self._changed.notify_all()
-        _fail(left, Failure("engine", f"the engine is being replaced: {self.trouble}"))
+        _fail(left, replaced(self.trouble))
 
     def _next_to_look_up(self) -> list[Ticket]:
         """Those that may join now, in the order they came; empty when the scheduler stops."""
@@ -159,19 +160,6 @@ class Scheduler(BankLooks):
                     self._looking = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
                     return self._looking
                 self._changed.wait(1.0 if self._waiting else None)  # waiting ones have deadlines
-
-    def _looked_up(self, ticket: Ticket, found: HitList | Failure) -> None:
-        if isinstance(found, Failure):
-            ticket.send(found)
-            return
-        ticket.found = found
-        if ticket.ask.mode != "closed" and not found.hits:
-            self._metrics.count("cmt_query_unknown_total")
-            reply = unknown_reply(ticket.ask, found, self._model.model_id, ticket.ms())
-            ticket.send(Delta(reply.answer))
-            ticket.send(reply)
-            return
-        self._ready.append(ticket)
 
     def _generate_forever(self) -> None:
         while self._wait_for_work():
@@ -208,32 +196,13 @@ class Scheduler(BankLooks):
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
         batch = self._running_batch()
-        asked = [self._fitted(ticket, ticket.doubt) for ticket in tickets]
+        asked = [self._fitted(ticket, ticket.doubt, batch.prompt_tokens) for ticket in tickets]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, QueryInBudget)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
-            self._row(ticket, started[i], one.notes) if isinstance(one, QueryInBudget) else one
+            self._row(ticket, started[i], one.notes, batch.text) if isinstance(one, QueryInBudget) else one
             for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
-
-    def _fitted(self, ticket: Ticket, doubt: Doubt | None) -> QueryInBudget | Failure:
-        options, instructed = self._options, self._model.follows_instructions
-        budget = PromptBudget(
-            options.max_prompt_tokens, options.shorten, self._running_batch().prompt_tokens, instructed
-        )
-        return budget.fitted(query_of(ticket.ask, ticket.found, instructed, doubt))
-
-    def _row(self, ticket: Ticket, started: AnswerStart, notes: Sequence[str]) -> AnswerRow:
-        by_sentence = self._model.follows_instructions  # a trained prefix answers in a few words
-        return AnswerRow(
-            ticket,
-            started,
-            self._running_batch().text,
-            self._model.answer_tokens,
-            notes,
-            by_sentence=by_sentence,
-            doubt=ticket.doubt,
-        )
 
     def _take(self, row: AnswerRow, token: int | None) -> None:
         """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
@@ -242,22 +211,16 @@ class Scheduler(BankLooks):
             row.ticket.send(Delta(text))
         if row.finish_reason is None:
             return
-        if (doubt := row.doubt) is not None:
-            if self._ask_again(row.ticket, doubt):
-                return
-            if text := row.accept():
-                row.ticket.send(Delta(text))
-        reply = row.reply(self._model)
+        if (doubt := row.doubt) is not None and self._ask_again(row.ticket, doubt):
+            return
         self._model_thread.worked()
-        measure(self._metrics, row.ticket.ask, reply)
-        row.ticket.send(reply)
+        self._deliver(row)
 
     def _ask_again(self, ticket: Ticket, doubt: Doubt) -> bool:
         """Lets a doubted answer join again with the text of its best source, if that fits in a prompt."""
-        if isinstance(self._fitted(ticket, doubt), Failure):
+        if isinstance(self._fitted(ticket, doubt, self._running_batch().prompt_tokens), Failure):
             return False
-        self._metrics.count("cmt_query_text_reads_total")
-        ticket.doubt = doubt
+        self._begin_again(ticket, doubt)
         with self._changed:
             self._ready.appendleft(ticket)
         return True
@@ -299,7 +262,7 @@ class Scheduler(BankLooks):
 
     def _is_over(self, ticket: Ticket) -> bool:
         if ticket.late:
-            ticket.send(Failure("deadline", f"the deadline of {ticket.ask.deadline_s:g} s has passed"))
+            ticket.send(late(ticket.ask))
         return ticket.gone
 
     def _drop_gone(self, tickets: deque[Ticket]) -> None:

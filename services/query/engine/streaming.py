@@ -17,19 +17,20 @@ from contextlib import aclosing
 from cmt_core.generation.engine import EngineLost
 from cmt_core.generation.query import AnswerStart
 from services.metrics import Metrics
-from services.query.engine.answer_row import AnswerRow, query_of, unknown_reply
-from services.query.engine.bank_looks import BankLooks, Retired, SchedulerOptions, measure
+from services.query.engine.answer_row import AnswerRow
+from services.query.engine.bank_looks import Retired, SchedulerOptions
 from services.query.engine.grouping import failure_of
 from services.query.engine.messages import Ask, Delta, Event, Failure, HitList
+from services.query.engine.one_question import OneQuestion, late, replaced
 from services.query.engine.ports import MemoryReader, StreamingModel
-from services.query.engine.prompt_budget import PromptBudget, QueryInBudget
-from services.query.engine.ticket import Doubt, Ticket
+from services.query.engine.prompt_budget import QueryInBudget
+from services.query.engine.ticket import Ticket
 from services.supervision import ServiceThread
 
 __all__ = ["StreamAnswerer"]
 
 
-class StreamAnswerer(BankLooks):
+class StreamAnswerer(OneQuestion):
     """Answers questions with `model` from what `bank` holds, until `stop`. The constructor returns when the engine has started.
 
     Raises what its start raises.
@@ -42,7 +43,7 @@ class StreamAnswerer(BankLooks):
         options: SchedulerOptions | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        super().__init__(model, bank, options or SchedulerOptions(), metrics or Metrics())
+        super().__init__(model, bank, options, metrics, weighted_by="prior")
         self._model = model
         self.loop = asyncio.new_event_loop()
         self._bank_threads = ThreadPoolExecutor(1, thread_name_prefix="bank")
@@ -84,7 +85,7 @@ class StreamAnswerer(BankLooks):
             raise Retired
         ticket = Ticket(ask, deliver)
         if (trouble := self.trouble) is not None:
-            ticket.send(_replaced(trouble))
+            ticket.send(replaced(trouble))
             return ticket
         try:
             self.loop.call_soon_threadsafe(self._enter, ticket)
@@ -148,22 +149,14 @@ class StreamAnswerer(BankLooks):
         except asyncio.CancelledError:
             ticket.gone = True
         except EngineLost as error:
-            ticket.send(_replaced(str(error)))
+            ticket.send(replaced(str(error)))
         except BaseException as error:  # noqa: BLE001 - Rust code, which the bank and tokenizers are, panics past Exception
-            late = isinstance(error, TimeoutError) and limit.expired()
-            ticket.send(Failure("deadline", _late(ticket.ask)) if late else failure_of(error))
+            expired = isinstance(error, TimeoutError) and limit.expired()
+            ticket.send(late(ticket.ask) if expired else failure_of(error))
 
     async def _looked_up(self, ticket: Ticket) -> None:
         found = await self._found(ticket.ask)
-        if isinstance(found, Failure):
-            ticket.send(found)
-            return
-        ticket.found = found
-        if ticket.ask.mode != "closed" and not found.hits:
-            self._metrics.count("cmt_query_unknown_total")
-            reply = unknown_reply(ticket.ask, found, self._model.model_id, ticket.ms())
-            ticket.send(Delta(reply.answer))
-            ticket.send(reply)
+        if self._is_over_without_llm(ticket, found):
             return
         self._written_s = self._written_s if self._running else time.monotonic()
         self._count(+1)
@@ -199,23 +192,18 @@ class StreamAnswerer(BankLooks):
 
     async def _written(self, ticket: Ticket) -> None:
         """Asks the engine; a doubted answer of mode `auto` goes on from its best source's text."""
-        asked = self._fitted(ticket, None)
+        asked = self._fitted(ticket, None, self._model.prompt_tokens)
         while True:
             if isinstance(asked, Failure):
                 ticket.send(asked)
                 return
             row = await self._streamed(ticket, asked)
             if (doubt := row.doubt) is not None:
-                asked = self._fitted(ticket, doubt)
+                asked = self._fitted(ticket, doubt, self._model.prompt_tokens)
                 if isinstance(asked, QueryInBudget):
-                    self._metrics.count("cmt_query_text_reads_total")
-                    ticket.doubt = doubt
+                    self._begin_again(ticket, doubt)
                     continue
-                if text := row.accept():
-                    ticket.send(Delta(text))
-            reply = row.reply(self._model)
-            measure(self._metrics, ticket.ask, reply)
-            ticket.send(reply)
+            self._deliver(row)
             return
 
     async def _streamed(self, ticket: Ticket, asked: QueryInBudget) -> AnswerRow:
@@ -232,7 +220,7 @@ class StreamAnswerer(BankLooks):
                 for token in tokens:
                     if row is None:
                         start = AnswerStart(0, begun.prompt_tokens, begun.weights, token)
-                        row = self._row(ticket, start, asked.notes)
+                        row = self._row(ticket, start, asked.notes, self._model.text)
                     if text := row.push(token):
                         ticket.send(Delta(text))
                     if row.finish_reason is not None:
@@ -242,23 +230,6 @@ class StreamAnswerer(BankLooks):
                         ticket.send(Delta(text))
                     return row
         raise RuntimeError("the engine ended an answer without its last word")
-
-    def _fitted(self, ticket: Ticket, doubt: Doubt | None) -> QueryInBudget | Failure:
-        options, instructed = self._options, self._model.follows_instructions
-        budget = PromptBudget(options.max_prompt_tokens, options.shorten, self._model.prompt_tokens, instructed)
-        return budget.fitted(query_of(ticket.ask, ticket.found, instructed, doubt))
-
-    def _row(self, ticket: Ticket, started: AnswerStart, notes: Sequence[str]) -> AnswerRow:
-        return AnswerRow(
-            ticket,
-            started,
-            self._model.text,
-            self._model.answer_tokens,
-            notes,
-            by_sentence=self._model.follows_instructions,  # a trained prefix answers in a few words
-            doubt=ticket.doubt,
-            weighted_by="prior",
-        )
 
     def _count(self, step: int) -> None:
         self._running += step
@@ -273,12 +244,4 @@ class StreamAnswerer(BankLooks):
     def _fail_all(self) -> None:
         """Nobody answers any more: all who wait are told."""
         for ticket in list(self._tasks):
-            ticket.send(_replaced(self.trouble or "it has ended"))
-
-
-def _replaced(why: str) -> Failure:
-    return Failure("engine", f"the engine is being replaced: {why}")
-
-
-def _late(ask: Ask) -> str:
-    return f"the deadline of {ask.deadline_s:g} s has passed"
+            ticket.send(replaced(self.trouble))
