@@ -47,7 +47,7 @@ _REFUSES = re.compile(
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A question with its answer by one model: whether it tells the facts, refuses, names the right source first, and what
-    it was read from; `stale`: it tells what an update has changed."""
+    it was read from; `stale`: it tells what an update has changed, `all_sources`: all articles that tell the facts were read."""
 
     asked: AskedQuestion
     answer: str
@@ -57,14 +57,15 @@ class Judged:
     read_text: bool
     grounded: bool
     stale: bool = False
+    all_sources: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AskPoint:
     """One model's shares on one kind of question (or all), in per cent; None where there is nothing to take a share of.
 
-    `told` and `right_source` are of the questions that articles answer; `refused` of all; `refusing_precision` are refusals that
-    are right, `refusing_recall` questions without an answer that are refused.
+    `told`, `right_source` and `all_sources` are of the questions that articles answer; `refused` of all; `refusing_precision` are
+    refusals that are right, `refusing_recall` questions without an answer that are refused.
     """
 
     system: str
@@ -72,6 +73,7 @@ class AskPoint:
     questions: int
     told: float | None
     right_source: float | None
+    all_sources: float | None
     refused: float | None
     refusing_precision: float | None
     refusing_recall: float | None
@@ -202,6 +204,7 @@ def _judged(asked: AskedQuestion, reply: Reply, stale: Sequence[str]) -> Judged:
         read_text=reply.read == "text",
         grounded=bool(reply.grounded),
         stale=any(contains_facts(reply.answer, [[old]]) for old in stale),
+        all_sources=set(asked.article_ids) <= {source.doc_id for source in reply.sources},
     )
 
 
@@ -216,6 +219,7 @@ def _point(name: str, kind: str, judged: Sequence[Judged]) -> AskPoint:
         questions=len(judged),
         told=_share(answerable, lambda one: one.told),
         right_source=_share(answerable, lambda one: one.right_source),
+        all_sources=_share(answerable, lambda one: one.all_sources),
         refused=_share(judged, lambda one: one.refused),
         refusing_precision=_share(refused, lambda one: not one.asked.article_ids),
         refusing_recall=_share(absent, lambda one: one.refused),

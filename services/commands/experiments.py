@@ -96,6 +96,9 @@ def ask_command(
     leave_out: Annotated[
         int | None, typer.Option(min=2, help="Leave every n-th article out: its questions have no answer then.")
     ] = None,
+    bridges: Annotated[
+        bool, typer.Option("--bridges", help="Ask 30 questions instead that take two articles for one answer.")
+    ] = False,
     updates: Annotated[
         bool, typer.Option("--updates", help="Ask after some 100 made updates instead, and count answers that are old.")
     ] = False,
@@ -105,11 +108,11 @@ def ask_command(
     """150 questions as people ask them about the sample news, put to the service's engine; by kind."""
     from services.commands.ask_evaluation import ask_all, left_out, made_updates, models_of, points
     from services.commands.sample_bank import fill_bank, sample_items
-    from services.sample_news import ask_questions, read_questions
+    from services.sample_news import ask_questions, bridge_questions, read_questions
 
     asked = Experiment.of(config, "sample news", 0, 0, 0)
     model = asked.model()
-    items, questions = sample_items(), ask_questions()
+    items, questions = sample_items(), bridge_questions() if bridges else ask_questions()
     stale: list[list[str]] = []
     if leave_out:
         items, questions = left_out(items, questions, leave_out)

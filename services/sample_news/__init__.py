@@ -17,6 +17,7 @@ __all__ = [
     "SAMPLE_NEWS",
     "AskedQuestion",
     "ask_questions",
+    "bridge_questions",
     "free_questions",
     "read_questions",
     "sample_locations",
@@ -63,7 +64,15 @@ def ask_questions(folder: Path = SAMPLE_NEWS) -> list[AskedQuestion]:
 
     "Latest" and days are those of 20 November 2026.
     """
-    lines = (folder / "ask_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    return _asked(folder / "ask_questions.jsonl")
+
+
+def bridge_questions(folder: Path = SAMPLE_NEWS) -> list[AskedQuestion]:
+    """30 questions that name what they ask about by what a second article tells; the first answers."""
+    return _asked(folder / "bridge_questions.jsonl")
+
+
+def _asked(path: Path) -> list[AskedQuestion]:
     return [
         AskedQuestion(
             row["kind"],
@@ -72,7 +81,7 @@ def ask_questions(folder: Path = SAMPLE_NEWS) -> list[AskedQuestion]:
             tuple(row["article_ids"]),
             tuple((asked, answer) for asked, answer in row.get("earlier", ())),
         )
-        for row in map(json.loads, lines)
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
     ]
 
 

@@ -12,7 +12,7 @@ from cmt_core.evaluation.metrics import contains_facts
 from services.commands.ask_evaluation import ask_all, left_out, made_updates, models_of, points
 from services.commands.sample_bank import fill_bank, sample_items
 from services.errors import SettingsError
-from services.sample_news import AskedQuestion, ask_questions, read_questions
+from services.sample_news import AskedQuestion, ask_questions, bridge_questions, read_questions
 from services.settings import load_settings
 from services.stream.record import Document
 from services.testing.lexical import LexicalModel
@@ -37,6 +37,15 @@ def test_the_set_has_every_kind_and_its_facts_stand_in_the_articles(articles: di
         text = " ".join(f"{articles[name].title} {articles[name].text}" for name in one.article_ids)
         for fact in one.facts:
             assert contains_facts(text, [fact]), (one.question, fact)
+
+
+def test_bridges_are_answered_by_their_first_article_and_take_both(articles: dict[str, Document]) -> None:
+    asked = bridge_questions()
+    assert len(asked) == 30 == len({one.question for one in asked})
+    for one in asked:
+        first, second = (f"{articles[name].title} {articles[name].text}" for name in one.article_ids)
+        assert contains_facts(first, one.facts), one.question
+        assert not contains_facts(second, one.facts), one.question
 
 
 def test_updates_change_the_answer_twice_and_the_old_ones_are_gone(articles: dict[str, Document]) -> None:
@@ -81,6 +90,7 @@ def test_answers_are_judged_by_kind_on_a_real_bank(tmp_path: Path) -> None:
     assert [one.told for one in judged] == [True, False, False, False, True]
     assert [one.refused for one in judged] == [False, False, True, False, False]
     assert [one.right_source for one in judged] == [True, False, False, False, True]
+    assert [one.all_sources for one in judged] == [True, False, True, True, True]
     assert [one.stale for one in judged] == [True, False, False, False, False]
     found = {point.kind: point for point in points("cmt-memory", judged)}
     assert list(found) == ["fact", "absent", "follow", "all"]
