@@ -18,7 +18,7 @@ from tests.e2e.cluster import CHART, Namespace, helm, kubectl
 from tests.load import DOCUMENTS, LOAD
 from tests.waiting import until
 
-__all__ = ["IMAGE", "KAFKA_IMAGE", "MARKER", "Release", "chart_copy"]
+__all__ = ["IMAGE", "KAFKA_IMAGE", "MARKER", "Release", "chart_copy", "hands_out_tokens"]
 
 IMAGE = os.environ.get("E2E_IMAGE", "cmt:0.1.0")
 KAFKA_IMAGE = os.environ.get("E2E_KAFKA_IMAGE", "apache/kafka:4.1.0")
@@ -59,7 +59,8 @@ class Release:
         self._key = [f"CMT_CLIENT__API_KEY={key}"]
         repository, _, tag = IMAGE.rpartition(":")
         image = {"repository": repository, "tag": tag, "digest": "", "pullSecrets": []}
-        own = {"image": image, "networkPolicy": {"operatorNamespace": operator_namespace()}}
+        own: dict[str, Any] = {"image": image, "networkPolicy": {"operatorNamespace": operator_namespace()}}
+        own["ray"] = {"tokenAuth": hands_out_tokens()}
         made = chart.parent / f"{namespace.name}-{name}.yaml"
         made.write_text(yaml.safe_dump(own), encoding="utf-8")
         files = [CHART / "ci" / f"{ci}-values.yaml", *(VALUES / f"{cut}.yaml" for cut in ("small", *cuts)), made]
@@ -188,6 +189,11 @@ class Release:
         assert name, self.state()
         self.namespace.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
         return name
+
+
+def hands_out_tokens() -> bool:
+    """Whether the KubeRay of this cluster does so for jobs, too: 1.6 or newer, known by the kind that it brought."""
+    return "raycronjobs.ray.io" in kubectl("get", "customresourcedefinitions", "--output=name")
 
 
 def operator_namespace() -> str:

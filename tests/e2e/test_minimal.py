@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import Namespace, helm, kubectl
-from tests.e2e.installed import IMAGE, MARKER, Release
+from tests.e2e.installed import IMAGE, MARKER, Release, hands_out_tokens
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(2400)
@@ -114,6 +114,9 @@ def test_a_wrong_value_is_refused_in_one_line(release: Release) -> None:
     assert "max" in said
     said = release.refused("--set", "ingress.enabled=true", "--set", "ingress.host=news.example")
     assert "without a key" in said
+    if not hands_out_tokens():
+        said = release.refused("--set", "ray.tokenAuth=true")
+        assert "set ray.tokenAuth=false" in said
 
 
 def test_an_upgrade_and_its_rollback_leave_the_answers(release: Release) -> None:

@@ -200,5 +200,8 @@ def test_the_query_head_killed_costs_few_answers_where_redis_has_its_state(relea
 
 def test_uninstall_ends_though_redis_has_the_clusters_state(release: Release) -> None:
     """KubeRay empties Redis by a job before it lets the cluster go, and can't in a namespace that is being deleted."""
+    kept = lambda: int(release.namespace.exec("redis", "sh", "-c", 'REDISCLI_AUTH="$PASSWORD" redis-cli dbsize'))  # noqa: E731
+    assert kept() > 0
     release.uninstall()
     until(lambda: not release.namespace.found("rayclusters"), 120.0, every_s=2, seen=release.state)
+    assert kept() == 0
