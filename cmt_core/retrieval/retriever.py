@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -69,14 +70,27 @@ class Retriever:
             out[rows] = self._encode([texts[i] for i in rows])
         return out
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The encoder's tokens of each text, with those that stand around it."""
+        return self._tokenizer.batch(list(texts))
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[str]) -> list[Tensor]:
+        """The last hidden states (n, D) of each text's tokens, which pooling makes a key of; fp32, read in one batch."""
+        hidden, attended = self._read(self.token_ids(texts))
+        return [own[: int(many)].cpu() for own, many in zip(hidden, attended.sum(dim=1), strict=True)]
+
     def _encode(self, texts: list[str]) -> NDArray[np.float16]:
-        rows = self._tokenizer.batch(texts)
-        T = -(-max(map(len, rows)) // _BUCKET_TOKENS) * _BUCKET_TOKENS
-        ids = torch.tensor([row + [self._pad_id] * (T - len(row)) for row in rows], device=self._device)
-        attended = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=self._device)
-        hidden = self._model(input_ids=ids, attention_mask=attended).last_hidden_state.float()
+        hidden, attended = self._read(self.token_ids(texts))
         vectors = pooled(hidden, attended, self.layout.pooling)
         for layer in self._dense:
             vectors = layer(vectors)
         unit = torch.nn.functional.normalize(vectors[:, : self.d_key], dim=-1).cpu().numpy()
         return np.asarray(unit, dtype=np.float16)
+
+    def _read(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (N, T, D) in fp32 of rows of token ids, and which of them are tokens (N, T)."""
+        T = -(-max(map(len, rows)) // _BUCKET_TOKENS) * _BUCKET_TOKENS
+        ids = torch.tensor([row + [self._pad_id] * (T - len(row)) for row in rows], device=self._device)
+        attended = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows], device=self._device)
+        return self._model(input_ids=ids, attention_mask=attended).last_hidden_state.float(), attended
