@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -20,6 +21,9 @@ __all__ = ["VLLMEngine", "connector_config", "engine_arguments"]
 
 _OURS = frozenset({"model", "kv_transfer_config", "disable_hybrid_kv_cache_manager", "skip_tokenizer_init"})
 _LEAST_TOP_P = 1e-6
+_CORE_BEHIND = 10  # steps of niceness
+
+_log = logging.getLogger(__name__)
 
 
 def connector_config(checkpoint: Path, bits_per_token: int | None = None) -> dict[str, Any]:
@@ -81,7 +85,9 @@ class VLLMEngine:
         try:
             require_supported(vllm.__version__)
             named = engine_arguments(llm, checkpoint, bits_per_token, arguments or {})
-            return cls(AsyncLLM.from_engine_args(AsyncEngineArgs(**named)))
+            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**named))
+            _put_core_behind_workers(engine)
+            return cls(engine)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"vLLM can't start: {one_line(error)}") from None
 
@@ -207,3 +213,21 @@ def _environment() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # pinned threads are 2 to 3 times slower beside others
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _put_core_behind_workers(engine: Any) -> None:
+    """On a CPU: the core's main thread waits for a step in a loop that never sleeps, on a core that the step computes on.
+
+    So it runs at a lower priority than the workers (decision 0163). Where vLLM keeps its processes may change; then nothing is done.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    try:
+        processes = engine.engine_core.resources.engine_manager.processes
+        for process in processes:
+            own = os.getpriority(os.PRIO_PROCESS, process.pid)
+            os.setpriority(os.PRIO_PROCESS, process.pid, min(19, own + _CORE_BEHIND))
+    except (AttributeError, OSError) as error:
+        _log.warning("vLLM's core keeps its priority, which costs answers on a CPU: %s", one_line(error))
