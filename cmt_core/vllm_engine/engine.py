@@ -218,7 +218,7 @@ def _environment() -> None:
 def _put_core_behind_workers(engine: Any) -> None:
     """On a CPU: the core's main thread waits for a step in a loop that never sleeps, on a core that the step computes on.
 
-    So it runs at a lower priority than the workers (decision 0163). Where vLLM keeps its processes may change; then nothing is done.
+    So it runs at a lower priority than the workers (decision 0163). Where vLLM keeps its processes elsewhere, nothing is done.
     """
     from vllm.platforms import current_platform
 
