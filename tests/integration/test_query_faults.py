@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import openai
 import pytest
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
 
 from services.errors import ServiceError
@@ -101,7 +103,13 @@ class Crowd:
 def replica_pids(replicas: int) -> set[int]:
     handle = serve.get_deployment_handle("Engine", APP_NAME)
     pids: set[int] = set()
-    until(lambda: len(pids.add(handle.loaded.remote().result(timeout_s=10).pid) or pids) == replicas, 120.0)
+
+    def all_seen() -> bool:
+        with suppress(RayActorError):  # asked while it died
+            pids.add(handle.loaded.remote().result(timeout_s=10).pid)
+        return len(pids) == replicas
+
+    until(all_seen, 120.0)
     return pids
 
 
