@@ -25,7 +25,14 @@ from cmt_core.llm.pypi_models import PYPI_MODELS, PypiModel
 
 __all__ = ["INSTALLED_MODELS", "file_sha256", "resolve_model"]
 
-INSTALLED_MODELS = Path(sys.prefix) / "share" / "cmt" / "models"
+
+def installed_models(prefix: Path, package: Path) -> Path:
+    """Where an image keeps models: in the interpreter's environment, or in the one below it that `package` is installed in."""
+    folders = [one / "share" / "cmt" / "models" for one in (prefix, *package.parents)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+INSTALLED_MODELS = installed_models(Path(sys.prefix), Path(__file__))
 _COPY_BYTES = 2**20
 
 

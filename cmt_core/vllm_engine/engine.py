@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import uuid
@@ -84,6 +85,7 @@ class VLLMEngine:
             ) from None
         try:
             require_supported(vllm.__version__)
+            _require_kernels()
             named = engine_arguments(llm, checkpoint, bits_per_token, arguments or {})
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**named))
             _put_core_behind_workers(engine)
@@ -213,6 +215,17 @@ def _environment() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # pinned threads are 2 to 3 times slower beside others
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _require_kernels() -> None:
+    """Raises ConfigError with the loader's reason: vLLM only warns, and its worker ends later for another one."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        try:
+            importlib.import_module("vllm._C")
+        except ImportError as error:
+            raise ConfigError(f"vLLM's kernels can't be loaded: {one_line(error)}") from None
 
 
 def _put_core_behind_workers(engine: Any) -> None:

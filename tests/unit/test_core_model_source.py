@@ -198,3 +198,13 @@ def test_pinned_wheels_have_a_whole_sha256() -> None:
     pins = [sha256 for model in PYPI_MODELS.values() for _, sha256 in model.wheels]
     assert len(pins) == len(set(pins)) >= 30
     assert all(len(bytes.fromhex(sha256)) == hashlib.sha256().digest_size for sha256 in pins)
+
+
+def test_models_of_an_image_are_found_by_an_environment_on_top_of_the_one_that_has_them(tmp_path: Path) -> None:
+    below, on_top = tmp_path / "venv", tmp_path / "vllm"
+    package = below / "lib" / "python3.11" / "site-packages" / "cmt_core" / "llm" / "model_source.py"
+    assert model_source.installed_models(on_top, package) == on_top / "share" / "cmt" / "models"  # nobody has any
+    (below / "share" / "cmt" / "models").mkdir(parents=True)
+    assert model_source.installed_models(on_top, package) == below / "share" / "cmt" / "models"
+    (on_top / "share" / "cmt" / "models").mkdir(parents=True)
+    assert model_source.installed_models(on_top, package) == on_top / "share" / "cmt" / "models"
