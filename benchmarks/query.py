@@ -36,9 +36,10 @@ from benchmarks.query_alone import in_process, plain_loop, stock_model
 from benchmarks.query_clients import MODES, Figure, console, figures_of, steady_load
 from cmt_core.data.qa import QAExample, read_qa
 from cmt_core.model import CMT
-from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.records import DocumentWrite, Position
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
+from services.commands.encoding import chunks_of
 from services.models import fetch_models, load_cmt
 from services.query.ray_serve import app
 from services.runtime import ray_session
@@ -134,12 +135,7 @@ def _fill(settings: Settings, cmt: CMT, examples: Sequence[QAExample]) -> dict[s
 
 
 def _write(cmt: CMT, example: QAExample, offset: int) -> DocumentWrite:
-    windows = cmt.windows(example.title, example.text)
-    keys, memories = cmt.document_keys(windows), cmt.compress(windows)
-    chunks = tuple(
-        Chunk(window.text, key, memory.code, memory.n_tokens)
-        for window, key, memory in zip(windows, keys, memories, strict=True)
-    )
+    chunks = tuple(chunks_of(cmt, cmt.windows(example.title, example.text)))
     now = datetime.now(UTC)
     return DocumentWrite(
         "default", example.doc_id, example.title, None, None, None, None, Position(0, 0, offset, now), chunks

@@ -49,7 +49,8 @@ def main(
     others = list(read_qa(settings.data_dir / foreign))
     there, missing, texts = _parted(examples, paragraphs, rng)
     rng.shuffle(others)
-    index = HybridIndex(list(texts.values()), retriever.keys(list(texts.values())))
+    keys = retriever.document_keys(list(texts.values()))
+    index = HybridIndex(list(texts.values()), keys.vectors, tokens=keys.tokens)
     asked = {"answerable": there[:questions], "missing": missing[:questions], "foreign": others[:questions]}
     seen = {name: _judged(index, list(texts.items()), retriever, own) for name, own in asked.items()}
     seen["found_first"] = [one for one in seen["answerable"] if one[2]]
@@ -99,7 +100,8 @@ def _judged(
     """Of each question the best cosine, the best evidence, and whether its own document was found first."""
     questions = [example.question for example in asked]
     judged = []
-    found = index.nearest(questions, retriever.query_keys(questions), _READ)
+    keys = retriever.query_keys(questions)
+    found = index.nearest(questions, keys.vectors, _READ, tokens=keys.tokens)
     for example, hits in zip(asked, found, strict=True):
         cosines = [hit.cosine for hit in hits]
         both = evidence([example.question], [texts[hit.row][1] for hit in hits], cosines)

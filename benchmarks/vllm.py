@@ -91,7 +91,9 @@ def _bank(chosen: argparse.Namespace) -> tuple[Any, list[str]]:
     for number, line in enumerate(TEXTS.read_text(encoding="utf-8").splitlines()):
         title, _, text = json.loads(line)["text"].partition("\n")
         windows = model.windows(title, text)[:1]
-        for part, key, memory in zip(windows, model.document_keys(windows), model.compress(windows), strict=True):
+        for part, key, memory in zip(
+            windows, model.document_keys(windows).vectors, model.compress(windows), strict=True
+        ):
             bank.add(key, window(f"d{number}", part.text, memory.code, title=title))
         questions.append(f"What is told about this: {title}?")
     return bank, questions

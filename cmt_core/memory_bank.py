@@ -83,6 +83,7 @@ class BankRow:
     entry: Entry
     window: Window
     key: NDArray[np.float16]
+    tokens: bytes
     memory: Memory | None
 
 
@@ -129,7 +130,10 @@ class MemoryBank:
         keys = self.model.document_keys(windows)
         memories: Sequence[Memory | None] = self.model.compress(windows) if compress else [None] * len(windows)
         self._rows = [row for row in self._rows if row.entry.doc_id not in latest]
-        self._rows += [BankRow(*one, key, memory) for one, key, memory in zip(made, keys, memories, strict=True)]
+        self._rows += [
+            BankRow(*one, key, tokens, memory)
+            for one, key, tokens, memory in zip(made, keys.vectors, keys.tokens, memories, strict=True)
+        ]
         self._index = None
         return [entry.doc_id for entry in named]
 
@@ -192,7 +196,8 @@ class MemoryBank:
         if self._index is None:
             names = [(row.entry.doc_id, row.window.number) for row in self._rows]
             keys = np.stack([row.key for row in self._rows])
-            self._index = HybridIndex([row.window.reading for row in self._rows], keys, self.ranking, names)
+            texts, tokens = [row.window.reading for row in self._rows], [row.tokens for row in self._rows]
+            self._index = HybridIndex(texts, keys, self.ranking, names, tokens)
         return self._index
 
     @property
@@ -202,7 +207,8 @@ class MemoryBank:
 
     def nearest(self, questions: Sequence[str], k: int) -> list[list[RowHit]]:
         """The rows of the k best documents of every question, best first."""
-        return self.index.nearest(questions, self.model.query_keys(questions), k)
+        keys = self.model.query_keys(questions)
+        return self.index.nearest(questions, keys.vectors, k, tokens=keys.tokens)
 
     def codes(self, rows: Sequence[Sequence[int]]) -> list[list[bytes]]:
         """Packed memories of several lists of rows, those compressed now that were not."""
@@ -269,12 +275,13 @@ class MemoryBank:
                 f"bank {folder} holds memories of checkpoint {head['model_id'][:12]}, the model's is "
                 f"{bank.model.model_id[:12]}: add its documents again, or load it with its own"
             )
-        keys, ends = tensors["keys"].numpy(), np.cumsum(tensors["sizes"].numpy()).tolist()
-        packed = tensors["memories"].numpy().tobytes()
-        for row, key, start, end in zip(rows, keys, [0, *ends], ends, strict=False):
+        memories = _parts(tensors["memories"], tensors["sizes"])
+        # a bank that was saved by an older version has no tokens
+        tokens = _parts(tensors["tokens"], tensors["token_sizes"]) if "tokens" in tensors else [b""] * len(rows)
+        for row, key, packed, code in zip(rows, tensors["keys"].numpy(), tokens, memories, strict=True):
             moment = row["published_at"]
             entry = Entry(**(row["entry"] | {"published_at": datetime.fromisoformat(moment) if moment else None}))
-            bank._rows.append(BankRow(entry, Window(**row["window"]), key, Memory(packed[start:end], row["n_tokens"])))
+            bank._rows.append(BankRow(entry, Window(**row["window"]), key, packed, Memory(code, row["n_tokens"])))
         return bank
 
     def _with(self, rows: Sequence[BankRow], model: CMT, index: HybridIndex | None) -> MemoryBank:
@@ -313,14 +320,29 @@ class MemoryBank:
         save_tensors(
             {
                 "keys": torch.from_numpy(keys),
-                "memories": torch.frombuffer(bytearray(b"".join(codes) or b"\0"), dtype=torch.uint8),
-                "sizes": torch.tensor([len(code) for code in codes], dtype=torch.int64),
+                "memories": _joined(codes),
+                "sizes": _sizes(codes),
+                "tokens": _joined([row.tokens for row in self._rows]),
+                "token_sizes": _sizes([row.tokens for row in self._rows]),
             },
             folder / _TENSORS,
         )
         with (folder / _ROWS).open("w", encoding="utf-8") as file:
             for line in [{"format": _FORMAT, "model_id": self.model.model_id}, *map(_line, self._rows)]:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _joined(parts: Sequence[bytes]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(b"".join(parts) or b"\0"), dtype=torch.uint8)
+
+
+def _sizes(parts: Sequence[bytes]) -> torch.Tensor:
+    return torch.tensor([len(part) for part in parts], dtype=torch.int64)
+
+
+def _parts(joined: torch.Tensor, sizes: torch.Tensor) -> list[bytes]:
+    packed, ends = joined.numpy().tobytes(), np.cumsum(sizes.numpy()).tolist()
+    return [packed[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _line(row: BankRow) -> dict[str, Any]:

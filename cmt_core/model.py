@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.errors import CheckpointError
@@ -28,6 +26,7 @@ from cmt_core.memory.format import Memory
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 from cmt_core.reading.prompting_choice import prompting_of
+from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.retrieval.sentence_layout import read_layout
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
@@ -127,12 +126,12 @@ class CMT:
         """A document's windows, none for a text without words."""
         return split_document(title, text, self.config.window_tokens, lambda part: len(self.tokens.ids(part)))
 
-    def document_keys(self, windows: Sequence[Window]) -> NDArray[np.float16]:
-        """Retrieval keys (N, d_key) of windows."""
-        return self.retriever.keys([window.reading for window in windows])
+    def document_keys(self, windows: Sequence[Window]) -> DocumentKeys:
+        """What N windows are found by."""
+        return self.retriever.document_keys([window.reading for window in windows])
 
-    def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
-        """Retrieval keys (B, d_key) of questions."""
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """What B questions look for."""
         return self.retriever.query_keys(questions)
 
     @torch.inference_mode()

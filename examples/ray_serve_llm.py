@@ -115,7 +115,14 @@ class WithMemory:
     def _found(self, question: str) -> list[Any]:
         keys = self._model.query_keys([question])
         (hits,) = self._bank.search(
-            keys, self._model.default_top_k, "default", None, None, texts=[question], every_chunk=False
+            keys.vectors,
+            self._model.default_top_k,
+            "default",
+            None,
+            None,
+            texts=[question],
+            tokens=keys.tokens,
+            every_chunk=False,
         )
         return [hit for hit in hits if hit.score >= self._model.min_score]
 

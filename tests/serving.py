@@ -53,7 +53,7 @@ def publish(
     **about: Any,
 ) -> None:
     stored = window(doc_id, text, model.pack(text), title=title, **about)
-    bank.add(model.query_keys([text])[0], stored, record_time)
+    bank.add(model.query_keys([text]).vectors[0], stored, record_time)
 
 
 class LocalEngine(LiveEngine):

@@ -61,13 +61,14 @@ def calibrate(
     from cmt_core.retrieval.hybrid import HybridIndex
 
     questions = [item.question for item in items]
-    keys, asked = retriever.keys(texts), retriever.query_keys(questions)
-    found = HybridIndex(texts, keys).nearest(questions, asked, _CANDIDATES)
+    keys, asked = retriever.document_keys(texts), retriever.query_keys(questions)
+    index = HybridIndex(texts, keys.vectors, tokens=keys.tokens)
+    found = index.nearest(questions, asked.vectors, _CANDIDATES, tokens=asked.tokens)
     candidates = [[one.row for one in rows] for rows in found]
     scores = [[one.score for one in rows] for rows in found]
     nats = _likelihoods(reader, questions, candidates, coded, progress, stage)
     temperature, weight, own = _best_prior(candidates, scores, nats)
-    cosines = asked.astype(np.float32) @ keys.astype(np.float32).T
+    cosines = asked.vectors.astype(np.float32) @ keys.vectors.astype(np.float32).T
     return Calibration(temperature, weight, _SHOWN.min_score if known_retriever else _threshold(cosines), own)
 
 

@@ -24,6 +24,7 @@ __all__ = ["HybridIndex", "RowHit"]
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 _STOP_WORDS = frozenset(STOPWORDS_EN)
 _Scores = NDArray[np.float32]
+_NO_TOKENS: _Scores = np.zeros((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class RowHit:
 
 
 class HybridIndex:
-    """N texts with keys (N, d); `names` say which document each is a part of (each is its own without them)."""
+    """N texts with keys (N, d) and packed tokens; `names` say which document each is a part of (each is its own without them)."""
 
     def __init__(
         self,
@@ -44,8 +45,10 @@ class HybridIndex:
         keys: NDArray[np.floating],
         ranking: Ranking = HYBRID,
         names: Sequence[Name] | None = None,
+        tokens: Sequence[bytes] = (),
     ) -> None:
         self._texts, self._keys, self._ranking = texts, _unit(keys), ranking
+        self._tokens = tokens or [b""] * len(texts)
         self._names = dict(enumerate(names or [("", row) for row in range(len(texts))]))
         self._own_documents = names is None
         self._stemmer = Stemmer.Stemmer("english")
@@ -58,19 +61,31 @@ class HybridIndex:
     def part(self, rows: Sequence[int]) -> HybridIndex:
         """The index of these rows only; BM25's statistics are theirs, too."""
         names = None if self._own_documents else [self._names[row] for row in rows]
-        return HybridIndex([self._texts[row] for row in rows], self._keys[list(rows)], self._ranking, names)
+        texts, tokens = [self._texts[row] for row in rows], [self._tokens[row] for row in rows]
+        return HybridIndex(texts, self._keys[list(rows)], self._ranking, names, tokens)
 
     def nearest(
-        self, questions: Sequence[str], keys: NDArray[np.floating], k: int, *, every_chunk: bool = False
+        self,
+        questions: Sequence[str],
+        keys: NDArray[np.floating],
+        k: int,
+        *,
+        tokens: Sequence[NDArray[np.float32]] = (),
+        every_chunk: bool = False,
     ) -> list[list[RowHit]]:
-        """The k best rows of every question with keys (B, d), best first; of a document the best one unless `every_chunk`."""
+        """The k best rows of every question with keys (B, d), best first; of a document the best one unless `every_chunk`.
+
+        `tokens` are the questions' token vectors (Q, D); without them they don't count.
+        """
         cosines: _Scores = _unit(keys) @ self._keys.T  # (B, N)
         return [
-            self._best(question, near, self._words_score(question), k, every_chunk or self._own_documents)
-            for question, near in zip(questions, cosines, strict=True)
+            self._best(question, asked, near, self._words_score(question), k, every_chunk or self._own_documents)
+            for question, asked, near in zip(questions, tokens or [_NO_TOKENS] * len(questions), cosines, strict=True)
         ]
 
-    def _best(self, question: str, near: _Scores, bm25: _Scores, k: int, every_chunk: bool) -> list[RowHit]:
+    def _best(
+        self, question: str, asked: _Scores, near: _Scores, bm25: _Scores, k: int, every_chunk: bool
+    ) -> list[RowHit]:
         """Candidates are widened until k documents are found or all rows were seen."""
         pool = max(k, CANDIDATES)
         while True:
@@ -79,9 +94,11 @@ class HybridIndex:
                 {row: float(near[row]) for row in rows}, {row: float(bm25[row]) for row in rows if bm25[row] > 0}
             )
             order = self._ranking.order(ranks, self._names)
-            if self._has_words and self._ranking.reads_texts:
+            if self._has_words and (self._ranking.reads_texts or self._ranking.reads_tokens):
                 firsts = {row: self._texts[row] for row in self._ranking.first(order)}
-                ranks = self._ranking.with_proximity(question, ranks, firsts)
+                ranks = self._ranking.looked_at(
+                    question, asked, ranks, firsts, {row: self._tokens[row] for row in firsts}
+                )
                 order = self._ranking.order(ranks, self._names)
             chosen = order if every_chunk else self._ranking.one_a_document(order, self._names)
             if len(chosen) >= k or pool >= len(self._texts):

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_core.retrieval.late_interaction import closeness
 from cmt_core.retrieval.proximity import RERANKED, proximity
 
 __all__ = ["CANDIDATES", "DENSE", "HYBRID", "Name", "Ranking", "RankingMode"]
 
 CANDIDATES = 64
 """Rows a question that are ranked: so many of the nearest by key, and as many of the best by words."""
+TOKEN_WEIGHT = 4.0
 Name = tuple[str, int]
 """A row's document and which of its windows it is; rows of one score are in this order."""
 RankingMode = Literal["dense", "hybrid", "rrf"]
@@ -20,19 +25,31 @@ RankingMode = Literal["dense", "hybrid", "rrf"]
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """`dense` orders by the cosine of the keys, `hybrid` by cosine + `word_weight` * BM25 / the question's best BM25, and the
-    first of that order again with `proximity_weight` * proximity (cmt_core/retrieval/proximity.py) added.
+    first of that order again with `proximity_weight` * proximity (proximity.py) and `token_weight` * closeness
+    (late_interaction.py) added.
 
-    `rrf` fuses the two orders by reciprocal rank (Cormack et al. 2009) instead. Decisions 0060 and 0064 have the measurements.
+    `rrf` fuses the two orders by reciprocal rank (Cormack et al. 2009) instead. Decisions 0060, 0064 and 0170 have the
+    measurements.
     """
 
     mode: RankingMode = "hybrid"
     word_weight: float = 0.4
     proximity_weight: float = 1.0
+    token_weight: float = TOKEN_WEIGHT
 
     @property
     def reads_texts(self) -> bool:
         """Whether the texts of the best rows are needed."""
-        return self.mode == "hybrid" and self.reads_words and self.proximity_weight > 0
+        return self._reads_first and self.proximity_weight > 0
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the token vectors of the best rows are needed."""
+        return self._reads_first and self.token_weight > 0
+
+    @property
+    def _reads_first(self) -> bool:
+        return self.mode == "hybrid" and self.reads_words
 
     @property
     def reads_words(self) -> bool:
@@ -54,19 +71,34 @@ class Ranking:
         """The rows, best first."""
         return sorted(ranks, key=lambda row: (-ranks[row], *names[row]))
 
-    def with_proximity(self, question: str, ranks: Mapping[int, float], texts: Mapping[int, str]) -> dict[int, float]:
-        """The ranks, with the proximity of the question's words added for the rows that have a text here.
+    def looked_at(
+        self,
+        question: str,
+        question_tokens: NDArray[np.float32],
+        ranks: Mapping[int, float],
+        texts: Mapping[int, str],
+        tokens: Mapping[int, bytes],
+    ) -> dict[int, float]:
+        """The ranks, with what a look at the texts and the packed tokens of the first rows adds.
 
-        `texts` should be those of the first `RERANKED` rows of the order: rarity of words counts among them.
+        `texts` should be those of the first `RERANKED` rows of the order: rarity of words counts among them. `tokens` may lack
+        rows, those of older banks: they get the mean of the others.
         """
-        close = proximity(question, list(texts.values()))
-        return dict(ranks) | {
-            row: ranks[row] + self.proximity_weight * one for row, one in zip(texts, close, strict=True)
-        }
+        added = dict.fromkeys(texts, 0.0)
+        if self.reads_texts:
+            for row, one in zip(texts, proximity(question, list(texts.values())), strict=True):
+                added[row] += self.proximity_weight * one
+        known = {row: packed for row in texts if (packed := tokens.get(row))}
+        if self.reads_tokens and known and len(question_tokens):
+            close = dict(zip(known, closeness(question_tokens, list(known.values())), strict=True))
+            usual = sum(close.values()) / len(close)
+            for row in added:
+                added[row] += self.token_weight * close.get(row, usual)
+        return dict(ranks) | {row: ranks[row] + one for row, one in added.items()}
 
     @staticmethod
     def first(order: Sequence[int]) -> Sequence[int]:
-        """The rows of an order whose texts `with_proximity` wants."""
+        """The rows of an order whose texts `looked_at` wants."""
         return order[:RERANKED]
 
     @staticmethod

@@ -5,7 +5,8 @@ It is used as its own files say (sentence_layout.py): pooling, dense layers, wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from cmt_core.errors import ModelSourceError, one_line
 from cmt_core.llm.backbone import pick_dtype
 from cmt_core.llm.control_tokens import SafeTokenizer
 from cmt_core.llm.loading import loading_alone
+from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys, pack_tokens
 from cmt_core.retrieval.sentence_layout import pooled, read_dense, read_layout
+from cmt_core.text.windows import sentences
 
 __all__ = ["Retriever"]
 
@@ -53,35 +56,48 @@ class Retriever:
         full = len(next(self._dense[-1].parameters())) if self._dense else hidden
         self.d_key: int = min(full, self.layout.width or full)
 
-    def keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        """Unit vectors (N, d_key) of documents' texts, in their order."""
-        return self._keys([self.layout.document_prompt + text for text in texts])
+    def document_keys(self, texts: Sequence[str]) -> DocumentKeys:
+        """What documents' texts are found by, in their order."""
+        prompt = self.layout.document_prompt
+        before = len(self._tokenizer.ids(prompt)) if prompt else 0
+        vectors = np.zeros((len(texts), self.d_key), dtype=np.float16)
+        tokens = [b""] * len(texts)
+        for rows, ids, hidden, keys in self._read_all([prompt + text for text in texts]):
+            vectors[rows] = keys
+            for row, own, states in zip(rows, ids, hidden, strict=True):
+                first = next((place for place, id in enumerate(own) if not self._tokenizer.is_control(id)), 0)
+                starts = [first + before + start for start in self._sentence_starts(texts[row])]
+                tokens[row] = pack_tokens(states[: len(own)], starts)
+        return DocumentKeys(vectors, tokens)
 
-    def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
-        """Unit vectors (N, d_key) of questions, in their order."""
-        return self._keys([self.layout.query_prompt + question for question in questions])
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """What questions look for, in their order; without the tokens around them."""
+        vectors = np.zeros((len(questions), self.d_key), dtype=np.float16)
+        tokens = [np.zeros((0, 0), dtype=np.float32)] * len(questions)
+        for rows, ids, hidden, keys in self._read_all([self.layout.query_prompt + question for question in questions]):
+            vectors[rows] = keys
+            for row, own, states in zip(rows, ids, hidden, strict=True):
+                tokens[row] = states[[place for place, id in enumerate(own) if not self._tokenizer.is_control(id)]]
+        return QueryKeys(vectors, tokens)
+
+    def _sentence_starts(self, text: str) -> list[int]:
+        """Where a text's sentences start among its tokens."""
+        lengths = [len(self._tokenizer.ids(sentence)) for sentence in sentences(text)]
+        return list(itertools.accumulate(lengths[:-1], initial=0))
 
     @torch.inference_mode()
-    def _keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
-        out = np.zeros((len(texts), self.d_key), dtype=np.float16)
+    def _read_all(
+        self, texts: Sequence[str]
+    ) -> Iterator[tuple[list[int], list[list[int]], NDArray[np.float32], NDArray[np.float16]]]:
+        """Batches of texts of like length: which they are, their token ids, hidden states (B, T, D) and keys (B, d_key)."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            out[rows] = self._encode([texts[i] for i in rows])
-        return out
+            ids = self._tokenizer.batch([texts[i] for i in rows])
+            hidden, attended = self._read(ids)
+            yield rows, ids, hidden.cpu().numpy(), self._pooled(hidden, attended)
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The encoder's tokens of each text, with those that stand around it."""
-        return self._tokenizer.batch(list(texts))
-
-    @torch.inference_mode()
-    def states(self, texts: Sequence[str]) -> list[Tensor]:
-        """The last hidden states (n, D) of each text's tokens, which pooling makes a key of; fp32, read in one batch."""
-        hidden, attended = self._read(self.token_ids(texts))
-        return [own[: int(many)].cpu() for own, many in zip(hidden, attended.sum(dim=1), strict=True)]
-
-    def _encode(self, texts: list[str]) -> NDArray[np.float16]:
-        hidden, attended = self._read(self.token_ids(texts))
+    def _pooled(self, hidden: Tensor, attended: Tensor) -> NDArray[np.float16]:
         vectors = pooled(hidden, attended, self.layout.pooling)
         for layer in self._dense:
             vectors = layer(vectors)

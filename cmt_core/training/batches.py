@@ -26,7 +26,7 @@ __all__ = [
     "attend",
     "cluster_order",
     "collate",
-    "one_question",
+    "some_questions",
     "training_windows",
 ]
 
@@ -105,9 +105,11 @@ def training_windows(
     return windows
 
 
-def one_question(window: TrainingWindow, rng: random.Random) -> TrainingWindow:
-    """The window with one of its questions, for parts that a question conditions."""
-    return TrainingWindow(window.reading, window.ids, (rng.choice(window.questions),))
+def some_questions(window: TrainingWindow, most: int | None, rng: random.Random) -> TrainingWindow:
+    """The window with at most so many of its questions (None: all), drawn anew each time."""
+    if most is None or len(window.questions) <= most:
+        return window
+    return TrainingWindow(window.reading, window.ids, tuple(rng.sample(window.questions, most)))
 
 
 def _first_with(texts: list[str], answers: Sequence[str]) -> tuple[int, str] | None:

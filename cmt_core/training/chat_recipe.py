@@ -82,14 +82,15 @@ class ChatRecipe:
         clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
         if not clusters:
             raise DataError(f"{len(windows)} windows are too few for groups of {config.group_windows}")
-        feed = ClusterFeed(windows, clusters, config.groups_per_step, config.chat_k_cycle, None, self._pad_id, device)
+        asked, pad_id = config.chat_questions, self._pad_id
+        feed = ClusterFeed(windows, clusters, config.groups_per_step, config.chat_k_cycle, None, pad_id, device, asked)
         loop = LoopConfig(
             config.code_steps,
             seed=config.seed,
             accumulate=config.accumulate,
             evaluate_every_steps=config.evaluate_every_steps,
         )
-        batches = held_out_batches(held, config.prefix_windows, self._pad_id, device)
+        batches = held_out_batches(held, config.prefix_windows, pad_id, device, asked)
 
         def on_step(step: int, figures: dict[str, float]) -> None:
             self.report("code", step, config.code_steps, figures)
@@ -142,7 +143,7 @@ class ChatRecipe:
         }
 
     def _keys(self, windows: list[TrainingWindow]) -> NDArray[np.float16]:
-        return self.retriever.keys([window.reading for window in windows])
+        return self.retriever.document_keys([window.reading for window in windows]).vectors
 
     @property
     def _pad_id(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmt_core.training.batches import Batch, TrainingWindow, collate, one_question
+from cmt_core.training.batches import Batch, TrainingWindow, collate, some_questions
 
 __all__ = ["ClusterFeed", "Feed", "WindowFeed", "held_out_batches", "shuffled"]
 
@@ -17,19 +17,22 @@ Feed = Callable[[int, random.Random], Batch]
 
 @dataclass(frozen=True, slots=True)
 class WindowFeed:
-    """`size` windows a batch in a seeded order, each with itself as its only document; `single`: one question of each."""
+    """`size` windows a batch in a seeded order, each with itself as its only document.
+
+    At most `most` questions of each (None: all).
+    """
 
     windows: Sequence[TrainingWindow]
     size: int
     seed: int
     pad_id: int
     device: torch.device
-    single: bool = False
+    most: int | None = None
 
     def __call__(self, number: int, rng: random.Random) -> Batch:
         order = shuffled(len(self.windows), self.seed)
         rows = [order[(number * self.size + i) % len(order)] for i in range(self.size)]
-        chosen = [[_asked(self.windows[row], self.single, rng)] for row in rows]
+        chosen = [[some_questions(self.windows[row], self.most, rng)] for row in rows]
         return collate(chosen, 1, self.pad_id, rng).to(self.device)
 
 
@@ -37,7 +40,7 @@ class WindowFeed:
 class ClusterFeed:
     """`size` groups of neighbouring windows a batch, with k documents in context as `k_cycle` says by turns.
 
-    A row's own document comes first in the share `first` of the contexts (None: at random).
+    A row's own document comes first in the share `first` of the contexts (None: at random); `most` as in WindowFeed.
     """
 
     windows: Sequence[TrainingWindow]
@@ -47,20 +50,20 @@ class ClusterFeed:
     first: float | None
     pad_id: int
     device: torch.device
-    single: bool = False
+    most: int | None = None
 
     def __call__(self, number: int, rng: random.Random) -> Batch:
         chosen = [self.clusters[(number * self.size + i) % len(self.clusters)] for i in range(self.size)]
         k = self.k_cycle[number % len(self.k_cycle)]
-        groups = [[_asked(self.windows[row], self.single, rng) for row in group] for group in chosen]
+        groups = [[some_questions(self.windows[row], self.most, rng) for row in group] for group in chosen]
         return collate(groups, k, self.pad_id, rng, self.first).to(self.device)
 
 
 def held_out_batches(
-    windows: Sequence[TrainingWindow], size: int, pad_id: int, device: torch.device, single: bool = False
+    windows: Sequence[TrainingWindow], size: int, pad_id: int, device: torch.device, most: int | None = None
 ) -> list[Batch]:
     """All windows once, each with its own document alone."""
-    feed = WindowFeed(windows, size, 0, pad_id, device, single)
+    feed = WindowFeed(windows, size, 0, pad_id, device, most)
     return [feed(number, random.Random(number)) for number in range(-(-len(windows) // size))] if windows else []
 
 
@@ -69,7 +72,3 @@ def shuffled(count: int, seed: int) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _asked(window: TrainingWindow, single: bool, rng: random.Random) -> TrainingWindow:
-    return one_question(window, rng) if single else window

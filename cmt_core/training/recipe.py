@@ -35,7 +35,7 @@ from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.text.prompt import INSTRUCTION
-from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, one_question, training_windows
+from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, some_questions, training_windows
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
@@ -190,20 +190,21 @@ class Recipe:
     def _train_memory(self, name: str, stage: Any, groups: Groups, windows: list[TrainingWindow]) -> bool:
         """Plain text where there is some, then questions with distractors; true when it got to the end."""
         config, device = self.config, self.backbone.device
-        single, first = self.memory.method == "soft_tokens", None
-        if single or self.memory.aggregation == "select":
+        most = 1 if self.memory.method == "soft_tokens" else None  # a question conditions what soft tokens are taught
+        first = None
+        if most or self.memory.aggregation == "select":
             first = config.gold_first
         if self.texts:
-            feed = WindowFeed(self.texts, config.prefix_windows, config.seed, self._pad_id, device, single)
-            if not self._loop("text", stage, groups, feed, config.text_steps, single):
+            feed = WindowFeed(self.texts, config.prefix_windows, config.seed, self._pad_id, device, most)
+            if not self._loop("text", stage, groups, feed, config.text_steps, most):
                 return False
         clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
         questions = ClusterFeed(
-            windows, clusters, config.groups_per_step, config.k_cycle, first, self._pad_id, device, single
+            windows, clusters, config.groups_per_step, config.k_cycle, first, self._pad_id, device, most
         )
-        return self._loop(name, stage, groups, questions, config.code_steps, single)
+        return self._loop(name, stage, groups, questions, config.code_steps, most)
 
-    def _loop(self, name: str, stage: Any, groups: Groups, feed: Feed, steps: int, single: bool = False) -> bool:
+    def _loop(self, name: str, stage: Any, groups: Groups, feed: Feed, steps: int, most: int | None = None) -> bool:
         config = self.config
         loop = LoopConfig(
             steps,
@@ -213,7 +214,7 @@ class Recipe:
             until=self.until,
         )
         size = config.prefix_windows
-        held = held_out_batches(self.held_out, size, self._pad_id, self.backbone.device, single)
+        held = held_out_batches(self.held_out, size, self._pad_id, self.backbone.device, most)
 
         def report(step: int, figures: dict[str, float]) -> None:
             self.report(name, step, steps, figures)
@@ -310,7 +311,7 @@ class Recipe:
         sample = shuffled(len(windows), self.config.seed + 1)[: self.config.pca_windows]
         rng = random.Random(self.config.seed)
         for start in range(0, len(sample), 8):
-            chosen = [[one_question(windows[i], rng)] for i in sample[start : start + 8]]
+            chosen = [[some_questions(windows[i], 1, rng)] for i in sample[start : start + 8]]
             yield collate(chosen, 1, self._pad_id, rng).to(self.backbone.device)
 
     def _quantiser(self, sigma: Tensor) -> Quantiser:
@@ -324,7 +325,7 @@ class Recipe:
                 loaded: NDArray[np.float16] = np.load(path)
                 if len(loaded) == len(windows):
                     return loaded
-            keys = self.retriever.keys([window.reading for window in windows])
+            keys = self.retriever.document_keys([window.reading for window in windows]).vectors
             if rank() == 0:
                 np.save(path, keys)
             return keys

@@ -18,7 +18,8 @@ class RecipeConfig:
 
     `code_steps` are the memory's, whichever method it has. `text_steps` on plain text come before its questions. A step's
     gradient is the mean over `accumulate` batches. With `evaluate_every_steps`, `held_out_documents` are kept out of training.
-    `k_cycle` are the documents of a context by turns, `chat_k_cycle` those of a fitted start.
+    `k_cycle` are the documents of a context by turns, `chat_k_cycle` those of a fitted start, of which a step asks at most
+    `chat_questions` questions a window: what is kept for their gradients is what fills the memory.
     `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
     """
 
@@ -32,6 +33,7 @@ class RecipeConfig:
     groups_per_step: int = 3
     k_cycle: tuple[int, ...] = (1, 4, 2, 4)
     chat_k_cycle: tuple[int, ...] = (1, 1, 2)
+    chat_questions: int = 3
     gold_first: float = 0.7
     pca_windows: int = 128
     seed: int = 0

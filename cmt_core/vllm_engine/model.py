@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cmt_core.generation.engine import StreamedAnswer
 from cmt_core.generation.query import Query
+from cmt_core.retrieval.late_interaction import QueryKeys
 from cmt_core.vllm_engine.engine import VLLMEngine
 from cmt_core.vllm_engine.packed_model import PackedModel
 
@@ -55,8 +53,8 @@ class VLLMModel:
         if self._engine is not None:
             self._engine.close()
 
-    def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
-        """Retrieval keys (B, d_key) of questions."""
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """What B questions look for."""
         return self.packed.query_keys(questions)
 
     def prompt_tokens(self, query: Query) -> int:

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cmt_core.checkpoint import Checkpoint, checkpoint_folder
 from cmt_core.config import MemoryConfig
@@ -34,6 +32,7 @@ from cmt_core.model import CMT, retriever_fingerprint
 from cmt_core.reading.aggregation import Select, rectangle, start_of_prior, with_looks
 from cmt_core.reading.packing import Chosen, chosen_of, prefix_alone, stacked
 from cmt_core.reading.prompting_choice import prompting_of
+from cmt_core.retrieval.late_interaction import QueryKeys
 from cmt_core.retrieval.query_likelihood import told_tokens
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER, SHIPPED
@@ -122,8 +121,8 @@ class PackedModel:
         self.model_id = f"{self.model_id}-{bits}"
         return self
 
-    def query_keys(self, questions: Sequence[str]) -> NDArray[np.float16]:
-        """Retrieval keys (B, d_key) of questions."""
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """What B questions look for."""
         return self.retriever.query_keys(questions)
 
     def text(self, ids: Sequence[int]) -> str:

@@ -73,12 +73,18 @@ def _keep_metadata(table: Any) -> None:
         table.to_lance().add_columns(missing)
 
 
+def _keep_tokens(table: Any) -> None:
+    if "tokens" not in table.schema.names:
+        table.to_lance().add_columns([pa.field("tokens", pa.binary())])
+
+
 MIGRATIONS: Sequence[Migration] = (
     Migration(2, "producers can number the versions of a document", _number_versions),
     Migration(3, "the words of the texts are indexed", _index_words),
     Migration(4, "memories are kept without the zeros at their end", _trim_memories),
     Migration(5, "the words are a column of their own, also of scripts without spaces", _index_words),
     Migration(6, "metadata is kept, with labels to filter by", _keep_metadata),
+    Migration(7, "the encoder's tokens are kept, of what is written from now on", _keep_tokens),
 )
 
 

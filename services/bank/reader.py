@@ -78,28 +78,31 @@ class BankReader:
         wanted: DocumentFilter | None = None,
         *,
         texts: Sequence[str] = (),
+        tokens: Sequence[npt.NDArray[np.float32]] = (),
         every_chunk: bool = False,
     ) -> list[list[Hit]]:
         """The k best documents of a namespace, each by its best chunk, for each query key; `keys` is (B, d_key).
 
         `texts` are the B questions in words; without them, or where the reader's ranking does not read words, the cosine
-        alone decides. `every_chunk` counts all chunks of a document. `as_of` (aware) asks the bank as it was at that
-        moment, `wanted` narrows the documents. Exact while the bank has no vector index (below `ann_rows` of the writer);
-        the payload column is read for the rows found only. Raises ValueError for keys of another shape, or with no
-        direction.
+        alone decides. `tokens` are the questions' token vectors (Q, D), which count beside the words where the ranking reads
+        them. `every_chunk` counts all chunks of a document. `as_of` (aware) asks the bank as it was at that moment, `wanted`
+        narrows the documents. Exact while the bank has no vector index (below `ann_rows` of the writer); the payload column is
+        read for the rows found only. Raises ValueError for keys of another shape, or with no direction.
         """
         queries = _checked_queries(keys)
         if k < 1:
             raise ValueError("k must be at least 1")
         if texts and len(texts) != len(queries):
             raise ValueError(f"{len(texts)} texts for {len(queries)} keys")
+        if tokens and len(tokens) != len(queries):
+            raise ValueError(f"the tokens of {len(tokens)} questions for {len(queries)} keys")
         if not len(queries):
             return []
         self._require_width(queries.shape[1])
         where = f"namespace = {quoted(namespace)} AND {visible(self._clock(), as_of)}"
         if wanted is not None:
             where += f" AND {matching(wanted)}"
-        request = Request(queries, texts, k, where, self._ranking, every_chunk)
+        request = Request(queries, texts, tokens, k, where, self._ranking, every_chunk)
         empty: list[list[Hit]] = [[] for _ in queries]
 
         def found(table: Any) -> list[list[Hit]]:

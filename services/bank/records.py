@@ -58,22 +58,26 @@ class Position:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """One window of a document: its text, retrieval key (d_key,), packed memory and length in LLM tokens."""
+    """One window of a document: its text, retrieval key (d_key,), packed memory and length in LLM tokens.
+
+    `tokens` are the encoder's, packed for late interaction; b"" where there are none.
+    """
 
     text: str
     key: npt.NDArray[np.floating[Any]]
     memory: bytes
     n_tokens: int
+    tokens: bytes = b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels between processes as plain bytes: thousands of small arrays would each be a buffer of their own."""
-        return _chunk, (self.text, self.key.tobytes(), self.key.dtype.str, self.memory, self.n_tokens)
+        return _chunk, (self.text, self.key.tobytes(), self.key.dtype.str, self.memory, self.n_tokens, self.tokens)
 
 
-def _chunk(text: str, key: bytes, dtype: str, memory: bytes, n_tokens: int) -> Chunk:
+def _chunk(text: str, key: bytes, dtype: str, memory: bytes, n_tokens: int, tokens: bytes) -> Chunk:
     import numpy as np
 
-    return Chunk(text, np.frombuffer(key, dtype), memory, n_tokens)
+    return Chunk(text, np.frombuffer(key, dtype), memory, n_tokens, tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from services.bank.erasure import erase_deleted
@@ -24,6 +23,7 @@ from services.bank.fence import WriterFence
 from services.bank.filters import changed_after, of_documents
 from services.bank.full_text_index import indexed_words
 from services.bank.indexing import update_indexes
+from services.bank.records import Chunk
 from services.bank.rows import key_column
 from services.bank.schema import GUARD_CHUNK, BankLayout
 from services.bank.store import BankStore, WriterLock, bank_errors
@@ -31,8 +31,8 @@ from services.errors import BankUnavailable
 
 __all__ = ["Encode", "reindex_bank"]
 
-Encode = Callable[[Sequence[tuple[str, str]]], Sequence[tuple[npt.NDArray[np.floating[Any]], bytes, int]]]
-"""Key (d_key,), packed memory and tokens of each (title, text)."""
+Encode = Callable[[Sequence[tuple[str, str]]], Sequence[Chunk]]
+"""The chunk of each (title, text)."""
 
 _BATCH_ROWS = 64
 _SMALL_ROUND_ROWS = 256
@@ -46,19 +46,20 @@ def reindex_bank(
     layout: BankLayout,
     encode: Encode,
     *,
+    again: bool = False,
     ann_rows: int = 0,
     lock_wait_s: float = 3600.0,
     report: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Gives the rows of the new table. `report` is told what happens.
 
-    Raises BankUnavailable when there is no bank, it is of this checkpoint already, or ingest has not ended after
-    `lock_wait_s` seconds; BankFull.
+    Raises BankUnavailable when there is no bank, it is of this checkpoint already (unless `again`, which fills in what an older
+    version of this program did not write), or ingest has not ended after `lock_wait_s` seconds; BankFull.
     """
     store = BankStore(uri, storage_options)
     source = store.existing()
-    if BankLayout.from_schema(source.schema) == layout:
-        raise BankUnavailable(f"bank {uri} is of checkpoint {layout.model_id} already")
+    if BankLayout.from_schema(source.schema) == layout and not again:
+        raise BankUnavailable(f"bank {uri} is of checkpoint {layout.model_id} already: --again encodes it once more")
     with bank_errors(uri):
         target = store.create_next(layout)
         mark = _START
@@ -102,7 +103,7 @@ def _copy(
     mark: datetime = _START,
 ) -> tuple[int, datetime]:
     """Encodes rows of the source into the target; their number, and the newest of their times and `mark`."""
-    columns = [name for name in source.schema.names if name not in ("key", "memory", "words")]
+    columns = [name for name in source.schema.names if name not in ("key", "memory", "words", "tokens")]
     scan = source.to_lance().scanner(columns=columns, filter=where, batch_size=_BATCH_ROWS, scan_in_order=True)
     rows = 0
     for batch in scan.to_batches():
@@ -129,12 +130,14 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
     """The rows with keys and memories of the new layout; guards have none."""
     numbers = [n for n, chunk in enumerate(rows["chunk_no"].to_pylist()) if chunk != GUARD_CHUNK]
     titles, texts = rows["title"].to_pylist(), rows["text"].to_pylist()
-    codes = encode([(titles[n] or "", texts[n]) for n in numbers]) if numbers else []
+    chunks = encode([(titles[n] or "", texts[n]) for n in numbers]) if numbers else []
     keys = np.zeros((rows.num_rows, layout.d_key), np.float16)
     memories: list[bytes | None] = [None] * rows.num_rows
-    tokens = rows["n_tokens"].to_pylist()
-    for n, (key, memory, count) in zip(numbers, codes, strict=True):
-        keys[n], memories[n], tokens[n] = key, memory.rstrip(b"\0"), count
+    tokens: list[bytes | None] = [None] * rows.num_rows
+    counts = rows["n_tokens"].to_pylist()
+    for n, chunk in zip(numbers, chunks, strict=True):
+        keys[n], memories[n], tokens[n] = chunk.key, chunk.memory.rstrip(b"\0"), chunk.tokens or None
+        counts[n] = chunk.n_tokens
     new: dict[str, Any] = {
         "words": pa.array(
             [None if text is None else indexed_words(text, title) for title, text in zip(titles, texts, strict=True)],
@@ -142,7 +145,8 @@ def _encoded(rows: pa.Table, layout: BankLayout, encode: Encode) -> pa.Table:
         ),
         "key": key_column(keys),
         "memory": pa.array(memories, pa.binary()),
-        "n_tokens": pa.array(tokens, pa.int32()),
+        "tokens": pa.array(tokens, pa.binary()),
+        "n_tokens": pa.array(counts, pa.int32()),
         "model_id": pa.array([layout.model_id] * rows.num_rows, pa.string()),
     }
     schema = layout.arrow_schema()

@@ -75,6 +75,7 @@ def _write_rows(write: DocumentWrite, layout: BankLayout) -> list[dict[str, Any]
             "words": indexed_words(chunk.text, write.title),
             "n_tokens": chunk.n_tokens,
             "key": _checked_key(chunk, layout, write.doc_id),
+            "tokens": chunk.tokens or None,
             "memory": chunk.memory.rstrip(b"\0"),  # a short window leaves a third of its memory empty; padded when read
         }
         for number, chunk in enumerate(write.chunks)

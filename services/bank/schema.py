@@ -27,7 +27,7 @@ __all__ = [
 TABLE_NAME = "memories"
 GUARD_CHUNK = -1
 """`chunk_no` of the row that stands for a delete."""
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Of the table's columns and indexes; `migrations` lists the steps."""
 SCHEMA_KEY = b"cmt.schema"
 MOVED_KEY = b"cmt.moved_to"
@@ -76,6 +76,7 @@ class BankLayout:
                 pa.field("memory", pa.binary()),  # without the zeros at its end
                 pa.field("metadata", pa.string()),  # as JSON
                 pa.field("labels", pa.list_(pa.string())),  # of the metadata, for filters
+                pa.field("tokens", pa.binary()),  # of the encoder, packed (cmt_core/retrieval/late_interaction.py)
             ],
             metadata={
                 _METADATA_KEY: json.dumps({"format": 1} | asdict(self)).encode(),

@@ -25,16 +25,21 @@ _HIT_COLUMNS = [
     *("namespace", "doc_id", "chunk_no", "title", "url", "source", "text"),
     *("published_at", "ingested_at", "n_tokens", "memory", "metadata"),
 ]
+_NO_TOKENS: _Matrix = np.zeros((0, 0), dtype=np.float32)
 _PROBES = 32  # partitions of the vector index that a search looks into
 _REFINE = 4  # quantised distances are exact again for so many times the rows asked for
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """B questions of the same options: keys (B, d_key), their texts where words count, and which rows may be found."""
+    """B questions of the same options: keys (B, d_key), their texts where words count, and which rows may be found.
+
+    `tokens` are each question's token vectors (Q, D); without them those of the rows don't count.
+    """
 
     keys: _Matrix
     texts: Sequence[str]
+    tokens: Sequence[_Matrix]
     k: int
     where: str
     ranking: Ranking
@@ -94,8 +99,8 @@ def _chosen(
     ]
     ranks = [request.ranking.combined(near, own) for near, own in zip(cosines, words, strict=True)]
     orders = [request.ranking.order(own, names) for own in ranks]
-    if scored is not None and request.ranking.reads_texts:
-        ranks = _with_proximity(table, request, ranks, orders)
+    if scored is not None and (request.ranking.reads_texts or request.ranking.reads_tokens):
+        ranks = _looked_at(table, request, ranks, orders)
         orders = [request.ranking.order(own, names) for own in ranks]
     if not request.every_chunk:
         orders = [request.ranking.one_a_document(order, names) for order in orders]
@@ -105,17 +110,22 @@ def _chosen(
     ]
 
 
-def _with_proximity(
+def _looked_at(
     table: Any, request: Request, ranks: list[dict[int, float]], orders: list[list[int]]
 ) -> list[dict[int, float]]:
-    """The ranks with the proximity of each question's first rows added."""
+    """The ranks with what a look at each question's first rows adds."""
     firsts = [request.ranking.first(order) for order in orders]
     wanted = sorted({row for first in firsts for row in first})
-    rows = table.take_row_ids(wanted).select(["title", "text"]).with_row_id().to_arrow().to_pylist()
+    columns = ["title", "text"]
+    if request.tokens and request.ranking.reads_tokens and "tokens" in table.schema.names:  # not before version 7
+        columns.append("tokens")
+    rows = table.take_row_ids(wanted).select(columns).with_row_id().to_arrow().to_pylist()
     texts = {row["_rowid"]: "\n".join(filter(None, (row["title"], row["text"]))) for row in rows}
+    tokens = {row["_rowid"]: row.get("tokens") or b"" for row in rows}
+    asked = request.tokens or [_NO_TOKENS] * len(request.texts)
     return [
-        request.ranking.with_proximity(question, own, {row: texts[row] for row in first})
-        for question, own, first in zip(request.texts, ranks, firsts, strict=True)
+        request.ranking.looked_at(question, own_tokens, own, {row: texts[row] for row in first}, tokens)
+        for question, own_tokens, own, first in zip(request.texts, asked, ranks, firsts, strict=True)
     ]
 
 

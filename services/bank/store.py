@@ -77,6 +77,8 @@ class BankStore:
     def create_next(self, layout: BankLayout) -> Any:
         """An empty table of another layout beside the current one, in the place of what an earlier try has left."""
         name = f"{TABLE_NAME}-{layout.model_id}"
+        if name == self._current().name:  # encoded once more with the same checkpoint
+            name += "-again"
         table = self._connect().create_table(name, schema=layout.arrow_schema(), mode="overwrite")
         create_full_text_index(table)
         return table

@@ -68,6 +68,10 @@ def purge(
 def reindex(
     config: Config = None,
     bank: Bank = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Also a bank of this checkpoint: fills in what older versions did not write."),
+    ] = False,
     wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for ingest to end before the switch.")] = 86400,
 ) -> None:
     """Encode the bank again with the checkpoint of the settings, while the old memories serve and ingest goes on.
@@ -89,6 +93,7 @@ def reindex(
         settings.bank.options(),
         layout,
         encoder(model),
+        again=again,
         ann_rows=settings.bank.ann_rows,
         lock_wait_s=wait_s,
         report=lambda line: progress.print(line),

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.bank.records import Chunk, DocumentDelete, DocumentWrite, Position
+from services.bank.records import DocumentDelete, DocumentWrite, Position
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
+from services.commands.encoding import chunks_of
 from services.feed.fetch import read_all
 from services.sample_news import sample_locations
 from services.settings import FeedSettings
@@ -48,9 +49,7 @@ def _record(model: CMT, item: Item, offset: int, moment: datetime) -> DocumentWr
     position = Position(epoch=0, partition=0, offset=offset, record_time=moment)
     if isinstance(item, Tombstone):
         return DocumentDelete(item.namespace, item.id, position)
-    windows = model.windows(item.title, item.text)
-    pairs = zip(windows, model.document_keys(windows), model.compress(windows), strict=True)
-    chunks = tuple(Chunk(window.text, key, memory.code, memory.n_tokens) for window, key, memory in pairs)
+    chunks = tuple(chunks_of(model, model.windows(item.title, item.text)))
     about: dict[str, Any] = {"title": item.title or None, "url": item.url or None, "source": item.source or None}
     return DocumentWrite(
         namespace=item.namespace,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from cmt_core.retrieval.late_interaction import DocumentKeys
 from cmt_core.text.windows import Window
 from services.bank.records import Chunk, CommitReport, DocumentDelete, DocumentWrite
 from services.errors import BrokerError, RecordError
@@ -53,8 +51,8 @@ class Compressor(Protocol):
         """The memories of N windows, in their order."""
         ...
 
-    def document_keys(self, windows: Sequence[Window]) -> npt.NDArray[np.floating[Any]]:
-        """Retrieval keys (N, d_key) of windows."""
+    def document_keys(self, windows: Sequence[Window]) -> DocumentKeys:
+        """What N windows are found by."""
         ...
 
 

@@ -109,11 +109,12 @@ class StagedCompressor:
         self._post.put(None)
 
     def _read(self, batch: Sequence[QueuedWindow]) -> list[Any]:
-        """(key, memory) of every window, or why there is none; halves the batch when it is too much, or one is bad."""
+        """(key, tokens, memory) of every window, or why there is none; halves the batch when it is too much, or one is bad."""
         try:
             windows = [one.window for one in batch]
             memories = self._model.compress(windows)
-            return list(zip(self._model.document_keys(windows), memories, strict=True))
+            keys = self._model.document_keys(windows)
+            return list(zip(keys.vectors, keys.tokens, memories, strict=True))
         except BaseException as error:
             too_much = is_out_of_memory(error)
             if not too_much and not _is_its_own(error):
@@ -139,8 +140,8 @@ class StagedCompressor:
             for waiting, result in zip(*item, strict=True):
                 call, place = waiting.slot
                 if not isinstance(result, RecordError):
-                    key, memory = result
-                    result = Chunk(waiting.window.text, key, memory.code, memory.n_tokens)
+                    key, key_tokens, memory = result
+                    result = Chunk(waiting.window.text, key, memory.code, memory.n_tokens, key_tokens)
                 call.results[place] = result
                 call.missing -= 1
                 if not call.missing:
@@ -148,7 +149,7 @@ class StagedCompressor:
             self._metrics.observe("cmt_ingest_stage_seconds", time.perf_counter() - started, stage="post")
 
     def _measure(self, batch: Sequence[QueuedWindow], results: Sequence[Any], seconds: float) -> None:
-        tokens = sum(result[1].n_tokens for result in results if not isinstance(result, RecordError))
+        tokens = sum(result[-1].n_tokens for result in results if not isinstance(result, RecordError))
         self._metrics.count("cmt_ingest_windows_total", len(batch))
         self._metrics.count("cmt_ingest_tokens_total", tokens)
         self._metrics.observe("cmt_ingest_batch_windows", len(batch))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys
 from cmt_core.text.normalisation import normalised
 from cmt_core.text.windows import Window, split_document
 from cmt_core.text.words import words
@@ -60,24 +61,24 @@ class LexicalModel:
         texts = [normalised(window.text) for window in windows]
         return [LexicalMemory(self.pack(text), len(text.split())) for text in texts]
 
-    def document_keys(self, windows: Sequence[Window]) -> npt.NDArray[np.float32]:
-        """Keys of what is read of each window, (N, d_key); zero for a text of common words alone."""
-        return self.query_keys([window.reading for window in windows])
+    def document_keys(self, windows: Sequence[Window]) -> DocumentKeys:
+        """Keys of what is read of each window, zero for a text of common words alone, and no tokens."""
+        return DocumentKeys(self.query_keys([window.reading for window in windows]).vectors, [b""] * len(windows))
 
     def pack(self, text: str) -> bytes:
         """The memory of a text, `memory_bytes` long; what does not fit is cut off."""
         kept = text.encode()[: self.memory_bytes - _LENGTH.size]
         return (_LENGTH.pack(len(kept)) + kept).ljust(self.memory_bytes, b"\0")
 
-    def query_keys(self, questions: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit-length counts of hashed words, (B, d_key)."""
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """Unit-length counts of hashed words, and no tokens."""
         keys = np.zeros((len(questions), self.d_key), dtype=np.float32)
         for row, question in zip(keys, questions, strict=True):
             for word in _words(question):
                 row[zlib.crc32(word.encode()) % self.d_key] += 1.0
         lengths = np.linalg.norm(keys, axis=1, keepdims=True)
         unit: npt.NDArray[np.float32] = keys / np.maximum(lengths, 1e-6)
-        return unit
+        return QueryKeys(unit, [np.zeros((0, 0), dtype=np.float32)] * len(questions))
 
     def answer_batch(self) -> LexicalBatch:
         """A running batch that writes one word a step."""

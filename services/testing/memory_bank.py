@@ -71,6 +71,7 @@ class InMemoryBank:
         wanted: DocumentFilter | None = None,
         *,
         texts: Sequence[str] = (),
+        tokens: Sequence[npt.NDArray[np.float32]] = (),
         every_chunk: bool = False,
     ) -> list[list[Hit]]:
         """The k best windows for each of B keys (B, d_key) among those ingested up to `as_of`; words are not looked at."""

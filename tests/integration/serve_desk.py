@@ -38,7 +38,7 @@ class Desk:
 
     def publish(self, doc_id: str, title: str, text: str) -> float:
         """Returns the time (time.monotonic) at which the commit was done."""
-        chunk = Chunk(text, MODEL.query_keys([text])[0], MODEL.pack(text), len(text.split()))
+        chunk = Chunk(text, MODEL.query_keys([text]).vectors[0], MODEL.pack(text), len(text.split()))
         write = DocumentWrite(
             namespace="default",
             doc_id=doc_id,

@@ -50,7 +50,9 @@ def test_a_copy_taken_under_load_answers_and_can_be_written_to(tmp_path: Path) -
         desk.close()
     restored = BankReader(str(tmp_path / "copy"), LAYOUT, 0.0, {})
     assert before <= restored.stats().documents <= after + 1
-    hits = restored.search(MODEL.query_keys(["Who reopened the lighthouse of Ostrava Bay?"]), 1, "default", None)
+    hits = restored.search(
+        MODEL.query_keys(["Who reopened the lighthouse of Ostrava Bay?"]).vectors, 1, "default", None
+    )
     assert hits[0][0].doc_id == "doc-0"
     again = Desk(str(tmp_path / "copy"))
     again.publish("late", "Late", "Something that came after the copy.")

@@ -14,6 +14,7 @@ from cmt_core.retrieval.ranking import Ranking
 from services.bank.document_filter import DocumentFilter
 from services.bank.labels import label
 from services.bank.reader import BankReader
+from services.bank.records import Chunk
 from services.bank.reindex import reindex_bank
 from services.bank.schema import SCHEMA_KEY, BankLayout
 from services.bank.store import BankStore
@@ -137,7 +138,7 @@ OTHER = BankLayout("checkpoint-b", LAYOUT.d_key, LAYOUT.memory_bytes)
 
 
 def encode(pairs: Any) -> Any:
-    return [(np.ones(OTHER.d_key), bytes(OTHER.memory_bytes), 3) for _ in pairs]
+    return [Chunk(text, np.ones(OTHER.d_key), bytes(OTHER.memory_bytes), 3) for _, text in pairs]
 
 
 @pytest.mark.parametrize("make", ["uri", "old"])

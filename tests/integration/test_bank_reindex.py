@@ -16,6 +16,7 @@ from lancedb.index import FTS
 from cmt_core.retrieval.ranking import Ranking
 from services.bank.migrations import MIGRATIONS
 from services.bank.reader import BankReader
+from services.bank.records import Chunk
 from services.bank.reindex import reindex_bank
 from services.bank.schema import SCHEMA_KEY, SCHEMA_VERSION, BankLayout, schema_version
 from services.bank.writer import BankWriter
@@ -25,9 +26,11 @@ from tests.integration.test_bank import LAYOUT, T0, all_hits, at, delete, key_of
 OTHER = BankLayout("checkpoint-b", d_key=8, memory_bytes=48)
 
 
-def encode(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, bytes, int]]:
+def encode(rows: Sequence[tuple[str, str]]) -> list[Chunk]:
     """The other checkpoint's way: smaller keys, larger memories."""
-    return [(np.full(OTHER.d_key, 1.0 + len(text)), text.encode().ljust(48, b"-"), len(text)) for _, text in rows]
+    return [
+        Chunk(text, np.full(OTHER.d_key, 1.0 + len(text)), text.encode().ljust(48, b"-"), len(text)) for _, text in rows
+    ]
 
 
 def found(reader: BankReader, second: float) -> list[tuple[str, str, bytes]]:
@@ -69,7 +72,7 @@ def test_old_memories_serve_and_ingest_goes_on_until_the_switch(uri: str) -> Non
     writer.commit([write("a", at(4), "Erasedword")])
     steps = iter([lambda: writer.commit([write("d", at(5), "d0"), write("c", at(6), "c1")])])
 
-    def encode_while_others_write(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, bytes, int]]:
+    def encode_while_others_write(rows: Sequence[tuple[str, str]]) -> list[Chunk]:
         assert "c" in texts(reader)
         next(steps, lambda: None)()
         return encode(rows)
@@ -98,7 +101,7 @@ def test_rows_with_times_before_the_mark_are_not_missed(uri: str) -> None:
 
 
 def test_interrupted_reindex_leaves_the_bank_as_it_was_and_can_be_repeated(uri: str) -> None:
-    def broken(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, bytes, int]]:
+    def broken(rows: Sequence[tuple[str, str]]) -> list[Chunk]:
         raise KeyboardInterrupt
 
     before = texts(BankReader(uri, LAYOUT, 0))

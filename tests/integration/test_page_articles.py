@@ -139,7 +139,7 @@ def test_sources_without_weight_are_folded_away(browser: Browser, filled: Page) 
     model = filled.engine.model
     text = "Mayor Lund opened the bridge in Aarhus."  # what it is found by; its memory tells of something else
     other = window("other", text, model.pack("Bread got dearer."), title="Of the bridge, too")
-    filled.engine.bank.add(model.query_keys([text])[0], other)
+    filled.engine.bank.add(model.query_keys([text]).vectors[0], other)
     opened(browser, filled)
     browser.ask(BRIDGE)
     assert browser.text(".answer > .rest > .sources .title") == "Aarhus opens its new harbour bridge"

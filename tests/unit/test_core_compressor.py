@@ -136,7 +136,7 @@ def test_batches_stay_within_the_token_budget(tiny_cmt: CMT) -> None:
 
 
 def test_keys_are_unit_vectors_of_the_retriever(tiny_cmt: CMT, corpus: tuple[str, ...]) -> None:
-    keys = tiny_cmt.document_keys(windows_of(tiny_cmt, corpus))
+    keys = tiny_cmt.document_keys(windows_of(tiny_cmt, corpus)).vectors
     assert keys.dtype == np.float16
     assert keys.shape == (len(corpus), tiny_cmt.d_key)
     np.testing.assert_allclose(np.linalg.norm(keys.astype(np.float32), axis=1), 1.0, atol=2e-3)

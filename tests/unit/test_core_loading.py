@@ -62,7 +62,7 @@ def test_memories_and_answers_do_not_depend_on_a_model_that_loads_meanwhile(
         ]
         started = batch.join(asked)
         steps = [[row.token for row in started], *([*batch.step().values()] for _ in range(5))]
-        return codes, steps, exact_cmt.query_keys([asked[0].question]).tolist()
+        return codes, steps, exact_cmt.query_keys([asked[0].question]).vectors.tolist()
 
     expected = everything()
     process_type(while_loading)

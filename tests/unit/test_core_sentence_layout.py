@@ -64,7 +64,7 @@ def same_direction(key: Any, vector: torch.Tensor) -> bool:
 )
 def test_key_is_pooled_as_the_files_say_whatever_stands_beside_it(encoder: Path, mode: str, expected: Any) -> None:
     laid_out(encoder, ("Pooling", {mode: True}), ("Normalize", {}))
-    keys = Retriever(encoder, CPU).keys(TEXTS)
+    keys = Retriever(encoder, CPU).document_keys(TEXTS).vectors
     for key, text in zip(keys, TEXTS, strict=True):
         assert same_direction(key, expected(hidden_of(encoder, text)))
 
@@ -81,9 +81,10 @@ def test_questions_and_documents_get_their_own_prompts(encoder: Path) -> None:
     plain = Retriever(encoder, CPU)
     laid_out(encoder, ("Pooling", {"pooling_mode_mean_tokens": True}), about={"prompts": {"query": "Who: "}})
     prompted = Retriever(encoder, CPU)
-    assert np.array_equal(prompted.keys(TEXTS), plain.keys(TEXTS))
-    assert np.array_equal(prompted.query_keys(TEXTS), plain.keys([f"Who: {text}" for text in TEXTS]))
-    assert not np.array_equal(prompted.query_keys(TEXTS), plain.query_keys(TEXTS))
+    assert np.array_equal(prompted.document_keys(TEXTS).vectors, plain.document_keys(TEXTS).vectors)
+    looked_for = prompted.query_keys(TEXTS).vectors
+    assert np.array_equal(looked_for, plain.document_keys([f"Who: {text}" for text in TEXTS]).vectors)
+    assert not np.array_equal(looked_for, plain.query_keys(TEXTS).vectors)
 
 
 def test_dense_layers_and_a_cut_width_follow_the_pooling(encoder: Path) -> None:
@@ -98,7 +99,7 @@ def test_dense_layers_and_a_cut_width_follow_the_pooling(encoder: Path) -> None:
     save_file({"linear.weight": matrix, "linear.bias": torch.ones(12)}, encoder / "2_Dense" / "model.safetensors")
     made = Retriever(encoder, CPU)
     assert made.d_key == 8
-    (key,) = made.keys(TEXTS[:1])
+    (key,) = made.document_keys(TEXTS[:1]).vectors
     mean = hidden_of(encoder, TEXTS[0]).mean(dim=0)
     assert same_direction(key, torch.tanh(matrix @ mean + 1)[:8])
 

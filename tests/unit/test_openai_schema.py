@@ -446,7 +446,7 @@ def test_log_holds_no_question_and_no_document(caplog: pytest.LogCaptureFixture)
     engine = LocalEngine()
     assert chat(engine).status_code == 200
     foreign = window("z", "secret zebra", memory=b"of another checkpoint")
-    engine.bank.add(engine.model.query_keys(["secret zebra"])[0], foreign)
+    engine.bank.add(engine.model.query_keys(["secret zebra"]).vectors[0], foreign)
     assert chat(engine, messages=[{"role": "user", "content": "secret zebra"}]).status_code == 400
     assert "a question failed" in caplog.text
     for word in ("zebra", "Lund", "bridge"):

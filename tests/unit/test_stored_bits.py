@@ -36,7 +36,7 @@ def layout(model: CMT) -> BankLayout:
 
 def document(model: CMT) -> DocumentWrite:
     windows = model.windows("", TEXT)
-    (key,), (memory,) = model.document_keys(windows), model.compress(windows)
+    (key,), (memory,) = model.document_keys(windows).vectors, model.compress(windows)
     position = Position(0, 0, 0, datetime(2026, 1, 1, tzinfo=UTC))
     chunk = Chunk(TEXT, key, memory.code, memory.n_tokens)
     return DocumentWrite("default", "a", None, None, None, None, None, position, (chunk,))
@@ -50,7 +50,7 @@ def test_bank_of_other_bits_is_refused_until_it_is_reindexed_to_half_its_memorie
     uri = str(tmp_path / "bank")
     with BankWriter(uri, layout(own)) as writer:
         writer.commit([document(own)])
-    question = half.query_keys(["Which town is the capital of Norland?"])
+    question = half.query_keys(["Which town is the capital of Norland?"]).vectors
     with pytest.raises(BankMismatch, match=f"{own.model_id}, this is {half.model_id}: run `cmt bank reindex`"):
         BankReader(uri, layout(half)).search(question, 1)
     assert reindex_bank(uri, None, layout(half), encoder(half)) == 1

@@ -21,9 +21,10 @@ import openai
 import pytest
 
 from cmt_core.model import CMT
-from services.bank.records import Chunk, DocumentWrite, Position
+from services.bank.records import DocumentWrite, Position
 from services.bank.schema import BankLayout
 from services.bank.writer import BankWriter
+from services.commands.encoding import chunks_of
 from tests.integration.conftest import find_free_port
 from tests.vllm.parts import NEWS, QUESTIONS
 from tests.waiting import until
@@ -68,12 +69,7 @@ def write_bank(uri: str) -> None:
     cmt = CMT.load(device="cpu")
     writer = BankWriter(uri, BankLayout(cmt.model_id, cmt.d_key, cmt.memory_bytes))
     for number, (title, text) in enumerate(NEWS):
-        windows = cmt.windows(title, text)
-        keys, memories = cmt.document_keys(windows), cmt.compress(windows)
-        chunks = tuple(
-            Chunk(window.text, key, memory.code, memory.n_tokens)
-            for window, key, memory in zip(windows, keys, memories, strict=True)
-        )
+        chunks = tuple(chunks_of(cmt, cmt.windows(title, text)))
         now = datetime.now(UTC)
         writer.commit(
             [

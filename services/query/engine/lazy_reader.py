@@ -42,10 +42,13 @@ class LazyReader:
         wanted: DocumentFilter | None = None,
         *,
         texts: Sequence[str] = (),
+        tokens: Sequence[npt.NDArray[np.float32]] = (),
         every_chunk: bool = False,
     ) -> Sequence[Sequence[Hit]]:
         """The k best hits for each of B keys (B, d_key)."""
-        return self._opened().search(keys, k, namespace, as_of, wanted, texts=texts, every_chunk=every_chunk)
+        return self._opened().search(
+            keys, k, namespace, as_of, wanted, texts=texts, tokens=tokens, every_chunk=every_chunk
+        )
 
     def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:
         """Every version of a document, newest first."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cmt_core.generation.engine import StreamedAnswer
 from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.retrieval.late_interaction import QueryKeys
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats, DocumentInfo, DocumentVersion, Hit
 from services.query.engine.messages import Ask, Event, Failure, HitList, Overview, Versions
@@ -73,8 +74,8 @@ class BankModel(Protocol):
     @property
     def follows_instructions(self) -> bool: ...
 
-    def query_keys(self, questions: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
-        """Search keys of questions, (B, d_key)."""
+    def query_keys(self, questions: Sequence[str]) -> QueryKeys:
+        """What B questions look for."""
         ...
 
 
@@ -175,9 +176,12 @@ class MemoryReader(Protocol):
         wanted: DocumentFilter | None,
         *,
         texts: Sequence[str],
+        tokens: Sequence[npt.NDArray[np.float32]],
         every_chunk: bool,
     ) -> Sequence[Sequence[Hit]]:
-        """The k best hits, best first, for each of B keys (B, d_key); `texts` are the B questions in words."""
+        """The k best hits, best first, for each of B keys (B, d_key); `texts` are the B questions in words, `tokens` in
+        token vectors (Q, D).
+        """
         ...
 
     def history(self, doc_id: str, namespace: str) -> Sequence[DocumentVersion]:

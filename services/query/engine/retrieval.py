@@ -76,13 +76,20 @@ class Retrieval:
         texts = [ask.lookups or (ask.question,) for ask in asks]
         flat = [text for own in texts for text in own]
         with self._encoding:
-            keys = self._model.query_keys(flat)  # (lookups, d_key)
+            keys = self._model.query_keys(flat)
         k = first.top_k or self._top_k
         stats = self._bank.stats()
         timed = self._wish(first) is not None
         pool = max(k, _TIMED_POOL) if timed else k
         found = self._bank.search(
-            keys, pool, first.namespace, first.as_of, first.wanted, texts=flat, every_chunk=self._every_chunk
+            keys.vectors,
+            pool,
+            first.namespace,
+            first.as_of,
+            first.wanted,
+            texts=flat,
+            tokens=keys.tokens,
+            every_chunk=self._every_chunk,
         )
         rows = iter(found)
         hits = [_best([hit for _ in own for hit in next(rows)], pool, self._every_chunk) for own in texts]

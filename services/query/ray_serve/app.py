@@ -85,7 +85,8 @@ def open_bank(settings: Settings, model: BankModel) -> MemoryReader:
 
     layout = BankLayout(model_id=model.model_id, d_key=model.d_key, memory_bytes=model.memory_bytes)
     options = {name: secret.get_secret_value() for name, secret in settings.bank.storage_options.items()}
-    ranking = Ranking(settings.serve.ranking, settings.serve.word_weight, settings.serve.proximity_weight)
+    serve = settings.serve
+    ranking = Ranking(serve.ranking, serve.word_weight, serve.proximity_weight, serve.token_weight)
     staleness_s = settings.serve.read_staleness_s
     return BankReader(settings.bank.uri, layout, staleness_s, options, ranking=ranking, must_exist=True)
 
