@@ -231,7 +231,7 @@ class ServeSettings(_Group):
         1.0, ge=0, le=4, description="share in `hybrid` of how close together a question's words stand; 0 leaves it out"
     )
     token_weight: float = Field(
-        4.0, ge=0, le=16, description="share in `hybrid` of how alike the encoder's tokens are; 0 leaves it out"
+        5.0, ge=0, le=16, description="share in `hybrid` of how alike the encoder's tokens are; 0 leaves it out"
     )
     time_weight: float = Field(
         0.3,

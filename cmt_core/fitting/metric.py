@@ -16,29 +16,44 @@ from cmt_core.fitting.fit_config import Progress
 from cmt_core.fitting.reader import ChatReader, Item, batches
 from cmt_core.llm.backbone import KVShape
 
-__all__ = ["gradient_weights"]
+__all__ = ["GradientMetric", "gradient_weights"]
 
 _LEAST = 1e-3  # of the mean weight: what no question asked for still gets a number
 
 
 def gradient_weights(reader: ChatReader, items: Sequence[Item], progress: Progress, stage: str) -> Tensor:
     """Weights (X,) of mean 1 from items with targets; every question counts alike, however sure its answer is."""
-    X = reader.backbone.shape.width
-    squares, rows, done = torch.zeros(X, dtype=torch.float32), 0, 0
+    found, done = GradientMetric(reader.backbone.shape), 0
     for part in batches(items):
         leaves = [item.exact.to(reader.backbone.device, reader.backbone.dtype, copy=True) for item in part]
         for leaf in leaves:
             leaf.requires_grad_(True)
         loss = reader.nats(reader.context(leaves), part).sum()
         for gradient in torch.autograd.grad(loss, leaves):
-            own = gradient.float().cpu()
-            squares += (own / own.square().mean().sqrt().clamp_min(1e-12)).square().sum(dim=0)
-            rows += len(own)
+            found.add(gradient)
         done += len(part)
         progress(stage, done, len(items))
-    weights = over_rotary_pairs(squares / rows, reader.backbone.shape).sqrt()
-    weights = weights / weights.mean()
-    return weights.clamp_min(_LEAST)
+    return found.weights
+
+
+class GradientMetric:
+    """Gathers the gradients of one question after the other."""
+
+    def __init__(self, shape: KVShape) -> None:
+        self._shape = shape
+        self._squares, self._rows = torch.zeros(shape.width, dtype=torch.float32), 0
+
+    def add(self, gradient: Tensor) -> None:
+        """Takes the gradient of one question's log-loss, (tokens of its document, X)."""
+        own = gradient.float().cpu()
+        self._squares += (own / own.square().mean().sqrt().clamp_min(1e-12)).square().sum(dim=0)
+        self._rows += len(own)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights (X,) of mean 1."""
+        weights = over_rotary_pairs(self._squares / self._rows, self._shape).sqrt()
+        return (weights / weights.mean()).clamp_min(_LEAST)
 
 
 def over_rotary_pairs(squares: Tensor, shape: KVShape) -> Tensor:

@@ -16,7 +16,8 @@ __all__ = ["CANDIDATES", "DENSE", "HYBRID", "Name", "Ranking", "RankingMode"]
 
 CANDIDATES = 64
 """Rows a question that are ranked: so many of the nearest by key, and as many of the best by words."""
-TOKEN_WEIGHT = 4.0
+TOKEN_WEIGHT = 5.0
+_SPREAD = 0.09  # by which each unit of it spreads the ranks, so that one temperature of ψ's prior suits any weight
 Name = tuple[str, int]
 """A row's document and which of its windows it is; rows of one score are in this order."""
 RankingMode = Literal["dense", "hybrid", "rrf"]
@@ -84,7 +85,7 @@ class Ranking:
         `texts` should be those of the first `RERANKED` rows of the order: rarity of words counts among them. `tokens` may lack
         rows, those of older banks: they get the mean of the others.
         """
-        added = dict.fromkeys(texts, 0.0)
+        added, spread = dict.fromkeys(texts, 0.0), 1.0
         if self.reads_texts:
             for row, one in zip(texts, proximity(question, list(texts.values())), strict=True):
                 added[row] += self.proximity_weight * one
@@ -94,7 +95,8 @@ class Ranking:
             usual = sum(close.values()) / len(close)
             for row in added:
                 added[row] += self.token_weight * close.get(row, usual)
-        return dict(ranks) | {row: ranks[row] + one for row, one in added.items()}
+            spread = 1 + _SPREAD * self.token_weight
+        return {row: (rank + added.get(row, 0.0)) / spread for row, rank in ranks.items()}
 
     @staticmethod
     def first(order: Sequence[int]) -> Sequence[int]:

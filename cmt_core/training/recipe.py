@@ -26,6 +26,7 @@ from cmt_core.data.qa import QuestionedDocument, by_document
 from cmt_core.data.readers import read_examples
 from cmt_core.data.training_mix import OPEN_SOURCES, Source, choose_documents
 from cmt_core.errors import ConfigError, DataError
+from cmt_core.fitting.metric import GradientMetric
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.tokens import Tokens
 from cmt_core.memory.compressor import KVCode
@@ -33,20 +34,23 @@ from cmt_core.memory.quantiser import Quantiser
 from cmt_core.memory.soft.alignment_maps import LowRankMaps
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
+from cmt_core.reading.alignment import place
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.text.prompt import INSTRUCTION
 from cmt_core.training.batches import Batch, TrainingWindow, cluster_order, collate, some_questions, training_windows
 from cmt_core.training.distributed import first_process_first, rank
 from cmt_core.training.feeds import ClusterFeed, Feed, WindowFeed, held_out_batches, shuffled
 from cmt_core.training.loop import LoopConfig, run_stage
+from cmt_core.training.objective import answer_loss
 from cmt_core.training.recipe_config import RecipeConfig, Report
 from cmt_core.training.run_folder import keep_configuration
 from cmt_core.training.soft_stage import SoftStage, question_of
-from cmt_core.training.stages import CodeStage, PrefixStage
+from cmt_core.training.stages import CodeStage, PrefixStage, answer_questions, targets_of
 from cmt_core.training.text_windows import text_windows
 
 __all__ = ["Recipe", "RecipeConfig", "Report", "TrainedParts"]
 
+_CODE_STARTS = ("start", "gradient", "variance")
 _INPUT_WINDOWS = 48  # a token has L * D numbers of its layers' inputs
 Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an optimiser writes into its groups
 
@@ -83,7 +87,10 @@ class Recipe:
         start: Checkpoint | None = None,
         until: float | None = None,
     ) -> None:
-        """At `until`, in seconds of `time.monotonic`, the run stops as if it had been told to."""
+        """At `until`, in seconds of `time.monotonic`, the run stops as if it had been told to.
+
+        Raises ConfigError for a code_start that is not known.
+        """
         self.backbone, self.retriever = backbone, retriever
         self.start = start
         self.memory, self.config = memory, config
@@ -92,6 +99,8 @@ class Recipe:
         self.texts: list[TrainingWindow] = []
         self.until = until
         self.so_far: TrainedParts | None = None
+        if config.code_start not in _CODE_STARTS:
+            raise ConfigError(f"code_start is one of {', '.join(_CODE_STARTS)}, not {config.code_start!r}")
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, qa_file: Path, texts: Path | None = None) -> TrainedParts | None:
@@ -277,11 +286,16 @@ class Recipe:
     def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
         """Code, quantiser and reading prefix to train on."""
         device = self.backbone.device
-        if self.start and self.start.code and self.start.quantiser:
-            reading = prefix if self.config.prefix_steps else self.start.reading_prefix.to(device)
-            return self.start.code.to(device).requires_grad_(True), self.start.quantiser.to(device), reading
+        begun = self.start if self.start and self.start.code else None
+        reading = begun.reading_prefix.to(device) if begun and not self.config.prefix_steps else prefix
+        if begun and begun.code and begun.quantiser and self.config.code_start == "start" and self._fits(begun.config):
+            return begun.code.to(device).requires_grad_(True), begun.quantiser.to(device), reading
         with first_process_first():
-            return *self._pca(windows, prefix), prefix
+            return *self._pca(windows, prefix), reading
+
+    def _fits(self, start: MemoryConfig) -> bool:
+        memory = self.memory
+        return (start.code_width, start.bits_per_token) == (memory.code_width, memory.bits_per_token)
 
     def _pca(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser]:
         """PCA of the keys and values of sample windows, and bits by the variance of its components."""
@@ -291,9 +305,26 @@ class Recipe:
             state = torch.load(path, weights_only=True, map_location=device)
             code.load_state_dict(state["code"])
             return code, self._quantiser(state["sigma"])
-        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape)
+        weights = None
+        if self.config.code_start != "variance":
+            weights = self._gradient_weights(windows, prefix.to(self.backbone.dtype)).to(device)
+        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape, weights)
         torch.save({"code": code.state_dict(), "sigma": sigma}, path)
         return code, self._quantiser(sigma)
+
+    def _gradient_weights(self, windows: Sequence[TrainingWindow], prefix: Tensor) -> Tensor:
+        """What each number of a token counts for the answers to the sample windows' questions, (X,)."""
+        found, backbone = GradientMetric(self.backbone.shape), self.backbone
+        for batch in self._sample_batches(windows):
+            with torch.no_grad():
+                exact = backbone.read(batch.ids, batch.mask, prefix)
+            exact.requires_grad_(True)
+            context = place(backbone, prefix, exact[:, None], batch.mask[:, None], self.memory.window_tokens)
+            _, logits = answer_questions(backbone, context, batch.questions)
+            (gradient,) = torch.autograd.grad(answer_loss(logits, targets_of(batch)), exact)
+            for own, mask in zip(gradient, batch.mask.bool(), strict=True):
+                found.add(own[mask])
+        return found.weights
 
     @torch.no_grad()
     def _sample(

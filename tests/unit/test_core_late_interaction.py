@@ -96,3 +96,11 @@ def test_rows_of_an_older_bank_are_neither_first_nor_last_for_want_of_tokens() -
     tokens = [pack_tokens(-SIGNS[:1], [0]), b"", pack_tokens(SIGNS[:1], [0])]
     assert found(Ranking(), tokens, SIGNS[:1]) == [2, 1, 0]
     assert found(Ranking(), [b""] * 3, SIGNS[:1]) == [0, 1, 2]
+
+
+def test_ranks_keep_their_spread_so_that_one_temperature_suits_any_weight() -> None:
+    ranking = Ranking(proximity_weight=0.0, token_weight=5.0)
+    packed = {1: pack_tokens(SIGNS[:1], [0])}
+    ranks = ranking.looked_at("x", SIGNS[:1], {1: 1.0, 2: 0.5}, {1: "a"}, packed)
+    assert ranks == pytest.approx({1: (1.0 + 5.0) / 1.45, 2: 0.5 / 1.45}, abs=1e-4)
+    assert ranking.looked_at("x", SIGNS[:1], {1: 1.0, 2: 0.5}, {1: "a"}, {}) == {1: 1.0, 2: 0.5}

@@ -25,6 +25,7 @@ from cmt_core.memory.compressor import KVCode
 from cmt_core.model import CMT
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.batches import Batch, TrainingWindow, collate
+from cmt_core.training.feeds import WindowFeed
 from cmt_core.training.loop import LoopConfig, run_stage
 from cmt_core.training.recipe import Recipe, RecipeConfig
 from cmt_core.training.stages import CodeStage, PrefixStage
@@ -287,6 +288,62 @@ def test_training_goes_on_from_a_checkpoint(
     assert torch.equal(parts.quantiser.steps, start.quantiser.steps)
     moved = (parts.code.decoder.detach() - start.code.decoder).abs().max()
     assert 0 < float(moved) < 1e-3
+
+
+@pytest.mark.parametrize("code_start", ["start", "gradient", "variance"])
+def test_another_size_gets_a_code_of_its_own_behind_the_starts_prefix(
+    code_start: str,
+    tiny_folders: Any,
+    tiny_backbone: Backbone,
+    tiny_memory: MemoryConfig,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+) -> None:
+    memory = dataclasses.replace(tiny_memory, code_width=12, bits_per_token=40)
+    config = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, k_cycle=(1,), code_start=code_start)
+    run, begun = tmp_path / "run", copy.deepcopy(tiny_checkpoint)
+    retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
+    parts = Recipe(tiny_backbone, retriever, memory, config, run, lambda *_: None, begun).run(
+        write_questions(tmp_path / "qa.jsonl")
+    )
+    assert parts is not None
+    assert parts.code is not None
+    assert parts.quantiser is not None
+    assert parts.code.encoder.shape == (tiny_backbone.shape.width, 12)
+    assert int(parts.quantiser.bits.sum()) == 40
+    assert torch.equal(parts.encoding_prefix, tiny_checkpoint.encoding_prefix)
+    scales = parts.code.scale.view(tiny_backbone.shape.layers, 2, -1)
+    alike = bool((scales == scales[..., :1]).all())
+    assert alike == (code_start == "variance")  # the gradient tells the numbers of a layer apart
+
+
+def test_a_step_asks_so_many_questions_of_a_window_and_others_the_next_time() -> None:
+    questions = tuple(((10 + number, 5), (6, 7)) for number in range(9))
+    feed = WindowFeed([TrainingWindow("text", (1, 2, 3), questions)], 1, 0, 0, torch.device("cpu"), 2)
+    asked = [feed(number, random.Random(number)).questions for number in range(8)]
+    assert {int(one.segment.max()) for one in asked} == {1}
+    assert len({tuple(one.ids[0].tolist()) for one in asked}) > 1
+    whole = WindowFeed([TrainingWindow("text", (1, 2, 3), questions)], 1, 0, 0, torch.device("cpu"))
+    assert int(whole(0, random.Random(0)).questions.segment.max()) == 8
+
+
+def test_a_code_begins_where_it_is_told_whatever_the_start_has(
+    tiny_folders: Any, tiny_backbone: Backbone, tiny_memory: MemoryConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    retriever, silent = Retriever(tiny_folders.retriever, torch.device("cpu")), lambda *_: None
+    questions = write_questions(tmp_path / "qa.jsonl")
+    found = {}
+    for kind in ("start", "gradient"):
+        config = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, k_cycle=(1,), code_start=kind)
+        start = copy.deepcopy(tiny_checkpoint)
+        found[kind] = Recipe(tiny_backbone, retriever, tiny_memory, config, tmp_path / kind, silent, start).run(
+            questions
+        )
+    was = tiny_checkpoint.code.encoder.detach()
+    moved = {kind: float((parts.code.encoder.detach() - was).abs().max()) for kind, parts in found.items()}
+    assert moved["start"] < 1e-3 < moved["gradient"]
+    with pytest.raises(ConfigError, match="code_start is one of start, gradient, variance, not 'pca'"):
+        Recipe(tiny_backbone, retriever, tiny_memory, RecipeConfig(code_start="pca"), tmp_path / "x", silent)
 
 
 def test_code_stage_restores_rows_as_a_stored_memory_does(
