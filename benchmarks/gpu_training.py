@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cmt_core.errors import DataError
+from cmt_core.retrieval.late_interaction import DocumentKeys
 from cmt_core.shipped import CACHE_DIR
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.recipe_config import RecipeConfig
@@ -29,7 +27,7 @@ class _NoEncoder:
 
     d_key = 0
 
-    def keys(self, texts: Sequence[str]) -> NDArray[np.float16]:
+    def document_keys(self, texts: Sequence[str]) -> DocumentKeys:
         raise DataError(f"no encoder finds the neighbours of {len(texts)} windows: put keys.npy into the run's folder")
 
 

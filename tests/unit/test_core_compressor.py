@@ -140,5 +140,5 @@ def test_keys_are_unit_vectors_of_the_retriever(tiny_cmt: CMT, corpus: tuple[str
     assert keys.dtype == np.float16
     assert keys.shape == (len(corpus), tiny_cmt.d_key)
     np.testing.assert_allclose(np.linalg.norm(keys.astype(np.float32), axis=1), 1.0, atol=2e-3)
-    alone = tiny_cmt.query_keys([f"News\n{corpus[3].replace(chr(10), ' ')}", "other"])
+    alone = tiny_cmt.query_keys([f"News\n{corpus[3].replace(chr(10), ' ')}", "other"]).vectors
     assert alone.shape == (2, tiny_cmt.d_key)

