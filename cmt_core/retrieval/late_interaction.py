@@ -46,8 +46,11 @@ class QueryKeys:
             raise ValueError(f"{len(self.vectors)} keys, and the tokens of {len(self.tokens)} questions")
 
 
-def pack_tokens(vectors: _Floats, sentence_starts: Sequence[int]) -> bytes:
-    """The signs of a text's token vectors (n, D) and where its sentences start, as `closeness` reads them; b"" of no token."""
+def pack_tokens(vectors: NDArray[np.floating | np.bool_], sentence_starts: Sequence[int]) -> bytes:
+    """The signs of a text's token vectors (n, D), and where its sentences start, as `closeness` reads them; b"" of no token.
+
+    Their signs alone, true where a number is positive, give the same.
+    """
     if not len(vectors):
         return b""
     kept = vectors[:, :KEPT_NUMBERS]

@@ -21,7 +21,7 @@ from cmt_core.errors import ModelSourceError, one_line
 from cmt_core.llm.backbone import pick_dtype
 from cmt_core.llm.control_tokens import SafeTokenizer
 from cmt_core.llm.loading import loading_alone
-from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys, pack_tokens
+from cmt_core.retrieval.late_interaction import KEPT_NUMBERS, DocumentKeys, QueryKeys, pack_tokens
 from cmt_core.retrieval.sentence_layout import pooled, read_dense, read_layout
 from cmt_core.text.windows import sentences
 
@@ -64,7 +64,8 @@ class Retriever:
         tokens = [b""] * len(texts)
         for rows, ids, hidden, keys in self._read_all([prompt + text for text in texts]):
             vectors[rows] = keys
-            for row, own, states in zip(rows, ids, hidden, strict=True):
+            signs = (hidden[..., :KEPT_NUMBERS] > 0).cpu().numpy()
+            for row, own, states in zip(rows, ids, signs, strict=True):
                 first = next((place for place, id in enumerate(own) if not self._tokenizer.is_control(id)), 0)
                 starts = [first + before + start for start in self._sentence_starts(texts[row])]
                 tokens[row] = pack_tokens(states[: len(own)], starts)
@@ -76,7 +77,7 @@ class Retriever:
         tokens = [np.zeros((0, 0), dtype=np.float32)] * len(questions)
         for rows, ids, hidden, keys in self._read_all([self.layout.query_prompt + question for question in questions]):
             vectors[rows] = keys
-            for row, own, states in zip(rows, ids, hidden, strict=True):
+            for row, own, states in zip(rows, ids, hidden.cpu().numpy(), strict=True):
                 tokens[row] = states[[place for place, id in enumerate(own) if not self._tokenizer.is_control(id)]]
         return QueryKeys(vectors, tokens)
 
@@ -88,14 +89,14 @@ class Retriever:
     @torch.inference_mode()
     def _read_all(
         self, texts: Sequence[str]
-    ) -> Iterator[tuple[list[int], list[list[int]], NDArray[np.float32], NDArray[np.float16]]]:
+    ) -> Iterator[tuple[list[int], list[list[int]], Tensor, NDArray[np.float16]]]:
         """Batches of texts of like length: which they are, their token ids, hidden states (B, T, D) and keys (B, d_key)."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
             ids = self._tokenizer.batch([texts[i] for i in rows])
             hidden, attended = self._read(ids)
-            yield rows, ids, hidden.cpu().numpy(), self._pooled(hidden, attended)
+            yield rows, ids, hidden, self._pooled(hidden, attended)
 
     def _pooled(self, hidden: Tensor, attended: Tensor) -> NDArray[np.float16]:
         vectors = pooled(hidden, attended, self.layout.pooling)

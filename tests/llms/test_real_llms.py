@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -29,15 +28,6 @@ LIMITS = {  # seconds and GiB on two CPU cores that nothing else uses
     "pypi:qwen2.5-coder-0.5b-instruct": (180, 5.0),
     "pypi:qwen2.5-coder-1.5b-instruct": (720, 12.0),
 }
-RUN = """
-import resource, sys
-sys.argv[0] = "cmt"
-from services.cli import main
-try:
-    main()
-finally:
-    print("peak GiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, file=sys.stderr)
-"""
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -47,13 +37,14 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """One LLM with the folder of its fit, what `cmt fit` said, its seconds and its peak of memory."""
     folder = tmp_path_factory.mktemp("fit") / "checkpoint"
     subprocess.run([sys.executable, "-c", _fetch(request.param)], check=True)  # fetching is no part of a fit
-    started = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-c", RUN, "fit", str(folder), "--llm", request.param], capture_output=True, text=True
-    )
-    said = ran.stdout + ran.stderr
-    assert ran.returncode == 0, said
-    peak = float(re.findall(r"peak GiB ([\d.]+)", said)[-1])
+    started, told = time.monotonic(), folder.parent / "told.txt"
+    with told.open("w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "services.cli", "fit", str(folder), "--llm", request.param]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, told.read_text(encoding="utf-8")
+    peak = used.ru_maxrss / 2**20  # kB on Linux
     return {"llm": request.param, "folder": folder, "seconds": time.monotonic() - started, "peak": peak}
 
 
