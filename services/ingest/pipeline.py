@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -131,10 +132,14 @@ class IngestHandle:
     def wait_until_caught_up(self, timeout_s: float, pause: Callable[[float], bool] | None = None) -> bool:
         """True when every partition is read to its end and committed, with nothing in flight; False when `pause` said stop.
 
-        Raises what a consumer failed with, and ServiceError when no record was done for `timeout_s` seconds: a large LLM on a
+        Raises what a consumer failed with, and ServiceError when ingest got no further for `timeout_s` seconds: a large LLM on a
         slow machine takes its time.
         """
-        deadline, done_before = time.monotonic() + timeout_s, {"none": 0}
+        deadline = time.monotonic() + timeout_s
+        most_done, least_lag = (
+            0,
+            math.inf,
+        )  # a consumer that dies and begins again does the same records anew: no progress
         partitions = topic_partitions(self._settings.kafka, self._bootstrap, self._settings.kafka.topic)
         first = [status.measured for status in self._statuses()]
         quiet_since: float | None = None
@@ -147,10 +152,12 @@ class IngestHandle:
             # a lag that was measured before the call may be older than the last record; a restart counts from 0 again
             fresh = all(not 0 <= one.measured - old < 2 for one, old in zip(statuses, first, strict=True))
             quiet_since = (quiet_since or time.monotonic()) if done and fresh else None
-            if merged.records != done_before:
-                deadline, done_before = time.monotonic() + timeout_s, merged.records
+            records, lag = sum(merged.records.values()), sum(merged.lag.values()) if merged.lag else math.inf
+            if records > most_done or lag < least_lag:
+                deadline = time.monotonic() + timeout_s
+                most_done, least_lag = max(most_done, records), min(least_lag, lag)
             if time.monotonic() > deadline:
-                raise ServiceError(f"ingest has done no record for {timeout_s:g} s: {merged}")
+                raise ServiceError(f"ingest has got no further for {timeout_s:g} s: {merged}")
             if (pause or _never.wait)(_LOOK_EVERY_S):
                 return False
         return True

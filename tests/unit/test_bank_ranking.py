@@ -6,6 +6,7 @@ import pytest
 
 from cmt_core.retrieval.ranking import Ranking
 from services.bank.index_plan import IndexPlan, segments_to_merge
+from services.settings import ServeSettings
 
 COSINES = {1: 0.9, 2: 0.8, 3: 0.1}
 WORDS = {2: 10.0, 3: 20.0}
@@ -23,6 +24,12 @@ def test_words_count_as_a_share_of_the_questions_best() -> None:
 def test_question_without_known_words_is_ordered_by_cosine() -> None:
     assert Ranking("hybrid", 0.4).combined(COSINES, {}) == COSINES
     assert order(Ranking("rrf").combined(COSINES, {})) == [1, 2, 3]
+
+
+def test_the_services_defaults_are_the_librarys() -> None:
+    """Two places have them: settings are read where no package of the search is loaded."""
+    serve = ServeSettings()
+    assert Ranking(serve.ranking, serve.word_weight, serve.proximity_weight, serve.token_weight) == Ranking()
 
 
 def test_texts_are_read_only_where_proximity_counts() -> None:

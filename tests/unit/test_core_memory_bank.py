@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cmt_core.errors import BankFileError, CheckpointError
 from cmt_core.memory_bank import UNKNOWN, Entry, MemoryBank
@@ -115,6 +116,24 @@ def test_a_saved_bank_is_the_same_bank(bank: MemoryBank, tiny_cmt: CMT, tmp_path
     assert again.search(question, 3) == bank.search(question, 3)
     assert again.ask(question, max_new_tokens=4) == bank.ask(question, max_new_tokens=4)
     assert [path.name for path in tmp_path.iterdir()] == ["bank"]
+
+
+def test_tokens_are_saved_and_a_bank_that_was_saved_before_them_is_read_without(
+    bank: MemoryBank, tiny_cmt: CMT, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bank"
+    bank.save(folder)
+    kept = [row.tokens for row in MemoryBank.load(folder, tiny_cmt).rows]
+    assert kept == [row.tokens for row in bank.rows]
+    assert all(kept)
+    file = folder / "memories.safetensors"
+    tensors = load_file(file)
+    del tensors["tokens"], tensors["token_sizes"]
+    save_file(tensors, file)
+    older = MemoryBank.load(folder, tiny_cmt)
+    assert [row.tokens for row in older.rows] == [b""] * len(kept)
+    question = bank.rows[0].entry.text
+    assert older.search(question)[0].entry.doc_id == bank.rows[0].entry.doc_id
 
 
 def test_an_empty_bank_can_be_saved(tiny_cmt: CMT, tmp_path: Path) -> None:

@@ -43,11 +43,21 @@ def test_a_slow_ingest_that_goes_on_is_waited_for(clock: list[float]) -> None:
     assert clock[0] >= 1000
 
 
+def test_one_that_dies_at_the_same_record_again_and_again_is_told(clock: list[float]) -> None:
+    def pause(seconds: float) -> bool:
+        clock[0] += 10
+        return False
+
+    with pytest.raises(ServiceError, match="no further for 180 s"):
+        Scripted(lambda now: int(now // 20) % 5, clock).wait_until_caught_up(180, pause)
+    assert clock[0] < 300
+
+
 def test_one_that_stands_still_is_told(clock: list[float]) -> None:
     def pause(seconds: float) -> bool:
         clock[0] += 10
         return False
 
-    with pytest.raises(ServiceError, match=r"no record for 180 s: 4 written; lag 6, in flight 6"):
+    with pytest.raises(ServiceError, match=r"no further for 180 s: 4 written; lag 6, in flight 6"):
         Scripted(lambda now: min(4, int(now // 100)), clock).wait_until_caught_up(180, pause)
     assert 580 <= clock[0] < 700
