@@ -161,7 +161,8 @@ class MemoryBank:
     ) -> BankAnswer:
         """Answers a question from the memories of the k best documents; "I don't know." when none is relevant.
 
-        In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them.
+        In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them. Where answers
+        are a few words, those from memory or text alone are spelled from the texts.
         """
         hits = self.search(question, k)
         hits = self._relevant(question, hits)
@@ -170,11 +171,12 @@ class MemoryBank:
             return BankAnswer(UNKNOWN, [], [])
         rows, ranks = [one.row for one in found], [one.score for one in found]
         longest = max_new_tokens or self.model.answer_tokens
-        (answer,) = self.model.answer([question], self.codes([rows]), max_new_tokens=longest, scores=[ranks])
         texts = [self._rows[row].window.reading for row in rows]
+        asked = self.model.ask([question], self.codes([rows]), [ranks])
+        (answer,) = self.model.write(asked, longest, [texts] if mode == "memory" else ())
         reads = text_reads(self.model, [question], [answer], [texts])
         if mode == "auto" and reads.rows:
-            (again,) = self.model.write(read_again(self.model, [question], reads), longest)
+            (again,) = self.model.write(read_again(self.model, [question], reads), longest, [reads.texts])
             answer = replace(again, text=f"{reads.begun[0]} {again.text}".strip(), weights=answer.weights)
         grounded = ground(self.model, question, answer, texts).grounded
         read_text = mode == "auto" and bool(reads.rows)

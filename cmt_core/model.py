@@ -18,6 +18,7 @@ from cmt_core.generation.answering import AnswerBatch
 from cmt_core.generation.asking import QuestionBatch, log_loss
 from cmt_core.generation.greedy import GeneratedTokens, generate
 from cmt_core.generation.mixed_greedy import generate_mixed
+from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import file_sha256, resolve_model
 from cmt_core.llm.tokens import Tokens, bucket
@@ -156,13 +157,15 @@ class CMT:
         *,
         max_new_tokens: int,
         scores: Sequence[Sequence[float]] | None = None,
+        sources: Sequence[Sequence[str]] = (),
     ) -> list[Answer]:
         """Answers B questions, each from its own packed memories (at least one); no text is read.
 
         `scores` are the retriever's of each memory; without them ψ `select` starts from their order. The LLM's own logits are
-        mixed in as the checkpoint's objective says. Raises MemoryFormatError for bytes of another layout.
+        mixed in as the checkpoint's objective says; `sources` are as in `write`. Raises MemoryFormatError for bytes of another
+        layout.
         """
-        return self.write(self.ask(questions, memories, scores), max_new_tokens)
+        return self.write(self.ask(questions, memories, scores), max_new_tokens, sources)
 
     @torch.inference_mode()
     def answer_rag(
@@ -225,14 +228,19 @@ class CMT:
         return QuestionBatch(self.context_of_nothing(len(prompts)), prompts, closed=True)
 
     @torch.inference_mode()
-    def write(self, asked: QuestionBatch, max_new_tokens: int) -> list[Answer]:
-        """The answers to what was asked, greedy."""
-        reading, prompts = asked.reading, asked.prompts
+    def write(self, asked: QuestionBatch, max_new_tokens: int, sources: Sequence[Sequence[str]] = ()) -> list[Answer]:
+        """The answers to what was asked, greedy.
+
+        With the texts of each question's `sources`, a checkpoint that answers in a few words spells them from there.
+        """
+        reading, prompts, stops = asked.reading, asked.prompts, asked.reading.stop_ids
+        spelled = () if self.follows_instructions else sources
+        spellers = [Speller(texts, self.tokens.text, stops) if texts else None for texts in spelled]
         if asked.plain is None:
-            made = generate(self.backbone, reading.context, prompts, max_new_tokens, reading.stop_ids)
+            made = generate(self.backbone, reading.context, prompts, max_new_tokens, stops, spellers)
         else:
             made = generate_mixed(
-                self.backbone, reading.context, asked.plain, prompts, asked.weight, max_new_tokens, reading.stop_ids
+                self.backbone, reading.context, asked.plain, prompts, asked.weight, max_new_tokens, stops, spellers
             )
         return [
             self._to_answer(one, reading.prompt_tokens(row, prompts[row]), reading.weights(row, one.attention))

@@ -256,6 +256,10 @@ class ServeSettings(_Group):
     citations: bool = Field(
         False, description="end what stands in sources with their numbers, as in [1], where a request does not say"
     )
+    spell_answers: bool = Field(
+        True,
+        description="a checkpoint that answers in a few words spells them from its sources' texts (not with engine vllm)",
+    )
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")
     deadline_s: float = Field(120.0, gt=0, description="longest time for an answer; a request may ask for less")

@@ -69,18 +69,22 @@ def evaluate_stream(
     max_new_tokens: int = 24,
     ranking: Ranking = HYBRID,
     single_context: CMT | None = None,
+    spelled: bool = True,
     report: Callable[[str], None] = lambda line: None,
     keep: Keep | None = None,
 ) -> Iterator[StreamScores]:
     """Scores each system on `questions` seeded questions against a bank of all documents (or `documents` of them).
 
     A system reads `k` documents a question, one that is named `NAME@K` reads K. `single_context` is the paper's checkpoint for
-    the system of that name. Each system's scores come when it is done, after `keep` got its answers. Documents are compressed
-    where a system reads memories: all of them first, or where few questions are asked of many those that are read, when they are.
+    the system of that name; `spelled` as in `system`. Each system's scores come when it is done, after `keep` got its answers.
+    Documents are compressed where a system reads memories: all of them first, or where few questions are asked of many those that
+    are read, when they are.
     Raises ConfigError for a system that is not known or that the checkpoint can't be, before anything slow.
     """
     named = [system_at(spec, k) for spec in systems]
-    known = {name: system(name, model, single_context) for name in dict.fromkeys(name for name, _ in named)}
+    known = {
+        name: system(name, model, single_context, spelled=spelled) for name in dict.fromkeys(name for name, _ in named)
+    }
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()
     remembers = any(one.reads == "memory" for one in known.values())

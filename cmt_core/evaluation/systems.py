@@ -4,8 +4,9 @@
 stand in its sources, the text of the source that was attended to most: what the service's model `cmt` does. `rag_prefix` reads
 the same documents' text behind the prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template).
 `rag_likely` reads the text of those documents that `select` would read: the same filter, and the same look at the question's
-likelihood behind each memory. `rag_bare` reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat prompt,
-and `closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
+likelihood behind each memory. Where answers are a few words, all of these spell theirs from the texts of what they read, as the
+service does; `auto` those from text. `rag_bare` reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat
+prompt, and `closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class System:
     in_doubt: Callable[[Sequence[str], TextReads], QuestionBatch] | None = (
         None  # what reads text where memory is in doubt
     )
+    spelled: bool = False
     _made: dict[_Key, SystemAnswer] = field(default_factory=dict)
 
     def answers(
@@ -98,7 +100,8 @@ class System:
         model = bank.model if self.reads == "memory" else self.model
         questions = [row.question for row in asked]
         texts = [[bank.rows[one.row].window.reading for one in row] for row in rows]
-        answers, nats, took = _written(model, lambda: self.ask(bank, questions, rows), asked, max_new_tokens)
+        sources = texts if self.spelled and self.in_doubt is None else ()
+        answers, nats, took = _written(model, lambda: self.ask(bank, questions, rows), asked, max_new_tokens, sources)
         doubted: list[int] = []
         if self.in_doubt is not None:
             started = time.perf_counter()
@@ -106,7 +109,8 @@ class System:
             took, doubted = took + time.perf_counter() - started, reads.rows
         if doubted and self.in_doubt is not None:
             ask, own = self.in_doubt, [asked[row] for row in doubted]
-            again, losses, more = _written(model, lambda: ask(questions, reads), own, max_new_tokens)
+            sources = [[text] for text in reads.texts] if self.spelled else ()
+            again, losses, more = _written(model, lambda: ask(questions, reads), own, max_new_tokens, sources)
             for row, begun, answer, loss in zip(doubted, reads.begun, again, losses, strict=True):
                 whole = f"{begun} {answer.text}".strip()
                 tokens = answer.prompt_tokens + answers[row].prompt_tokens
@@ -146,17 +150,24 @@ def system_at(spec: str, k: int) -> tuple[str, int]:
     return name, int(own)
 
 
-def system(name: str, model: CMT, single_context: CMT | None = None, instructions: str = SHORT_ANSWERS) -> System:
+def system(
+    name: str,
+    model: CMT,
+    single_context: CMT | None = None,
+    instructions: str = SHORT_ANSWERS,
+    *,
+    spelled: bool = True,
+) -> System:
     """The system of that name around `model`, or around the paper's checkpoint `single_context`.
 
-    `instructions` are the system message of every question.
+    `instructions` are the system message of every question; unless `spelled` answers of a few words are free, too.
 
     Raises ConfigError for a name that is not known and for a system that the checkpoint can't be.
     """
     if name not in SYSTEMS:
         raise ConfigError(f"system {name!r} is not known; known are {', '.join(SYSTEMS)}")
     if name == "single_context":
-        return System(name, _of(single_context or model, name), "memory", _memory(instructions))
+        return System(name, _of(single_context or model, name), "memory", _memory(instructions), spelled=spelled)
     if name == "auto":
         model = _of(model, "select")
         return System(
@@ -165,11 +176,12 @@ def system(name: str, model: CMT, single_context: CMT | None = None, instruction
             "memory",
             _memory(instructions),
             lambda asked, reads: read_again(model, asked, reads, instructions),
+            spelled,
         )
     if name == "select":
-        return System(name, _of(model, name), "memory", _memory(instructions))
+        return System(name, _of(model, name), "memory", _memory(instructions), spelled=spelled)
     if name == "stack":
-        return System(name, _stacked(model), "memory", _memory(instructions))
+        return System(name, _stacked(model), "memory", _memory(instructions), spelled=spelled)
     if name in ("closed", "closed_prefix"):
         prefixed = name == "closed_prefix"
         return System(
@@ -179,10 +191,10 @@ def system(name: str, model: CMT, single_context: CMT | None = None, instruction
             lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=instructions),
         )
     if name == "rag_likely":
-        return System(name, _of(model, "select"), "text", _likely_text(model, instructions))
-    return System(
-        name, model, "text", _text(model.ask_of_text if name == "rag_prefix" else model.ask_bare, instructions)
-    )
+        return System(name, _of(model, "select"), "text", _likely_text(model, instructions), spelled=spelled)
+    if name == "rag_prefix":
+        return System(name, model, "text", _text(model.ask_of_text, instructions), spelled=spelled)
+    return System(name, model, "text", _text(model.ask_bare, instructions))
 
 
 def _of(model: CMT, aggregation: str) -> CMT:
@@ -203,7 +215,11 @@ def _stacked(model: CMT) -> CMT:
 
 
 def _written(
-    model: CMT, read: Callable[[], QuestionBatch], asked: Sequence[QAExample], max_new_tokens: int
+    model: CMT,
+    read: Callable[[], QuestionBatch],
+    asked: Sequence[QAExample],
+    max_new_tokens: int,
+    sources: Sequence[Sequence[str]],
 ) -> tuple[list[Answer], list[float], float]:
     """Answers to what `read` gives, the log-loss of the first gold ones, and the seconds that the answers took."""
     started = time.perf_counter()
@@ -211,7 +227,7 @@ def _written(
     reading = time.perf_counter() - started
     nats = model.log_loss(batch, [row.answers[0] for row in asked])
     started = time.perf_counter()
-    answers = model.write(batch, max_new_tokens)
+    answers = model.write(batch, max_new_tokens, sources)
     return answers, nats, reading + time.perf_counter() - started
 
 

@@ -9,6 +9,7 @@ import torch
 from cmt_core.generation.continuous import ContinuousBatch
 from cmt_core.generation.prompts import QueryPrompts
 from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.generation.spelling import Speller
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 
@@ -69,7 +70,12 @@ class AnswerBatch:
         prompts = [self._prompts.prompt(query) for query in queries]
         weights = [self._prompts.weight(query) for query in queries]
         plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
-        joined = self._engine.join(reading.context, prompts, [query.sampling for query in queries], plain, weights)
+        spellers = [
+            Speller(query.spelled_from, self.text, reading.stop_ids) if query.spelled_from else None
+            for query in queries
+        ]
+        sampling = [query.sampling for query in queries]
+        joined = self._engine.join(reading.context, prompts, sampling, plain, weights, spellers)
         self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
         try:
             return [

@@ -15,6 +15,7 @@ from torch import Tensor
 from cmt_core.generation.greedy import PrefillResult, prefill
 from cmt_core.generation.mixed_logits import memory_aware
 from cmt_core.generation.query import Sampling
+from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.llm.kv_slots import KVSlots
@@ -39,6 +40,7 @@ class _Sequence:
     sampling: Sampling
     weight: float
     generator: torch.Generator | None = field(default=None)
+    speller: Speller | None = field(default=None)
 
 
 class ContinuousBatch:
@@ -66,11 +68,13 @@ class ContinuousBatch:
         sampling: Sequence[Sampling],
         plain: Context | None = None,
         weights: Sequence[float] = (),
+        spellers: Sequence[Speller | None] = (),
     ) -> list[SequenceStart]:
         """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
 
         Whatever it raises, none of them has joined.
         `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
+        `spellers` choose among the tokens of those that have one.
         """
         reads = [(context, prefill(self._backbone, context, prompts))]
         if plain is not None:
@@ -78,7 +82,8 @@ class ContinuousBatch:
         joined: list[SequenceStart] = []
         try:
             for row, one in enumerate(sampling):
-                joined.append(self._start(row, reads, one, weights[row] if plain is not None else 1.0))
+                weight = weights[row] if plain is not None else 1.0
+                joined.append(self._start(row, reads, one, weight, spellers[row] if spellers else None))
         except BaseException:
             for begun in joined:
                 self.leave(begun.row)
@@ -86,9 +91,14 @@ class ContinuousBatch:
         return joined
 
     def _start(
-        self, row: int, reads: list[tuple[Context, PrefillResult]], sampling: Sampling, weight: float
+        self,
+        row: int,
+        reads: list[tuple[Context, PrefillResult]],
+        sampling: Sampling,
+        weight: float,
+        speller: Speller | None,
     ) -> SequenceStart:
-        started = _Sequence([], 0, sampling, weight, _generator(sampling))
+        started = _Sequence([], 0, sampling, weight, _generator(sampling), speller)
         number, self._next_row = self._next_row, self._next_row + 1
         self._running[number] = started
         try:
@@ -118,7 +128,7 @@ class ContinuousBatch:
         logits = self._backbone.logits(hidden[:, -1])  # (slots, V)
         greedy = logits.argmax(dim=-1).tolist()
         for one in self._running.values():
-            if len(one.slots) == 1 and one.generator is None:
+            if len(one.slots) == 1 and one.generator is None and one.speller is None:
                 one.token = greedy[one.slots[0]]
             else:
                 one.token = _choose(_mixed([logits[slot] for slot in one.slots], one.weight), one)
@@ -150,12 +160,28 @@ def _mixed(logits: Sequence[Tensor], weight: float) -> Tensor:
 
 
 def _choose(logits: Tensor, sequence: _Sequence) -> int:
-    """The next token from logits (V,): the best, or a draw from the nucleus (Holtzman et al. 2020)."""
+    """The next token from logits (V,), one that its speller lets pass where it has one."""
+    speller = sequence.speller
+    if speller is None:
+        return (
+            int(logits.argmax())
+            if sequence.generator is None
+            else _drawn(logits, sequence.generator, sequence.sampling)
+        )
     if sequence.generator is None:
-        return int(logits.argmax())
-    sampling = sequence.sampling
+        token = speller.best(logits)
+    elif (allowed := speller.allowed(logits)) is None:
+        token = _drawn(logits, sequence.generator, sequence.sampling)
+    else:
+        token = allowed[_drawn(logits[allowed], sequence.generator, sequence.sampling)]
+    speller.take(token)
+    return token
+
+
+def _drawn(logits: Tensor, generator: torch.Generator, sampling: Sampling) -> int:
+    """A draw from the nucleus (Holtzman et al. 2020) of logits (V,)."""
     probabilities = (logits.float().cpu() / sampling.temperature).softmax(dim=-1)
     ordered, ids = probabilities.sort(descending=True)
     before = ordered.cumsum(dim=-1) - ordered  # the first token always stays
     kept = ordered.masked_fill(before >= max(sampling.top_p, 1e-9), 0.0)
-    return int(ids[torch.multinomial(kept, 1, generator=sequence.generator)])
+    return int(ids[torch.multinomial(kept, 1, generator=generator)])

@@ -5,13 +5,14 @@ Prompts are padded on the right; every row counts its own positions, so a questi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 
@@ -40,12 +41,19 @@ class PrefillResult:
 
 @torch.inference_mode()
 def generate(
-    backbone: Backbone, context: Context, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: set[int]
+    backbone: Backbone,
+    context: Context,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: set[int],
+    spellers: Sequence[Speller | None] = (),
 ) -> list[GeneratedTokens]:
-    """Continues each prompt (token ids) behind its row of `context` until a stop token or `max_new_tokens`."""
+    """Continues each prompt (token ids) behind its row of `context` until a stop token or `max_new_tokens`.
+
+    `spellers` choose among the tokens of those rows that have one.
+    """
     read = prefill(backbone, context, prompts)
-    token = read.logits.argmax(dim=-1)  # (B,)
-    answers = _continue(backbone, context, token, read.last, read.seen, max_new_tokens, stop_ids)
+    answers = _continue(backbone, context, read, max_new_tokens, stop_ids, spellers)
     return [GeneratedTokens(ids, reason, read.attention[row]) for row, (ids, reason) in enumerate(answers)]
 
 
@@ -63,13 +71,13 @@ def prefill(backbone: Backbone, context: Context, prompts: Sequence[Sequence[int
 def _continue(
     backbone: Backbone,
     context: Context,
-    token: Tensor,
-    last: Tensor,
-    seen: Tensor,
+    read: PrefillResult,
     max_new_tokens: int,
     stop_ids: set[int],
+    spellers: Sequence[Speller | None],
 ) -> list[tuple[list[int], Literal["stop", "length"]]]:
-    B = len(token)
+    B, seen = len(read.last), read.seen
+    token = _best(read.logits, spellers, range(B))
     new: list[list[int]] = [[] for _ in range(B)]
     open_rows = set(range(B))
     for step in range(max_new_tokens):
@@ -82,10 +90,20 @@ def _continue(
         if not open_rows or step + 1 == max_new_tokens:
             break
         seen = torch.cat([seen, seen.new_ones(B, 1)], dim=1)
-        position = (last + 1 + step)[:, None]
+        position = (read.last + 1 + step)[:, None]
         hidden = backbone.forward(token[:, None], position, seen[:, None, None], context.cache)
-        token = backbone.logits(hidden[:, -1]).argmax(dim=-1)
+        token = _best(backbone.logits(hidden[:, -1]), spellers, open_rows)
     return [(ids, "length" if row in open_rows else "stop") for row, ids in enumerate(new)]
+
+
+def _best(logits: Tensor, spellers: Sequence[Speller | None], rows: Iterable[int]) -> Tensor:
+    """The next token (B,) of logits (B, V); of `rows` with a speller the one that it chooses."""
+    tokens = logits.argmax(dim=-1)
+    for row in rows if spellers else ():
+        if (speller := spellers[row]) is not None:
+            tokens[row] = chosen = speller.best(logits[row])
+            speller.take(chosen)
+    return tokens
 
 
 def _attention(backbone: Backbone, context: Context, queries: Tensor, positions: Tensor, seen: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from cmt_core.generation.continuous import ContinuousBatch
 from cmt_core.generation.greedy import GeneratedTokens
 from cmt_core.generation.query import GREEDY
+from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 
@@ -28,10 +29,11 @@ def generate_mixed(
     weight: float,
     max_new_tokens: int,
     stop_ids: set[int],
+    spellers: Sequence[Speller | None] = (),
 ) -> list[GeneratedTokens]:
     """As `generate`, greedy over w * logits behind `context` + (1 - w) * logits behind `plain` (B rows each)."""
     engine = ContinuousBatch(backbone)
-    joined = engine.join(context, prompts, [GREEDY] * len(prompts), plain, [weight] * len(prompts))
+    joined = engine.join(context, prompts, [GREEDY] * len(prompts), plain, [weight] * len(prompts), spellers)
     written: dict[int, list[int]] = {one.row: [] for one in joined}
     stopped: set[int] = set()
     tokens = {one.row: one.token for one in joined}

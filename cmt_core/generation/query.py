@@ -33,6 +33,7 @@ class Query:
     same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
     checkpoint was trained (memory) or 1 (rag, hybrid).
     `instructions` replace the system message where there is one (closed). `begun` is the beginning of an answer that is to go on.
+    `spelled_from` are texts of which the answer is to be a span; the LLM does not read them.
     """
 
     question: str
@@ -43,6 +44,7 @@ class Query:
     earlier: tuple[tuple[str, str], ...] = ()
     instructions: str = ""
     begun: str = ""
+    spelled_from: Sequence[str] = ()
     sampling: Sampling = GREEDY
     memory_weight: float | None = None
 

@@ -78,6 +78,9 @@ def stream(
     single_context: Annotated[
         Path | None, typer.Option(help="Checkpoint of the paper's parts, for the system single_context.")
     ] = None,
+    spelling: Annotated[
+        bool, typer.Option("--spelling/--no-spelling", help="Short answers are spelled from their sources' texts.")
+    ] = True,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     answers: Annotated[
         Path | None, typer.Option(help="Also write every system's answer to every question here, one JSON a line.")
@@ -104,6 +107,7 @@ def stream(
         seed=seed,
         ranking=HYBRID if lexical_weight is None else ranking_of(lexical_weight),
         single_context=asked.model(single_context) if single_context else None,
+        spelled=spelling,
         report=say,
         keep=_answers_to(answers) if answers else None,
     )

@@ -158,15 +158,24 @@ class AnswerRow:
         return {number: (start - before, end - before)} if start >= before else {}
 
 
-def query_of(ask: Ask, found: HitList, follows_instructions: bool = True, doubt: Doubt | None = None) -> Query:
+def query_of(
+    ask: Ask,
+    found: HitList,
+    follows_instructions: bool = True,
+    doubt: Doubt | None = None,
+    *,
+    spelled: bool = False,
+) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says.
 
     Of mode `auto` it is memories at first, and with a `doubt` the text of the source that was attended to most. A model that
-    reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's.
+    reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's; its answers can be
+    `spelled` from their sources, but for the first one of mode `auto`, which shows by what it says whether text is needed.
     """
     mode = ask.mode if ask.mode != "auto" else "memory" if doubt is None else "rag"
     texts = [found.hits[doubt.best]] if doubt else {"rag": found.hits, "hybrid": found.hits[:1]}.get(mode, ())
     reads_memories = mode in ("memory", "hybrid")
+    free = follows_instructions or not spelled or mode == "closed" or (ask.mode == "auto" and doubt is None)
     unprompted = mode == "closed" and not ask.instructions and not follows_instructions
     return replace(
         ask,
@@ -176,6 +185,7 @@ def query_of(ask: Ask, found: HitList, follows_instructions: bool = True, doubt:
         scores=[float(hit.rank) for hit in found.hits] if reads_memories else None,
         passages=[_passage(hit) for hit in texts],
         begun=doubt.begun if doubt else "",
+        spelled_from=() if free else [_passage(hit) for hit in (texts if mode == "rag" else found.hits)],
     )
 
 

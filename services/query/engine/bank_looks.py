@@ -27,6 +27,7 @@ class SchedulerOptions:
 
     `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last. A
     thread that is at one piece of work for `stalled_after_s` hangs. `time_weight` is that of the time a question names.
+    `spell_answers`: answers of a few words are spelled from their sources' texts.
     """
 
     max_batch: int = 8
@@ -39,6 +40,7 @@ class SchedulerOptions:
     stalled_after_s: float = STALLED_AFTER_S
     min_evidence: float = 0.0
     time_weight: float = 0.0
+    spell_answers: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 

@@ -111,6 +111,7 @@ def load_answerer(
         join_at_once=16 if serve_settings.gpus else 4,
         min_evidence=serve_settings.min_evidence,
         time_weight=serve_settings.time_weight,
+        spell_answers=serve_settings.spell_answers,
         clock=clock,
     )
     bank = LazyReader(lambda: bank_factory(settings, model))
