@@ -36,6 +36,8 @@ NOW = datetime(2026, 11, 20, 18, tzinfo=UTC)
 ALL = "all"
 _ANSWER_TOKENS = 96
 _WAIT_S = 600.0
+_UPDATES = 3
+_NAMES = (("Jorin", "Askelbrand", "Velmoth"), ("Petra", "Oskerlind", "Harrowgate"), ("Mats", "Ellerton", "Brackwater"))
 _REFUSES = re.compile(
     r"\bi (?:do not|don't|cannot|can't|could not|couldn't) (?:know|find|answer|provide|determine)\b"
     r"|\b(?:not|never) (?:mentioned|provided|specified|stated|known|given|available|disclosed)\b"
@@ -134,7 +136,7 @@ def left_out(
 def made_updates(
     items: Sequence[Document | Tombstone], questions: Sequence[tuple[str, str, str]]
 ) -> tuple[list[Document], list[AskedQuestion], list[list[str]]]:
-    """Two updates each of the articles of (question, answer, article): in each the answer is another name or number.
+    """Three updates each of the articles of (question, answer, article): in each the answer is another name or number.
 
     Gives the new versions in their order, the questions with the last answers, and each one's old answers.
     """
@@ -144,7 +146,7 @@ def made_updates(
     stale: list[list[str]] = []
     for question, answer, article in questions:
         document = latest.get(article)
-        values = [_another(answer, round_) for round_ in (1, 2)]
+        values = [_another(answer, round_) for round_ in range(_UPDATES)]
         if document is None or answer not in document.text or None in values:
             continue
         before = answer
@@ -158,8 +160,8 @@ def made_updates(
             made.append(document)
             before = value
         latest[article] = document
-        asked.append(AskedQuestion("updated", question, ((str(values[1]),),), (article,)))
-        stale.append([answer, str(values[0])])
+        asked.append(AskedQuestion("updated", question, ((str(values[-1]),),), (article,)))
+        stale.append([answer, *map(str, values[:-1])])
     return made, asked, stale
 
 
@@ -236,10 +238,10 @@ def _share(those: Sequence[Judged], has: Callable[[Judged], bool]) -> float | No
 def _another(answer: str, round_: int) -> str | None:
     """Another name or number of the same form; None for words that are neither."""
     if any(char.isdigit() for char in answer):
-        digits = [str((int(char) + 3 * round_) % 9 + 1) if char.isdigit() else char for char in answer]
+        digits = [str((int(char) + 3 * (round_ + 1)) % 9 + 1) if char.isdigit() else char for char in answer]
         return "".join(digits)
     words = answer.split()
     if not all(word[0].isupper() for word in words):
         return None
-    names = (("Jorin", "Askelbrand", "Velmoth"), ("Petra", "Oskerlind", "Harrowgate"))[round_ - 1]
+    names = _NAMES[round_]
     return " ".join(names[:2] if len(words) > 1 else names[2:])

@@ -100,7 +100,7 @@ def ask_command(
         bool, typer.Option("--bridges", help="Ask 30 questions instead that take two articles for one answer.")
     ] = False,
     updates: Annotated[
-        bool, typer.Option("--updates", help="Ask after some 100 made updates instead, and count answers that are old.")
+        bool, typer.Option("--updates", help="Ask after some 150 made updates instead, and count answers that are old.")
     ] = False,
     answers: Annotated[Path | None, typer.Option(help="Also write every answer here, one JSON a line.")] = None,
     out: Out = Path("results"),
