@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cmt_core.errors import BankFileError, CheckpointError
-from cmt_core.memory_bank import UNKNOWN, Entry, MemoryBank
+from cmt_core.memory_bank import UNKNOWN, BankHit, Entry, MemoryBank
 from cmt_core.model import CMT
+from cmt_core.text.spelling import SourceSpans
 
 NEWS = [
     Entry("The harbour of Aru opened on Monday. A band played.", "Harbour opens", "aru"),
@@ -21,6 +22,10 @@ NEWS = [
     ),
     Entry("Prices of bread rose in May.", "Bread", "bread", url="https://news.example/bread", source="Wire"),
 ]
+
+
+def _reading(hit: BankHit) -> str:
+    return f"{hit.entry.title}\n{hit.text}" if hit.entry.title else hit.text
 
 
 @pytest.fixture
@@ -42,19 +47,21 @@ def test_an_answer_is_the_models_own_from_the_memories_of_its_sources(bank: Memo
     assert answer.sources[0].entry.doc_id == "belo"
     assert sum(answer.weights) == pytest.approx(1.0)
     codes = [tiny_cmt.compress(tiny_cmt.windows(hit.entry.title, hit.entry.text))[0].code for hit in answer.sources]
-    scores = [[hit.rank for hit in answer.sources]]
-    (same,) = tiny_cmt.answer(["Who saw whales in Belo?"], [codes], max_new_tokens=4, scores=scores)
+    scores, texts = [[hit.rank for hit in answer.sources]], [_reading(hit) for hit in answer.sources]
+    question = ["Who saw whales in Belo?"]
+    (same,) = tiny_cmt.answer(question, [codes], max_new_tokens=4, scores=scores, sources=[texts])
     assert answer.text == same.text
+    (free,) = tiny_cmt.answer(question, [codes], max_new_tokens=4, scores=scores)
+    assert SourceSpans(texts).may_begin(answer.text)
+    assert not SourceSpans(texts).may_begin(free.text)  # a random LLM's words
 
 
 def test_an_answer_that_stands_nowhere_is_read_from_the_text_attended_to_most(bank: MemoryBank, tiny_cmt: CMT) -> None:
     memory = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4, mode="memory")
-    assert not memory.grounded  # a random LLM's words
     answer = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4)
     assert answer.read_text
-    best = max(zip(answer.weights, answer.sources, strict=True), key=lambda pair: pair[0])[1]
-    reading = f"{best.entry.title}\n{best.text}" if best.entry.title else best.text
-    (same,) = tiny_cmt.answer_rag(["Who saw whales in Belo?"], [[reading]], max_new_tokens=4)
+    reading = _reading(max(zip(answer.weights, answer.sources, strict=True), key=lambda pair: pair[0])[1])
+    (same,) = tiny_cmt.write(tiny_cmt.ask_of_text(["Who saw whales in Belo?"], [[reading]]), 4, [[reading]])
     assert answer.text == same.text
     assert answer.weights == memory.weights
 
