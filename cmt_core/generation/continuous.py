@@ -161,20 +161,15 @@ def _mixed(logits: Sequence[Tensor], weight: float) -> Tensor:
 
 def _choose(logits: Tensor, sequence: _Sequence) -> int:
     """The next token from logits (V,), one that its speller lets pass where it has one."""
-    speller = sequence.speller
-    if speller is None:
-        return (
-            int(logits.argmax())
-            if sequence.generator is None
-            else _drawn(logits, sequence.generator, sequence.sampling)
-        )
-    if sequence.generator is None:
-        token = speller.best(logits)
-    elif (allowed := speller.allowed(logits)) is None:
-        token = _drawn(logits, sequence.generator, sequence.sampling)
+    speller, drawn_by = sequence.speller, sequence.generator
+    if drawn_by is None:
+        token = speller.best(logits) if speller else int(logits.argmax())
+    elif speller and (allowed := speller.allowed(logits)) is not None:
+        token = allowed[_drawn(logits[allowed], drawn_by, sequence.sampling)]
     else:
-        token = allowed[_drawn(logits[allowed], sequence.generator, sequence.sampling)]
-    speller.take(token)
+        token = _drawn(logits, drawn_by, sequence.sampling)
+    if speller:
+        speller.take(token)
     return token
 
 
