@@ -73,6 +73,10 @@ def train(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that train together, by Ray Train.", rich_help_panel=_MEMORY)
     ] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop after so long, and write the memory as it stands; the same command goes on."),
+    ] = None,
     ray: RayAddress = None,
 ) -> None:
     """Train a memory checkpoint for the frozen LLM: prefix, then the memory."""
@@ -85,6 +89,10 @@ def train(
 
     first = checkpoint_folder(start).absolute() if start else None
     in_chat = first is not None and Checkpoint.load(first).config.reading == "chat"
+    if minutes is not None and (in_chat or workers > 1):
+        raise SettingsError(
+            "--minutes is for one process that trains behind a learned prefix, not with --workers or from a fit"
+        )
     memory, recipe = parse_overrides(settings_ or (), TRAINED_MEMORY, RECIPE)
     sizes: dict[str, Any] = {"prefix_steps": prefix_steps, "code_steps": code_steps, "seed": seed}
     model = settings.model
@@ -102,9 +110,12 @@ def train(
         "memory": memory,
         "texts": texts.absolute() if texts else None,
         "start": first,
+        "minutes": minutes,
     }
     done = _alone(arguments) if workers == 1 else _together(arguments, workers, settings)
-    if not done:
+    if not done and minutes is not None:
+        progress.print(f"cmt: not at its end after {minutes:g} minutes; the same command goes on from {run}")
+    elif not done:
         progress.print(f"cmt: stopped; the same command goes on from {run}", style="red")
         sys.exit(130)
 

@@ -57,6 +57,7 @@ def test_a_command_line_that_says_nothing_trains_and_fits_by_the_librarys_defaul
         (["--set", "acumulate=4"], ConfigError, "unknown configuration key 'acumulate'"),
         (["--set", "accumulate=four"], ConfigError, "accumulate must be of type int"),
         (["--prefix-steps", "0"], SettingsError, "--prefix-steps 0 needs --start"),
+        (["--minutes", "5", "--workers", "2"], SettingsError, "--minutes is for one process"),
     ],
 )
 def test_settings_that_cannot_work_end_the_command_at_once(
