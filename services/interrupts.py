@@ -3,7 +3,8 @@
 1. the first signal raises KeyboardInterrupt in the main thread, so that `with` blocks close what they have opened
 2. a thread ends the process after `ENDS_WITHIN_S` if that has not, whatever library or native code holds the main thread
 3. a second signal ends it at once
-Inside `interruptible(within_s)` the first signal is a request to finish: it raises nothing, and 2. waits for `within_s`.
+Inside `interruptible(within_s)` the first signal is a request to finish: it raises nothing, and 2. waits for `within_s`; so it is
+where a library has taken the signal over there, to finish by itself.
 
 Nothing is lost by an end at once: what is not committed is read again, and children die with their parent.
 """
@@ -43,6 +44,7 @@ class Interrupts:
         self.temporary: set[str] = set()  # folders that go with the process
         self._stopping: threading.Event | None = None
         self._within_s = ENDS_WITHIN_S
+        self._line = ""
         self._stderr = os.dup(2)  # Ray's start turns the other one away for a while
         self._woken, self._wake = os.pipe()
         self._before: dict[signal.Signals, Any] = {}
@@ -72,15 +74,15 @@ class Interrupts:
         return (self.came or self._heard.wait(_HEARD_WITHIN_S if code in _SIGNALS else 0.0)) and not self.graceful
 
     @contextmanager
-    def finishing(self, within_s: float) -> Iterator[Callable[[float | None], bool]]:
+    def finishing(self, within_s: float, line: str = "") -> Iterator[Callable[[float | None], bool]]:
         """See `interruptible`."""
         stopping = threading.Event()
-        self._stopping, self._within_s = stopping, within_s
+        self._stopping, self._within_s, self._line = stopping, within_s, line
         try:
             yield stopping.wait
         finally:
             self._stopping = None
-            if not self.came:
+            if not self.graceful:
                 self._within_s = ENDS_WITHIN_S
 
     def end(self, line: bytes = b"cmt: interrupted", code: int = INTERRUPTED) -> NoReturn:
@@ -100,11 +102,16 @@ class Interrupts:
             return  # the thread ends the process
         self.came = True
         sys.unraisablehook = lambda unraisable: None  # an interrupt inside a destructor is printed as a trace
-        if self._stopping is not None:
-            self.graceful = True
-            self._stopping.set()
-        else:
+        if not self._asked_to_finish():
             raise KeyboardInterrupt
+
+    def _asked_to_finish(self) -> bool:
+        """Takes a signal as a request to finish, where it is one."""
+        if (stopping := self._stopping) is None:
+            return False
+        self.graceful = True
+        stopping.set()
+        return True
 
     def _end_in_time(self) -> None:
         end_s: float | None = None
@@ -123,17 +130,23 @@ class Interrupts:
                 if end_s is not None:
                     self.end()
                 end_s = time.monotonic() + self._within_s
+                if self._asked_to_finish() and self._line:
+                    with contextlib.suppress(OSError):
+                        os.write(self._stderr, f"{self._line}\n".encode())
 
 
 @contextmanager
-def interruptible(within_s: float) -> Iterator[Callable[[float | None], bool]]:
-    """Gives `wait(seconds)`, true as soon as Ctrl-C or SIGTERM came; the process then has `within_s` seconds to finish."""
+def interruptible(within_s: float, line: str = "") -> Iterator[Callable[[float | None], bool]]:
+    """Gives `wait(seconds)`, true as soon as Ctrl-C or SIGTERM came; the process then has `within_s` seconds to finish.
+
+    `line` is told then.
+    """
     known = Interrupts.current
     interrupts = known or Interrupts()
     if known is None:  # the process is not the command line's: its signals are borrowed
         interrupts.watch()
     try:
-        with interrupts.finishing(within_s) as wait:
+        with interrupts.finishing(within_s, line) as wait:
             yield wait
     finally:
         if known is None:

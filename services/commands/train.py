@@ -12,6 +12,7 @@ from cmt_core.training.recipe_config import RECIPE, TRAINED_MEMORY, RecipeConfig
 from services.commands.options import Config, RayAddress, progress, read_settings
 from services.commands.output_folder import check_output
 from services.errors import SettingsError
+from services.interrupts import interruptible
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -20,6 +21,7 @@ __all__ = ["train"]
 
 _MEMORY = "Memory and recipe"
 _DATASET = "qa_train.jsonl.gz"
+_STEP_WITHIN_S = 3600.0  # a step of a large LLM takes minutes, and is saved at its end
 
 
 def train(
@@ -134,10 +136,11 @@ def _alone(arguments: dict[str, Any]) -> bool:
     def report(line: str) -> None:
         progress.print(line)
 
-    if not progress.is_terminal:  # a bar would fill a log file with its own past
-        return train_checkpoint(**arguments, report=report)
-    with TrainingBar(progress) as bar:
-        return train_checkpoint(**arguments, report=report, on_step=bar.on_step)
+    with interruptible(_STEP_WITHIN_S, "cmt: stopping after this step; a second signal ends it at once"):
+        if not progress.is_terminal:  # a bar would fill a log file with its own past
+            return train_checkpoint(**arguments, report=report)
+        with TrainingBar(progress) as bar:
+            return train_checkpoint(**arguments, report=report, on_step=bar.on_step)
 
 
 def _together(arguments: dict[str, Any], workers: int, settings: Any) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from services.interrupts import ENDS_WITHIN_S
+
 ROOT = Path(__file__).parents[2]
 END_S = 60.0  # a bound for a busy machine; the process sets its own, of two seconds
 
@@ -72,6 +74,15 @@ with interruptible(0.2) as wait:
 HANGS_LONG = """
 with interruptible(600.0) as wait:
     ready(); wait(600.0); ready(); time.sleep(600)
+"""
+TAKEN_OVER = """
+with interruptible(600.0, "a moment"):
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    ready()
+    while not asked.is_set():
+        time.sleep(0.01)
+    time.sleep({long})
 """
 CLEANS = """
 try:
@@ -162,6 +173,12 @@ def test_request_to_finish_raises_nothing_and_ends_as_the_program_says(number: i
     process = start(FINISHES)
     process.send_signal(number)
     assert ended(process) == (0, "done\n", "")
+
+
+def test_library_that_has_taken_sigterm_over_to_finish_has_its_time() -> None:
+    process = start(TAKEN_OVER.format(long=ENDS_WITHIN_S + 1))
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (0, "done\n", "a moment\n")
 
 
 def test_one_that_does_not_finish_in_its_time_is_ended() -> None:
