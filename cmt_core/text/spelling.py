@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from cmt_core.text.normalisation import on_one_line
 from cmt_core.text.words import WITHOUT_SPACES
@@ -13,6 +14,7 @@ __all__ = ["SourceSpans"]
 _INSIDE = re.compile(rf"[^\W{WITHOUT_SPACES}]")  # of a word that has a beginning and an end
 _WORD = re.compile(r"[^\W_]")
 _ARTICLES = ("a", "an", "the")
+_KEPT_TEXTS = 512
 
 
 class SourceSpans:
@@ -22,7 +24,7 @@ class SourceSpans:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._text = "\n".join(_form(text) for text in texts)  # an answer has no line ends, so no span goes over one
+        self._text = "\n".join(map(_form_of_text, texts))  # an answer has no line ends, so no span goes over one
 
     def has(self, answer: str) -> bool:
         """Whether an answer is a whole span, of more than an article."""
@@ -57,6 +59,11 @@ def _spans(answer: str) -> Iterator[str]:
     article, _, rest = asked.partition(" ")
     if rest and article in _ARTICLES:
         yield rest
+
+
+@lru_cache(_KEPT_TEXTS)
+def _form_of_text(text: str) -> str:
+    return _form(text)
 
 
 def _form(text: str) -> str:

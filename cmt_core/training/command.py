@@ -85,6 +85,7 @@ def train_checkpoint(
         raise AssertionError("the frozen LLM has changed while training")
     training = {
         "recipe": dataclasses.asdict(config),
+        **({} if done is not None else {"finished": False}),
         "before": first.training if first else None,
         "llm": llm,
         "retriever": retriever,

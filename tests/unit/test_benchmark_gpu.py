@@ -112,6 +112,8 @@ def test_training_stops_in_time_with_a_checkpoint_and_goes_on(
     assert (kept[-1]["steps_done"], kept[-1]["steps_now"], kept[-1]["finished"]) == (4, 3, True)
     assert len(kept[-1]["held_out"]) == 3
     ended = Checkpoint.load(tmp_path / "run" / "checkpoint")
+    assert begun.training["finished"] is False
+    assert "finished" not in ended.training
     assert begun.code is not None
     assert ended.code is not None
     assert not begun.code.encoder.equal(ended.code.encoder)
