@@ -3,8 +3,8 @@
 1. the first signal raises KeyboardInterrupt in the main thread, so that `with` blocks close what they have opened
 2. a thread ends the process after `ENDS_WITHIN_S` if that has not, whatever library or native code holds the main thread
 3. a second signal ends it at once
-Inside `interruptible(within_s)` the first signal is a request to finish: it raises nothing, and 2. waits for `within_s`; so it is
-where a library has taken the signal over there, to finish by itself.
+Inside `interruptible(within_s)` the first signal is a request to finish: it raises nothing, and 2. waits for `within_s`. Inside
+`left_to_finish(within_s)` it is one only while other code has taken the signal over, to finish by itself.
 
 Nothing is lost by an end at once: what is not committed is read again, and children die with their parent.
 """
@@ -23,7 +23,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["ENDS_WITHIN_S", "INTERRUPTED", "Interrupts", "interruptible", "own_signals", "temporary_folder"]
+__all__ = [
+    "ENDS_WITHIN_S",
+    "INTERRUPTED",
+    "Interrupts",
+    "interruptible",
+    "left_to_finish",
+    "own_signals",
+    "temporary_folder",
+]
 
 ENDS_WITHIN_S = 2.0
 INTERRUPTED = 130
@@ -44,7 +52,7 @@ class Interrupts:
         self.temporary: set[str] = set()  # folders that go with the process
         self._stopping: threading.Event | None = None
         self._within_s = ENDS_WITHIN_S
-        self._line = ""
+        self._line, self._taken_over = "", False
         self._stderr = os.dup(2)  # Ray's start turns the other one away for a while
         self._woken, self._wake = os.pipe()
         self._before: dict[signal.Signals, Any] = {}
@@ -74,10 +82,12 @@ class Interrupts:
         return (self.came or self._heard.wait(_HEARD_WITHIN_S if code in _SIGNALS else 0.0)) and not self.graceful
 
     @contextmanager
-    def finishing(self, within_s: float, line: str = "") -> Iterator[Callable[[float | None], bool]]:
-        """See `interruptible`."""
+    def finishing(
+        self, within_s: float, line: str = "", taken_over: bool = False
+    ) -> Iterator[Callable[[float | None], bool]]:
+        """See `interruptible`, and with `taken_over` `left_to_finish`."""
         stopping = threading.Event()
-        self._stopping, self._within_s, self._line = stopping, within_s, line
+        self._stopping, self._within_s, self._line, self._taken_over = stopping, within_s, line, taken_over
         try:
             yield stopping.wait
         finally:
@@ -102,12 +112,14 @@ class Interrupts:
             return  # the thread ends the process
         self.came = True
         sys.unraisablehook = lambda unraisable: None  # an interrupt inside a destructor is printed as a trace
-        if not self._asked_to_finish():
+        if not self._asked_to_finish(number):
             raise KeyboardInterrupt
 
-    def _asked_to_finish(self) -> bool:
+    def _asked_to_finish(self, number: int) -> bool:
         """Takes a signal as a request to finish, where it is one."""
         if (stopping := self._stopping) is None:
+            return False
+        if self._taken_over and signal.getsignal(number) == self._on_signal:
             return False
         self.graceful = True
         stopping.set()
@@ -129,28 +141,39 @@ class Interrupts:
                 self._heard.set()
                 if end_s is not None:
                     self.end()
-                end_s = time.monotonic() + self._within_s
-                if self._asked_to_finish() and self._line:
+                asked = self._asked_to_finish(number)
+                end_s = time.monotonic() + (self._within_s if asked else ENDS_WITHIN_S)
+                if asked and self._line:
                     with contextlib.suppress(OSError):
                         os.write(self._stderr, f"{self._line}\n".encode())
 
 
 @contextmanager
-def interruptible(within_s: float, line: str = "") -> Iterator[Callable[[float | None], bool]]:
-    """Gives `wait(seconds)`, true as soon as Ctrl-C or SIGTERM came; the process then has `within_s` seconds to finish.
-
-    `line` is told then.
-    """
+def interruptible(within_s: float) -> Iterator[Callable[[float | None], bool]]:
+    """Gives `wait(seconds)`, true as soon as Ctrl-C or SIGTERM came; the process then has `within_s` seconds to finish."""
     known = Interrupts.current
     interrupts = known or Interrupts()
     if known is None:  # the process is not the command line's: its signals are borrowed
         interrupts.watch()
     try:
-        with interrupts.finishing(within_s, line) as wait:
+        with interrupts.finishing(within_s) as wait:
             yield wait
     finally:
         if known is None:
             interrupts.release()
+
+
+@contextmanager
+def left_to_finish(within_s: float, line: str) -> Iterator[None]:
+    """Whoever takes Ctrl-C and SIGTERM over inside the block has `within_s` seconds from one on; `line` is told then.
+
+    While nobody has, a signal ends the command as everywhere.
+    """
+    if Interrupts.current is None:
+        yield
+        return
+    with Interrupts.current.finishing(within_s, line, taken_over=True):
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from cmt_core.training.recipe_config import RECIPE, TRAINED_MEMORY, RecipeConfig
 from services.commands.options import Config, RayAddress, progress, read_settings
 from services.commands.output_folder import check_output
 from services.errors import SettingsError
-from services.interrupts import interruptible
+from services.interrupts import left_to_finish
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -114,8 +115,9 @@ def train(
         "start": first,
         "minutes": minutes,
     }
+    started = time.monotonic()
     done = _alone(arguments) if workers == 1 else _together(arguments, workers, settings)
-    if not done and minutes is not None:
+    if not done and minutes is not None and time.monotonic() - started >= 60 * minutes:
         progress.print(f"cmt: not at its end after {minutes:g} minutes; the same command goes on from {run}")
     elif not done:
         progress.print(f"cmt: stopped; the same command goes on from {run}", style="red")
@@ -136,7 +138,7 @@ def _alone(arguments: dict[str, Any]) -> bool:
     def report(line: str) -> None:
         progress.print(line)
 
-    with interruptible(_STEP_WITHIN_S, "cmt: stopping after this step; a second signal ends it at once"):
+    with left_to_finish(_STEP_WITHIN_S, "cmt: stopping after this step; a second signal ends it at once"):
         if not progress.is_terminal:  # a bar would fill a log file with its own past
             return train_checkpoint(**arguments, report=report)
         with TrainingBar(progress) as bar:

@@ -136,10 +136,8 @@ class IngestHandle:
         slow machine takes its time.
         """
         deadline = time.monotonic() + timeout_s
-        most_done, least_lag = (
-            0,
-            math.inf,
-        )  # a consumer that dies and begins again does the same records anew: no progress
+        # a consumer that dies and begins again does the same records anew: no progress
+        most_done, least_lag = 0, math.inf
         partitions = topic_partitions(self._settings.kafka, self._bootstrap, self._settings.kafka.topic)
         first = [status.measured for status in self._statuses()]
         quiet_since: float | None = None

@@ -26,21 +26,17 @@ from tests.unit.test_core_training import write_questions
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
+LOG = Path("prefix") / "log.jsonl"
 BATCHES_A_STEP = 400  # longer than a process has to end
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_step_under_way_is_finished_and_kept(
-    tiny_folders: Any,  # noqa: F811
-    tmp_path: Path,
-    number: signal.Signals,
-) -> None:
-    run, log = tmp_path / "run", tmp_path / "run" / "prefix" / "log.jsonl"
+def told_at(file: Path, number: signal.Signals, folders: Any, tmp_path: Path) -> tuple[int, str]:
+    """Exit code and words of a training that got a signal when a file of its run was there."""
+    run = tmp_path / "run"
     options = ["--prefix-steps", "50", "--run", str(run), "--dataset", str(write_questions(tmp_path / "qa.jsonl"))]
     for value in (f"accumulate={BATCHES_A_STEP}", "prefix_windows=2", "window_tokens=64", "prefix_tokens=8"):
         options += ["--set", value]
-    parts = {"LLM": tiny_folders.llm, "RETRIEVER": tiny_folders.retriever, "CACHE_DIR": tiny_folders.cache}
+    parts = {"LLM": folders.llm, "RETRIEVER": folders.retriever, "CACHE_DIR": folders.cache}
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "train", str(tmp_path / "out"), *options],
         cwd=tmp_path,
@@ -50,14 +46,36 @@ def test_step_under_way_is_finished_and_kept(
         text=True,
     )
     try:
-        until(lambda: log.exists() or process.poll() is not None, 200)
+        until(lambda: (run / file).exists() or process.poll() is not None, 200)
         process.send_signal(number)
         _, said = process.communicate(timeout=200)
     finally:
         process.kill()
-    assert process.returncode == 130, said
+    return process.returncode, said
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_step_under_way_is_finished_and_kept(
+    tiny_folders: Any,  # noqa: F811
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    code, said = told_at(LOG, number, tiny_folders, tmp_path)
+    assert code == 130, said
     assert "stopping after this step" in said
     assert "the same command goes on from" in " ".join(said.split())
-    steps = log.read_text(encoding="utf-8").splitlines()
-    assert torch.load(run / "prefix" / "state.pt", weights_only=True)["step"] == len(steps) < 50
+    steps = (tmp_path / "run" / LOG).read_text(encoding="utf-8").splitlines()
+    assert torch.load(tmp_path / "run" / "prefix" / "state.pt", weights_only=True)["step"] == len(steps) < 50
     assert float(steps[-1].split('"seconds": ')[1].split(",")[0]) > ENDS_WITHIN_S
+
+
+@pytest.mark.timeout(300)
+def test_signal_before_the_first_step_ends_it(
+    tiny_folders: Any,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    code, said = told_at(Path("run.json"), signal.SIGTERM, tiny_folders, tmp_path)
+    assert code == 130, said
+    log = tmp_path / "run" / LOG
+    assert len(log.read_text(encoding="utf-8").splitlines() if log.exists() else []) <= 1

@@ -20,7 +20,7 @@ END_S = 60.0  # a bound for a busy machine; the process sets its own, of two sec
 
 PROGRAM = """
 import ctypes, signal, sys, threading, time
-from services.interrupts import Interrupts, interruptible
+from services.interrupts import Interrupts, interruptible, left_to_finish
 interrupts = Interrupts()
 interrupts.watch()
 def ready():
@@ -76,13 +76,17 @@ with interruptible(600.0) as wait:
     ready(); wait(600.0); ready(); time.sleep(600)
 """
 TAKEN_OVER = """
-with interruptible(600.0, "a moment"):
+with left_to_finish(600.0, "a moment"):
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
     ready()
     while not asked.is_set():
         time.sleep(0.01)
     time.sleep({long})
+"""
+NOT_YET_TAKEN_OVER = """
+with left_to_finish(600.0, "a moment"):
+    {body}
 """
 CLEANS = """
 try:
@@ -179,6 +183,14 @@ def test_library_that_has_taken_sigterm_over_to_finish_has_its_time() -> None:
     process = start(TAKEN_OVER.format(long=ENDS_WITHIN_S + 1))
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (0, "done\n", "a moment\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("body", ["ready(); time.sleep(600)", NATIVE.strip().replace("\n", "\n    ")])
+def test_as_long_as_nobody_has_taken_it_over_a_signal_ends_the_process(body: str, number: int) -> None:
+    process = start(NOT_YET_TAKEN_OVER.format(body=body))
+    process.send_signal(number)
+    assert ended(process) == (130, "", "cmt: interrupted\n")
 
 
 def test_one_that_does_not_finish_in_its_time_is_ended() -> None:
