@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from cmt_core.generation.asking import QuestionBatch
 from cmt_core.model import CMT, Answer
+from cmt_core.retrieval.complement import best_with_complement
 from cmt_core.text.grounding import Verdict, grounding_of, parts_of
 
 __all__ = ["Grounding", "TextReads", "ground", "read_again", "text_reads"]
@@ -35,10 +36,10 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True)
 class TextReads:
-    """Which of some questions are read again from text: their numbers, the text of each, and the beginning that stays."""
+    """Which of some questions are read again from text: their numbers, the texts of each, and the beginning that stays."""
 
     rows: list[int]
-    texts: list[str]
+    texts: list[list[str]]
     begun: list[str]
 
 
@@ -57,22 +58,29 @@ def ground(model: CMT, question: str, answer: Answer, texts: Sequence[str]) -> G
 def text_reads(
     model: CMT, questions: Sequence[str], answers: Sequence[Answer], texts: Sequence[Sequence[str]]
 ) -> TextReads:
-    """The questions whose answers don't stand in their texts, to be read from the one that was attended to most."""
+    """The questions whose answers don't stand in their texts, to be read from the one that was attended to most; and those for
+    which it takes two texts, the best one found and the one that completes it, to be read from these.
+    """
     reads = TextReads([], [], [])
     for row, (question, answer, own) in enumerate(zip(questions, answers, texts, strict=True)):
+        if both := best_with_complement(question, own):
+            reads.rows.append(row)
+            reads.texts.append([own[number] for number in both])
+            reads.begun.append("")
+            continue
         found = ground(model, question, answer, own)
         if found.grounded or not own:
             continue
         known = answer.weights if len(answer.weights) == len(own) else [0.0] * len(own)
         best = max(range(len(own)), key=lambda number: known[number])
         reads.rows.append(row)
-        reads.texts.append(own[best])
+        reads.texts.append([own[best]])
         reads.begun.append(found.begun)
     return reads
 
 
 def read_again(model: CMT, questions: Sequence[str], reads: TextReads, instructions: str = "") -> QuestionBatch:
     """What the questions of `reads` are asked with; their answers go on behind what was begun."""
-    asked = model.ask_of_text([questions[row] for row in reads.rows], [[text] for text in reads.texts], instructions)
+    asked = model.ask_of_text([questions[row] for row in reads.rows], reads.texts, instructions)
     begun = [model.tokens.ids(text) if text else [] for text in reads.begun]
     return replace(asked, prompts=[[*prompt, *ids] for prompt, ids in zip(asked.prompts, begun, strict=True)])

@@ -28,6 +28,7 @@ from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.files import save_tensors
 from cmt_core.grounded import ground, read_again, text_reads
 from cmt_core.model import CMT, Memory
+from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.evidence import relevant
 from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import HYBRID, Ranking
@@ -172,11 +173,11 @@ class MemoryBank:
         rows, ranks = [one.row for one in found], [one.score for one in found]
         longest = max_new_tokens or self.model.answer_tokens
         texts = [self._rows[row].window.reading for row in rows]
-        asked = self.model.ask([question], self.codes([rows]), [ranks])
+        asked = self.model.ask([question], self.codes([rows]), [ranks], completed_by=[completed_by(question, texts)])
         (answer,) = self.model.write(asked, longest, [texts] if mode == "memory" else ())
         reads = text_reads(self.model, [question], [answer], [texts])
         if mode == "auto" and reads.rows:
-            (again,) = self.model.write(read_again(self.model, [question], reads), longest, [reads.texts])
+            (again,) = self.model.write(read_again(self.model, [question], reads), longest, reads.texts)
             answer = replace(again, text=f"{reads.begun[0]} {again.text}".strip(), weights=answer.weights)
         grounded = ground(self.model, question, answer, texts).grounded
         read_text = mode == "auto" and bool(reads.rows)

@@ -196,12 +196,13 @@ class CMT:
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None = None,
         instructions: str = "",
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> QuestionBatch:
         """What `answer` asks with, to be answered by `write` and judged by `log_loss`.
 
-        `instructions` are a system message, which reading `chat` follows as the LLM does.
+        `instructions` are a system message, which reading `chat` follows as the LLM does; `completed_by` as in `context`.
         """
-        reading, weight = self.context(questions, memories, scores), self.config.decoding_weight
+        reading, weight = self.context(questions, memories, scores, completed_by), self.config.decoding_weight
         plain = self.context_of_nothing(len(questions), prefixed=True).context if weight != 1 else None
         return QuestionBatch(reading, self._prompts(questions, instructions), plain=plain, weight=weight)
 
@@ -257,20 +258,26 @@ class CMT:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None = None,
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> Reading:
         """What the LLM reads of B questions' packed memories (at least one each).
 
         `scores` are the retriever's of each memory, for ψ `select`; without them the best memory should come first.
+        `completed_by` (`retrieval.complement.completed_by` of their texts) lets it read two that a question needs together.
         Raises MemoryFormatError for bytes of another layout, ValueError for other than one score a memory.
         """
-        return self._contexts.of_memories(questions, memories, scores)
+        return self._contexts.of_memories(questions, memories, scores, completed_by)
 
     @torch.inference_mode()
     def likely(
-        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]]
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]],
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> list[list[int]]:
-        """The places of each question's memories that are likely its documents, the likeliest first, as `select` leaves them."""
-        return self._contexts.likely(questions, memories, scores)
+        """The places of each question's memories that are likely its documents, in the order in which `select` reads them."""
+        return self._contexts.likely(questions, memories, scores, completed_by)
 
     @torch.inference_mode()
     def context_of_text(self, passages: Sequence[Sequence[str]]) -> Reading:

@@ -100,7 +100,7 @@ TABLE: Mapping[str, MetricSpec] = {
     "cmt_query_cancelled_total": MetricSpec("counter", "Questions whose client went away."),
     "cmt_query_unknown_total": MetricSpec("counter", "Questions for which nothing relevant was found."),
     "cmt_query_text_reads_total": MetricSpec(
-        "counter", "Questions of mode auto whose answer did not stand in its sources and was read again from text."
+        "counter", "Questions of mode auto that were read from text: it took two sources, or the answer stood in none."
     ),
     "cmt_query_event_listeners": MetricSpec("gauge", "Open connections to /v1/events."),
     "cmt_query_queued": MetricSpec("gauge", "Questions waiting for or in generation."),

@@ -22,6 +22,7 @@ from cmt_core.generation.asking import QuestionBatch
 from cmt_core.grounded import TextReads, ground, read_again, text_reads
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
+from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.hybrid import RowHit
 from cmt_core.text.prompt import SHORT_ANSWERS
 
@@ -109,7 +110,7 @@ class System:
             took, doubted = took + time.perf_counter() - started, reads.rows
         if doubted and self.in_doubt is not None:
             ask, own = self.in_doubt, [asked[row] for row in doubted]
-            sources = [[text] for text in reads.texts] if self.spelled else ()
+            sources = reads.texts if self.spelled else ()
             again, losses, more = _written(model, lambda: ask(questions, reads), own, max_new_tokens, sources)
             for row, begun, answer, loss in zip(doubted, reads.begun, again, losses, strict=True):
                 whole = f"{begun} {answer.text}".strip()
@@ -234,9 +235,17 @@ def _written(
 def _memory(instructions: str) -> Ask:
     def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[RowHit]]) -> QuestionBatch:
         codes = bank.codes([[one.row for one in row] for row in rows])
-        return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], instructions)
+        together = _completed_by(bank, asked, rows)
+        return bank.model.ask(asked, codes, [[one.score for one in row] for row in rows], instructions, together)
 
     return ask
+
+
+def _completed_by(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[RowHit]]) -> list[list[int | None]]:
+    return [
+        completed_by(question, [bank.rows[one.row].window.reading for one in row])
+        for question, row in zip(asked, rows, strict=True)
+    ]
 
 
 def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], QuestionBatch], instructions: str) -> Ask:
@@ -248,7 +257,8 @@ def _text(ask: Callable[[Sequence[str], Sequence[Sequence[str]], str], QuestionB
 def _likely_text(model: CMT, instructions: str) -> Ask:
     def ask(bank: MemoryBank, asked: Sequence[str], rows: Sequence[Sequence[RowHit]]) -> QuestionBatch:
         codes = bank.codes([[one.row for one in row] for row in rows])
-        kept = model.likely(asked, codes, [[one.score for one in row] for row in rows])
+        scores = [[one.score for one in row] for row in rows]
+        kept = model.likely(asked, codes, scores, _completed_by(bank, asked, rows))
         texts = [
             [bank.rows[row[place].row].window.reading for place in own] for row, own in zip(rows, kept, strict=True)
         ]

@@ -103,6 +103,7 @@ class AnswerBatch:
                     [query.question for query in queries],
                     [query.memories for query in queries],
                     _scores(queries),
+                    [query.completed_by or [None] * len(query.memories) for query in queries],
                 )
 
     def _unless_stop(self, row: int, token: int) -> int | None:

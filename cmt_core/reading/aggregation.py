@@ -4,7 +4,9 @@
 question alone, cross-attend to each document's memory; with a prior over the documents this scores every vector, and the c
 best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing). Documents
 that the prior gives little are left out: what distracts costs more than what it might answer. Where the retriever's scores leave
-a doubt, the prior also counts how likely the LLM finds the question behind each memory (retrieval/query_likelihood.py).
+a doubt, the prior also counts how likely the LLM finds the question behind each memory (retrieval/query_likelihood.py). Where the
+likeliest document lacks words of the question that another one has (retrieval/complement.py), both are read: no score of either
+tells that it takes the two of them.
 
 Source: the top-k aggregation of CMT (arXiv 2412.07393), with the LLM's frozen query heads as cross-attention and only the mix
 of the heads learned.
@@ -42,6 +44,7 @@ _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when th
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _SURE_SHARE = 0.9  # of the best document, from which on the others are not reranked
 _CONSIDERED_SHARE = 0.01  # below which a document is not reranked
+_NEXT = 1e-3  # log-odds that order two documents which count alike
 _FIRST_LAYER, _END_LAYER = (
     0.65,
     0.87,
@@ -120,12 +123,28 @@ def start_of_prior(
     return prior, [(b, i) for b, i in reranked.nonzero().tolist()]
 
 
-def with_looks(prior: Tensor, pairs: Sequence[tuple[int, int]], nats: Sequence[float], weight: float) -> Tensor:
-    """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out."""
+def with_looks(
+    prior: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    nats: Sequence[float],
+    weight: float,
+    completed_by: Sequence[Sequence[int | None]] | None = None,
+) -> Tensor:
+    """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out.
+
+    `completed_by` says of each document which one the question needs beside it (None: it needs no other). Where the likeliest has
+    such a one, these two are read, and alike; the likeliest stands last, next to the question, which describes it.
+    """
     prior = prior.clone()
     for (b, i), own in zip(pairs, nats, strict=True):
         prior[b, i] += weight * own
-    return likely(prior)
+    best = prior.argmax(dim=-1).tolist()
+    prior = likely(prior)
+    for b, others in enumerate(completed_by or ()):
+        if (other := others[best[b]]) is not None:
+            prior[b] = -math.inf
+            prior[b, other], prior[b, best[b]] = 0.0, -_NEXT
+    return prior
 
 
 def rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:

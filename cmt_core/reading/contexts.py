@@ -57,25 +57,29 @@ class Contexts:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> Reading:
         """Of B questions' packed memories (at least one each) with the retriever's scores; see `CMT.context`."""
         if not all(memories):
             raise MemoryFormatError("a question without memories has nothing to read; ask it with answer_closed")
-        if scores is not None and [len(row) for row in scores] != [len(row) for row in memories]:
-            raise ValueError(f"{[len(row) for row in scores]} scores for {[len(row) for row in memories]} memories")
+        for name, given in (("scores", scores), ("completing memories", completed_by)):
+            if given is not None and [len(row) for row in given] != [len(row) for row in memories]:
+                raise ValueError(f"{[len(row) for row in given]} {name} for {[len(row) for row in memories]} memories")
         if self.soft is not None and self.soft.context is not None:
             return self._single_context(self.soft, questions, memories)
-        return self.placed(self.chosen(questions, memories, scores))
+        return self.placed(self.chosen(questions, memories, scores, completed_by))
 
     def chosen(
         self,
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> list[Chosen]:
         """Which tokens of its memories each of B questions reads, and where they stand."""
         if self.select is not None:
-            return self._selected(self.select, questions, memories, scores)
+            prior = self._prior(questions, memories, scores, completed_by)
+            return self._selected(self.select, questions, memories, prior)
         return [self._stacked(row) for row in memories]
 
     def placed(self, chosen: Sequence[Chosen]) -> Reading:
@@ -107,9 +111,10 @@ class Contexts:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
+        completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> list[list[int]]:
-        """The places of each question's memories that ψ `select` reads, the likeliest first."""
-        orders = self._prior(questions, memories, scores).sort(dim=-1, descending=True, stable=True)
+        """The places of each question's memories that ψ `select` reads, in their order."""
+        orders = self._prior(questions, memories, scores, completed_by).sort(dim=-1, descending=True, stable=True)
         found = zip(orders.values.isfinite().sum(dim=-1).tolist(), orders.indices.tolist(), strict=True)
         return [order[:count] for count, order in found]
 
@@ -137,10 +142,9 @@ class Contexts:
         select: Select,
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
-        scores: Sequence[Sequence[float]] | None,
+        prior: Tensor,
     ) -> list[Chosen]:
         """The vectors that ψ keeps, best document first. Memories that are left out are not even decoded for it."""
-        prior = self._prior(questions, memories, scores)
         kept = [row.isfinite().nonzero().squeeze(1).tolist() for row in prior]
         read = [[row[i] for i in own] for row, own in zip(memories, kept, strict=True)]
         mask = self._mask([[self.config.tokens_of(memory) for memory in row] for row in read])
@@ -159,7 +163,11 @@ class Contexts:
         return stacked(self.config, self.prompting.fixed_slots, len(self.reading_prefix), memories)
 
     def _prior(
-        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], scores: Sequence[Sequence[float]] | None
+        self,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        scores: Sequence[Sequence[float]] | None,
+        completed_by: Sequence[Sequence[int | None]] | None,
     ) -> Tensor:
         """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out."""
         weight = self.config.likelihood_weight
@@ -168,7 +176,7 @@ class Contexts:
         for start in range(0, len(pairs), _RERANKED_AT_ONCE):
             part = pairs[start : start + _RERANKED_AT_ONCE]
             nats += self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
-        return with_looks(prior, pairs, nats, weight)
+        return with_looks(prior, pairs, nats, weight, completed_by)
 
     def _likelihoods(self, questions: Sequence[str], memories: Sequence[bytes]) -> list[float]:
         """Log-probability in nats of N questions, each behind a memory of its own."""

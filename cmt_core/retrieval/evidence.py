@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cmt_core.config import MIN_EVIDENCE
+from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.proximity import RERANKED, proximity
 
 __all__ = ["evidence", "relevant"]
@@ -21,14 +22,18 @@ def relevant(
     min_score: float,
     min_evidence: float = MIN_EVIDENCE,
 ) -> list[bool]:
-    """Which of the texts that were found for a question are relevant to it; `lookups` are the texts it was looked up by.
+    """Which of the texts that were found for a question, best first, are relevant to it.
 
-    A text is when its cosine and the proximity of the question's words in it reach `min_score` + `min_evidence` together; with
+    `lookups` are the texts it was looked up by, its own first. A text is relevant when its cosine and the proximity of the
+    question's words in it reach `min_score` + `min_evidence` together, or when it completes the first one that does. With
     `min_evidence` 0 the cosine alone counts, and must reach `min_score`.
     """
     if min_evidence <= 0:
         return [cosine >= min_score for cosine in cosines]
-    return [both >= min_score + min_evidence for both in evidence(lookups, texts, cosines)]
+    fit = [both >= min_score + min_evidence for both in evidence(lookups, texts, cosines)]
+    if any(fit) and (other := completed_by(lookups[0], texts)[fit.index(True)]) is not None:
+        fit[other] = True
+    return fit
 
 
 def evidence(lookups: Sequence[str], texts: Sequence[str], cosines: Sequence[float]) -> list[float]:

@@ -173,7 +173,8 @@ class PackedModel:
             if pairs
             else []
         )
-        prior = with_looks(start, pairs, nats, weight)[0]
+        together = [query.completed_by] if query.completed_by else None
+        prior = with_looks(start, pairs, nats, weight, together)[0]
         return self._selected(self._select, query.memories, prior)
 
     def _look(self, question: str, memory: bytes) -> Look:

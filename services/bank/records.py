@@ -144,6 +144,11 @@ class Hit:
     n_tokens: int
     metadata: Any = None
 
+    @property
+    def passage(self) -> str:
+        """The text that the compressor read when it wrote this memory: a fair RAG baseline reads the same."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentInfo:

@@ -6,6 +6,7 @@ only, so that tests without a model stay fast. No test of this folder reaches a 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -206,3 +207,15 @@ def exact_cmt(tiny_folders: TinyFolders, load_backbone: Callable[[], Backbone]) 
 
     retriever = Retriever(tiny_folders.retriever, torch.device("cpu"))
     return CMT(load_backbone(), Checkpoint.load(tiny_folders.checkpoint), retriever, "tiny")
+
+
+@pytest.fixture
+def selecting(exact_cmt: CMT) -> CMT:
+    """The tiny method with ψ `select` that has learned nothing yet, and hears the LLM loudly."""
+    from cmt_core.reading.aggregation import Select
+
+    exact_cmt.select = Select(exact_cmt.backbone.shape, exact_cmt.backbone.query_heads, 64)
+    exact_cmt.config = dataclasses.replace(
+        exact_cmt.config, aggregation="select", context_vectors=64, likelihood_weight=100.0
+    )
+    return exact_cmt

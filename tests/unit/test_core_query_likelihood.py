@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import ConfigError
 from cmt_core.model import CMT
-from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.query_likelihood import query_log_likelihood
 from cmt_core.text.prompt import QUESTION_HEAD
 
@@ -23,16 +20,6 @@ def likelihoods(cmt: CMT, questions: list[str], codes: list[bytes] | None = None
     return query_log_likelihood(
         cmt.backbone, reading.context, [cmt.prompting.for_likelihood(question) for question in questions]
     )
-
-
-@pytest.fixture
-def selecting(exact_cmt: CMT) -> CMT:
-    """The tiny method with ψ `select` that has learned nothing yet, and hears the LLM loudly."""
-    exact_cmt.select = Select(exact_cmt.backbone.shape, exact_cmt.backbone.query_heads, 64)
-    exact_cmt.config = dataclasses.replace(
-        exact_cmt.config, aggregation="select", context_vectors=64, likelihood_weight=100.0
-    )
-    return exact_cmt
 
 
 @pytest.fixture

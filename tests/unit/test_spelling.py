@@ -215,7 +215,7 @@ def test_drawn_answers_are_spelled_and_a_seed_gives_them_again(exact_cmt: CMT, c
     assert drawn == answers_of(exact_cmt, queries)
 
 
-DOUBT = Doubt("", "", 3, 20, (0.2, 0.8), None)
+DOUBT = Doubt((1,), (0.2, 0.8), tokens=3, prompt_tokens=20)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,16 @@ class AnswerRow:
         if not self._checked.doubted:
             return None
         started, checked = self._started, self._checked
-        return Doubt(checked.begun, checked.sent, self._tokens, started.prompt_tokens, started.weights, self._first_ms)
+        best = max(range(len(started.weights)), key=started.weights.__getitem__, default=0)
+        return Doubt(
+            (best,),
+            started.weights,
+            checked.begun,
+            checked.sent,
+            self._tokens,
+            started.prompt_tokens,
+            self._first_ms,
+        )
 
     def accept(self) -> str:
         """Gives the rest of a doubted answer after all."""
@@ -129,7 +138,7 @@ class AnswerRow:
         if len(weights) == len(hits):
             order.sort(key=lambda number: -weights[number])
         return CheckedText(
-            [_passage(hits[number]) for number in order],
+            [hits[number].passage for number in order],
             [number + 1 for number in order],
             "\n".join([ask.question, *(text for turn in ask.earlier for text in turn)]),
             by_sentence=by_sentence,
@@ -154,7 +163,7 @@ class AnswerRow:
         if (found := self._checked.whole_place) is None:
             return {}
         number, (start, end) = found
-        before = len(_passage(hits[number - 1])) - len(hits[number - 1].text)  # the title
+        before = len(hits[number - 1].passage) - len(hits[number - 1].text)  # the title
         return {number: (start - before, end - before)} if start >= before else {}
 
 
@@ -168,12 +177,13 @@ def query_of(
 ) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says.
 
-    Of mode `auto` it is memories at first, and with a `doubt` the text of the source that was attended to most. A model that
+    Of mode `auto` it is memories at first, and with a `doubt` the texts of the sources that it names. A model that
     reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's; its answers can be
     `spelled` from their sources, but for the first one of mode `auto`, which shows by what it says whether text is needed.
     """
     mode = ask.mode if ask.mode != "auto" else "memory" if doubt is None else "rag"
-    texts = [found.hits[doubt.best]] if doubt else {"rag": found.hits, "hybrid": found.hits[:1]}.get(mode, ())
+    of_mode = {"rag": found.hits, "hybrid": found.hits[:1]}
+    texts = [found.hits[number] for number in doubt.read] if doubt else of_mode.get(mode, ())
     reads_memories = mode in ("memory", "hybrid")
     free = follows_instructions or not spelled or mode == "closed" or (ask.mode == "auto" and doubt is None)
     unprompted = mode == "closed" and not ask.instructions and not follows_instructions
@@ -183,9 +193,10 @@ def query_of(
         instructions=_CLOSED_INSTRUCTION if unprompted else ask.instructions,
         memories=[hit.memory for hit in found.hits] if reads_memories else (),
         scores=[float(hit.rank) for hit in found.hits] if reads_memories else None,
-        passages=[_passage(hit) for hit in texts],
+        completed_by=found.completed_by if reads_memories else None,
+        passages=[hit.passage for hit in texts],
         begun=doubt.begun if doubt else "",
-        spelled_from=() if free else [_passage(hit) for hit in (texts if mode == "rag" else found.hits)],
+        spelled_from=() if free else [hit.passage for hit in (texts if mode == "rag" else found.hits)],
     )
 
 
@@ -214,11 +225,6 @@ def _why_unknown(ask: Ask, found: HitList) -> str:
         return f"the bank was still empty at that moment: its first document came at {found.began.isoformat(timespec='seconds')}"
     best = "" if found.best_score is None else f" (best score {found.best_score:.2f})"
     return f"the bank holds nothing that is relevant to this question{best}"
-
-
-def _passage(hit: Hit) -> str:
-    """The text that the compressor read when it wrote this hit's memory: a fair RAG baseline reads the same."""
-    return f"{hit.title}\n{hit.text}" if hit.title else hit.text
 
 
 def _notes(ask: Ask) -> tuple[str, ...]:

@@ -138,7 +138,8 @@ Event = Delta | Reply | Failure
 class HitList:
     """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too.
 
-    `relevant` says of each hit whether it is, `began` when the bank's first document came (None: it has none).
+    `relevant` says of each hit whether it is, `completed_by` which other hit a question needs beside it
+    (cmt_core/retrieval/complement.py), `began` when the bank's first document came (None: it has none).
     """
 
     hits: tuple[Hit, ...] = ()
@@ -146,6 +147,7 @@ class HitList:
     retrieve_ms: float = 0.0
     best_score: float | None = None
     relevant: tuple[bool, ...] = ()
+    completed_by: tuple[int | None, ...] = ()
     began: datetime | None = None
 
 

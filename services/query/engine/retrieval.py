@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.evidence import relevant
 from services.bank.records import BankStats, Hit
 from services.metrics import Metrics
@@ -112,14 +113,15 @@ class Retrieval:
         kept = [(hit, fits) for hit, fits in zip(hits, fit, strict=True) if fits or not relevant_only]
         best = max((float(hit.score) for hit in hits), default=None)
         shown, flags = tuple(hit for hit, _ in kept), tuple(fits for _, fits in kept)
-        return HitList(shown, stats.version, took_ms, best, flags, stats.first_ingested_at)
+        others = completed_by(ask.question, [hit.passage for hit in shown])
+        return HitList(shown, stats.version, took_ms, best, flags, tuple(others), stats.first_ingested_at)
 
     def _relevant(self, ask: Ask, hits: Sequence[Hit]) -> list[bool]:
         """By the service's evidence; where a request names a least score, by the cosine alone."""
         cosines = [float(hit.score) for hit in hits]
         if ask.min_score is not None:
             return [cosine >= ask.min_score for cosine in cosines]
-        texts = [f"{hit.title}\n{hit.text}" if hit.title else hit.text for hit in hits]
+        texts = [hit.passage for hit in hits]
         return relevant(ask.lookups or (ask.question,), texts, cosines, self._min_score, self._min_evidence)
 
 

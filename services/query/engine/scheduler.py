@@ -6,7 +6,7 @@ Two threads of its own. `bank` looks questions up, and only as many as may join,
 1. rows whose client went away or whose deadline has passed leave
 2. questions that were looked up join: their prompts are read, their first tokens come out
 3. every running row gets one token more, and those that are done leave; an answer of mode `auto` that goes where its sources do
-   not joins again, with the text of the best source
+   not joins again, with the text of the best source (one that takes two sources reads their texts at once)
 
 What fails outside of one question's own part fails everybody whom the thread had in hand, and the next one is answered.
 """
@@ -196,7 +196,7 @@ class Scheduler(OneQuestion):
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
         batch = self._running_batch()
-        asked = [self._fitted(ticket, ticket.doubt, batch.prompt_tokens) for ticket in tickets]
+        asked = [self._first_fitted(ticket, batch.prompt_tokens) for ticket in tickets]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, QueryInBudget)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [

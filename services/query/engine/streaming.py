@@ -192,7 +192,7 @@ class StreamAnswerer(OneQuestion):
 
     async def _written(self, ticket: Ticket) -> None:
         """Asks the engine; a doubted answer of mode `auto` goes on from its best source's text."""
-        asked = self._fitted(ticket, None, self._model.prompt_tokens)
+        asked = self._first_fitted(ticket, self._model.prompt_tokens)
         while True:
             if isinstance(asked, Failure):
                 ticket.send(asked)

@@ -16,23 +16,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A first answer of mode `auto` that went where its sources do not: it goes on from the text of the best of them.
+    """Why an answer of mode `auto` reads text: its first one went where its sources do not, or it takes two of them.
 
-    `begun` is what was sent of it, `sent` the same with the sources' names, `tokens` what it took, and `weights` the sources'
-    shares of the attention.
+    `read` are the numbers of the sources whose texts are read, in their order, and `weights` all sources' shares of attention.
+    `begun` is what was sent of the first answer, `sent` the same with the sources' names, and `tokens` what it took.
     """
 
-    begun: str
-    sent: str
-    tokens: int
-    prompt_tokens: int
+    read: tuple[int, ...]
     weights: Sequence[float]
-    first_ms: float | None
+    begun: str = ""
+    sent: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    first_ms: float | None = None
+
+    @classmethod
+    def of_two(cls, read: tuple[int, ...], sources: int) -> Doubt:
+        """Of a question that takes several of its sources, before anything was answered."""
+        return cls(read, [1 / len(read) if number in read else 0.0 for number in range(sources)])
 
     @property
-    def best(self) -> int:
-        """The source that was attended to most."""
-        return max(range(len(self.weights)), key=lambda number: self.weights[number], default=0)
+    def at_once(self) -> bool:
+        """Whether nothing was answered before it."""
+        return self.tokens == 0
 
 
 class Ticket:
