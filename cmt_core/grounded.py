@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from cmt_core.generation.asking import QuestionBatch
 from cmt_core.model import CMT, Answer
-from cmt_core.retrieval.complement import best_with_complement
 from cmt_core.text.grounding import Verdict, grounding_of, parts_of
 
 __all__ = ["Grounding", "TextReads", "ground", "read_again", "text_reads"]
@@ -58,14 +57,14 @@ def ground(model: CMT, question: str, answer: Answer, texts: Sequence[str]) -> G
 def text_reads(
     model: CMT, questions: Sequence[str], answers: Sequence[Answer], texts: Sequence[Sequence[str]]
 ) -> TextReads:
-    """The questions whose answers don't stand in their texts, to be read from the one that was attended to most; and those for
-    which it takes two texts, the best one found and the one that completes it, to be read from these.
+    """The questions that take two texts together, to be read from these, and those whose answers don't stand in their texts, to
+    be read from the one that was attended to most.
     """
     reads = TextReads([], [], [])
     for row, (question, answer, own) in enumerate(zip(questions, answers, texts, strict=True)):
-        if both := best_with_complement(question, own):
+        if answer.together:
             reads.rows.append(row)
-            reads.texts.append([own[number] for number in both])
+            reads.texts.append([own[number] for number in answer.together])
             reads.begun.append("")
             continue
         found = ground(model, question, answer, own)

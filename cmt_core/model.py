@@ -41,13 +41,17 @@ _TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768}  # tokens read at once: enough to f
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A generated answer; `weights` is each memory's share of the LLM's attention to memories (sums to 1)."""
+    """A generated answer; `weights` is each memory's share of the LLM's attention to memories (sums to 1).
+
+    `together` are the memories that the question takes together, in their order; empty where it takes no two.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: Literal["stop", "length"]
     weights: list[float]
+    together: tuple[int, ...] = ()
 
 
 class CMT:
@@ -243,10 +247,7 @@ class CMT:
             made = generate_mixed(
                 self.backbone, reading.context, asked.plain, prompts, asked.weight, max_new_tokens, stops, spellers
             )
-        return [
-            self._to_answer(one, reading.prompt_tokens(row, prompts[row]), reading.weights(row, one.attention))
-            for row, one in enumerate(made)
-        ]
+        return [self._to_answer(one, reading, row, prompts[row]) for row, one in enumerate(made)]
 
     def log_loss(self, asked: QuestionBatch, answers: Sequence[str]) -> list[float]:
         """Nats per token that the LLM loses on each given answer and its end, before or instead of `write`."""
@@ -299,9 +300,10 @@ class CMT:
     def _prompts(self, questions: Sequence[str], instructions: str) -> list[list[int]]:
         return [self.prompting.question(question, (), instructions) for question in questions]
 
-    def _to_answer(self, made: GeneratedTokens, prompt_tokens: int, weights: list[float]) -> Answer:
-        text = self.tokens.text(made.ids).strip()
-        return Answer(text, prompt_tokens, len(made.ids), made.finish_reason, weights)
+    def _to_answer(self, made: GeneratedTokens, reading: Reading, row: int, prompt: Sequence[int]) -> Answer:
+        text, read = self.tokens.text(made.ids).strip(), reading.prompt_tokens(row, prompt)
+        weights = reading.weights(row, made.attention)
+        return Answer(text, read, len(made.ids), made.finish_reason, weights, reading.two(row))
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Row numbers in batches of like length, at most the token budget each."""

@@ -84,6 +84,7 @@ class AnswerBatch:
                     reading.prompt_tokens(i, prompts[i]),
                     reading.weights(i, one.attention),
                     self._unless_stop(one.row, one.token),
+                    reading.two(i),
                 )
                 for i, one in enumerate(joined)
             ]

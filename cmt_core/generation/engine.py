@@ -44,11 +44,15 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class StreamedAnswer:
-    """An answer under way: the tokens it was asked with, its memories' shares of the prior, and what is written of it."""
+    """An answer under way: the tokens it was asked with, its memories' shares of the prior, and what is written of it.
+
+    `together` are the memories that its question takes together, in their order; empty where it takes no two.
+    """
 
     prompt_tokens: int
     weights: list[float]
     pieces: AsyncGenerator[Written, None]
+    together: tuple[int, ...] = ()
 
 
 class EngineLost(Exception):

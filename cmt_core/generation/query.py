@@ -53,9 +53,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class AnswerStart:
-    """A query that joined: its row's number, tokens of its prompt, each memory's weight, and its first token (None: it ended)."""
+    """A query that joined: its row's number, tokens of its prompt, each memory's weight, and its first token (None: it ended).
+
+    `together` are the memories that it takes together, in their order; empty where it takes no two.
+    """
 
     row: int
     prompt_tokens: int
     weights: list[float]
     token: int | None
+    together: tuple[int, ...] = ()

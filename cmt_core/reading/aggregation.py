@@ -5,8 +5,8 @@ question alone, cross-attend to each document's memory; with a prior over the do
 best are kept, in runs of whole blocks (a text with single words missing reads worse than one with a passage missing). Documents
 that the prior gives little are left out: what distracts costs more than what it might answer. Where the retriever's scores leave
 a doubt, the prior also counts how likely the LLM finds the question behind each memory (retrieval/query_likelihood.py). Where the
-likeliest document lacks words of the question that another one has (retrieval/complement.py), both are read: no score of either
-tells that it takes the two of them.
+likeliest document lacks words of the question that another one has (retrieval/complement.py), and the LLM finds the question far
+likelier behind both than behind that one, both are read: no score of either tells that it takes the two of them.
 
 Source: the top-k aggregation of CMT (arXiv 2412.07393), with the LLM's frozen query heads as cross-attention and only the mix
 of the heads learned.
@@ -27,6 +27,7 @@ __all__ = [
     "Select",
     "Selection",
     "adjoining",
+    "joined",
     "likely",
     "mean_to",
     "question_queries",
@@ -36,6 +37,7 @@ __all__ = [
     "score_prior",
     "stack",
     "start_of_prior",
+    "to_join",
     "to_rerank",
     "with_looks",
 ]
@@ -44,6 +46,7 @@ _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when th
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _SURE_SHARE = 0.9  # of the best document, from which on the others are not reranked
 _CONSIDERED_SHARE = 0.01  # below which a document is not reranked
+_JOINED_NATS = 6.0  # by which a question has to be likelier behind two documents than behind one (decision 0173)
 _NEXT = 1e-3  # log-odds that order two documents which count alike
 _FIRST_LAYER, _END_LAYER = (
     0.65,
@@ -123,28 +126,40 @@ def start_of_prior(
     return prior, [(b, i) for b, i in reranked.nonzero().tolist()]
 
 
-def with_looks(
-    prior: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    nats: Sequence[float],
-    weight: float,
-    completed_by: Sequence[Sequence[int | None]] | None = None,
-) -> Tensor:
-    """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out.
-
-    `completed_by` says of each document which one the question needs beside it (None: it needs no other). Where the likeliest has
-    such a one, these two are read, and alike; the likeliest stands last, next to the question, which describes it.
-    """
+def with_looks(prior: Tensor, pairs: Sequence[tuple[int, int]], nats: Sequence[float], weight: float) -> Tensor:
+    """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out."""
     prior = prior.clone()
     for (b, i), own in zip(pairs, nats, strict=True):
         prior[b, i] += weight * own
+    return likely(prior)
+
+
+def to_join(prior: Tensor, completed_by: Sequence[Sequence[int | None]] | None) -> list[tuple[int, int, int]]:
+    """Questions b whose likeliest document, by their log-prior (B, k), may want another one beside it: (b, other, likeliest).
+
+    `completed_by` says of each document which other one has the words of the question that it lacks; None where none does.
+    """
     best = prior.argmax(dim=-1).tolist()
-    prior = likely(prior)
-    for b, others in enumerate(completed_by or ()):
-        if (other := others[best[b]]) is not None:
+    others = [(b, own[best[b]], best[b]) for b, own in enumerate(completed_by or ())]
+    return [(b, other, first) for b, other, first in others if other is not None]
+
+
+def joined(
+    prior: Tensor, pairs: Sequence[tuple[int, int, int]], gains: Sequence[float]
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """The log-prior (B, k) with both of those `pairs` behind which the question is likelier by enough nats (`gains`) than behind
+    its likeliest document alone, and which two each question then reads, in their order; empty where it is as before.
+
+    They count alike, and the likeliest stands last, next to the question, which describes it.
+    """
+    prior = prior.clone()
+    together: list[tuple[int, ...]] = [() for _ in range(len(prior))]
+    for (b, other, first), gain in zip(pairs, gains, strict=True):
+        if gain >= _JOINED_NATS:
             prior[b] = -math.inf
-            prior[b, other], prior[b, best[b]] = 0.0, -_NEXT
-    return prior
+            prior[b, other], prior[b, first] = 0.0, -_NEXT
+            together[b] = (other, first)
+    return prior, together
 
 
 def rectangle(rows: Sequence[Sequence[float]], padding: float) -> Tensor:

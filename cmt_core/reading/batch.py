@@ -16,7 +16,8 @@ __all__ = ["Reading"]
 class Reading:
     """What B questions read: their context, which memory each column (B, S) is of (-1 for the prefix), how many memories each
     row has, and the tokens that end an answer. `text_tokens` were read as text; `passages` counts texts that share a column;
-    `shares` are the memories' weights where their vectors were aggregated before the LLM reads them.
+    `shares` are the memories' weights where their vectors were aggregated before the LLM reads them. `together` are the memories
+    that each row's question takes together, in their order; empty for one that takes no two.
     """
 
     context: Context
@@ -26,10 +27,15 @@ class Reading:
     text_tokens: list[int] | None = None
     passages: list[int] | None = None
     shares: list[list[float]] | None = None
+    together: list[tuple[int, ...]] | None = None
 
     def prompt_tokens(self, row: int, prompt: Sequence[int]) -> int:
         """Tokens that a row's answer was asked with: its prompt, and the text before it."""
         return len(prompt) + (self.text_tokens[row] if self.text_tokens else 0)
+
+    def two(self, row: int) -> tuple[int, ...]:
+        """The memories that a row's question takes together, in their order; empty where it takes no two."""
+        return self.together[row] if self.together else ()
 
     def weights(self, row: int, attention: Tensor) -> list[float]:
         """Each memory's share of a prompt's attention over columns (S,); texts in one prompt share it evenly."""

@@ -20,10 +20,12 @@ from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import (
     Select,
     adjoining,
+    joined,
     question_queries,
     question_states,
     rectangle,
     start_of_prior,
+    to_join,
     with_looks,
 )
 from cmt_core.reading.alignment import place, place_chosen
@@ -78,8 +80,8 @@ class Contexts:
     ) -> list[Chosen]:
         """Which tokens of its memories each of B questions reads, and where they stand."""
         if self.select is not None:
-            prior = self._prior(questions, memories, scores, completed_by)
-            return self._selected(self.select, questions, memories, prior)
+            prior, together = self._prior(questions, memories, scores, completed_by)
+            return self._selected(self.select, questions, memories, prior, together)
         return [self._stacked(row) for row in memories]
 
     def placed(self, chosen: Sequence[Chosen]) -> Reading:
@@ -104,7 +106,8 @@ class Contexts:
         self._keep(memories, decoded)
         following = torch.tensor([one.context.next_position for one in chosen], device=device)
         context = Context(self.backbone.cache(rows, positions.to(device)), seen.to(device), following)
-        return Reading(context, owner.to(device), [one.size for one in chosen], self.prompting.stop_ids)
+        sizes, together = [one.size for one in chosen], [one.together for one in chosen]
+        return Reading(context, owner.to(device), sizes, self.prompting.stop_ids, together=together)
 
     def likely(
         self,
@@ -114,7 +117,8 @@ class Contexts:
         completed_by: Sequence[Sequence[int | None]] | None = None,
     ) -> list[list[int]]:
         """The places of each question's memories that ψ `select` reads, in their order."""
-        orders = self._prior(questions, memories, scores, completed_by).sort(dim=-1, descending=True, stable=True)
+        prior, _ = self._prior(questions, memories, scores, completed_by)
+        orders = prior.sort(dim=-1, descending=True, stable=True)
         found = zip(orders.values.isfinite().sum(dim=-1).tolist(), orders.indices.tolist(), strict=True)
         return [order[:count] for count, order in found]
 
@@ -143,6 +147,7 @@ class Contexts:
         questions: Sequence[str],
         memories: Sequence[Sequence[bytes]],
         prior: Tensor,
+        together: Sequence[tuple[int, ...]],
     ) -> list[Chosen]:
         """The vectors that ψ keeps, best document first. Memories that are left out are not even decoded for it."""
         kept = [row.isfinite().nonzero().squeeze(1).tolist() for row in prior]
@@ -156,7 +161,8 @@ class Contexts:
             columns = chosen.index[b, chosen.seen[b]].tolist()
             length = int(chosen.length[b]) if self.prompting.fixed_slots else len(columns)
             places = [(kept[b][column // T], column % T) for column in columns]
-            made.append(chosen_of(len(self.reading_prefix), row, places, length, shares[b, : len(row)].tolist()))
+            own = shares[b, : len(row)].tolist()
+            made.append(chosen_of(len(self.reading_prefix), row, places, length, own, together[b]))
         return made
 
     def _stacked(self, memories: Sequence[bytes]) -> Chosen:
@@ -168,19 +174,34 @@ class Contexts:
         memories: Sequence[Sequence[bytes]],
         scores: Sequence[Sequence[float]] | None,
         completed_by: Sequence[Sequence[int | None]] | None,
-    ) -> Tensor:
-        """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out."""
+    ) -> tuple[Tensor, list[tuple[int, ...]]]:
+        """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out, and which it takes together."""
         weight = self.config.likelihood_weight
         prior, pairs = start_of_prior([len(row) for row in memories], scores, self.config.prior_temperature, weight > 0)
         nats: list[float] = []
         for start in range(0, len(pairs), _RERANKED_AT_ONCE):
             part = pairs[start : start + _RERANKED_AT_ONCE]
-            nats += self._likelihoods([questions[b] for b, _ in part], [memories[b][i] for b, i in part])
-        return with_looks(prior, pairs, nats, weight, completed_by)
+            nats += self._likelihoods([questions[b] for b, _ in part], [[memories[b][i]] for b, i in part])
+        prior = with_looks(prior, pairs, nats, weight)
+        two = to_join(prior, completed_by)
+        return joined(prior, two, self._gains(questions, memories, two))
 
-    def _likelihoods(self, questions: Sequence[str], memories: Sequence[bytes]) -> list[float]:
-        """Log-probability in nats of N questions, each behind a memory of its own."""
-        reading = self.placed([self._stacked([memory]) for memory in memories])
+    def _gains(
+        self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], pairs: Sequence[tuple[int, int, int]]
+    ) -> list[float]:
+        """By how many nats each pair's question is likelier behind both of its memories than behind the last one."""
+        gains: list[float] = []
+        for start in range(0, len(pairs), _RERANKED_AT_ONCE // 2):
+            part = pairs[start : start + _RERANKED_AT_ONCE // 2]
+            asked = [questions[b] for b, _, _ in part]
+            alone = self._likelihoods(asked, [[memories[b][first]] for b, _, first in part])
+            both = self._likelihoods(asked, [[memories[b][other], memories[b][first]] for b, other, first in part])
+            gains += [two - one for two, one in zip(both, alone, strict=True)]
+        return gains
+
+    def _likelihoods(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]]) -> list[float]:
+        """Log-probability in nats of N questions, each behind memories of its own."""
+        reading = self.placed([self._stacked(own) for own in memories])
         asked = [self.prompting.for_likelihood(question) for question in questions]
         return query_log_likelihood(self.backbone, reading.context, asked)
 

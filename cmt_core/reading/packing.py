@@ -13,13 +13,14 @@ __all__ = ["Chosen", "chosen_of", "prefix_alone", "stacked"]
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What ψ chose for one question: a context, which of its `size` memories each of the context's is (`owners`), and the share
-    of the prior that each of the `size` has."""
+    """What ψ chose for one question: a context, which of its `size` memories each of the context's is (`owners`), the share
+    of the prior that each of the `size` has, and which of them the question takes `together` (empty: it takes no two)."""
 
     context: PackedContext
     owners: tuple[int, ...]
     size: int
     shares: tuple[float, ...]
+    together: tuple[int, ...] = ()
 
 
 def stacked(config: MemoryConfig, fixed_slots: bool, prefix_tokens: int, memories: Sequence[bytes]) -> Chosen:
@@ -41,6 +42,7 @@ def chosen_of(
     places: Sequence[tuple[int, int]],
     length: int,
     shares: Sequence[float],
+    together: tuple[int, ...] = (),
 ) -> Chosen:
     """Chosen tokens (memory, token) one behind the other; the question follows `length` positions behind the prefix."""
     owners = list(dict.fromkeys(memory for memory, _ in places))
@@ -48,7 +50,7 @@ def chosen_of(
     columns = [(numbers[memory], token, prefix_tokens + i) for i, (memory, token) in enumerate(places)]
     read = tuple(memories[owner] for owner in owners)
     context = PackedContext("reading", prefix_tokens, read, as_runs(columns), prefix_tokens + length)
-    return Chosen(context, tuple(owners), len(memories), tuple(shares))
+    return Chosen(context, tuple(owners), len(memories), tuple(shares), together)
 
 
 def prefix_alone(prefix: Prefix, prefix_tokens: int) -> PackedContext:

@@ -12,16 +12,10 @@ from collections.abc import Sequence
 from cmt_core.retrieval.proximity import RERANKED
 from cmt_core.retrieval.stems import rarity, stemmed, stems
 
-__all__ = ["best_with_complement", "completed_by"]
+__all__ = ["completed_by"]
 
 _LEAST_WORDS = 2  # a single word stands in another paragraph of the same subject by chance
 _LEAST_SHARE = 0.15
-
-
-def best_with_complement(question: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of the text that completes the first, best one, and of that one, as they are read; empty where none does."""
-    other = completed_by(question, texts)[0] if texts else None
-    return () if other is None else (other, 0)
 
 
 def completed_by(question: str, texts: Sequence[str]) -> list[int | None]:

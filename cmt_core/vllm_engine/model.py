@@ -68,4 +68,5 @@ class VLLMModel:
     async def begin(self, query: Query, max_new_tokens: int) -> StreamedAnswer:
         """Chooses what is read, with looks where the retriever leaves a doubt, and hands it to the engine."""
         prepared = await self.packed.prepare(query, max_new_tokens, self.engine)
-        return StreamedAnswer(prepared.prompt_tokens, prepared.weights, self.engine.stream(prepared.request))
+        pieces = self.engine.stream(prepared.request)
+        return StreamedAnswer(prepared.prompt_tokens, prepared.weights, pieces, prepared.together)

@@ -29,7 +29,7 @@ from cmt_core.llm.model_source import resolve_model
 from cmt_core.llm.tokens import Tokens
 from cmt_core.memory.packed_context import NOTHING
 from cmt_core.model import CMT, retriever_fingerprint
-from cmt_core.reading.aggregation import Select, rectangle, start_of_prior, with_looks
+from cmt_core.reading.aggregation import Select, joined, rectangle, start_of_prior, to_join, with_looks
 from cmt_core.reading.packing import Chosen, chosen_of, prefix_alone, stacked
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.late_interaction import QueryKeys
@@ -42,11 +42,14 @@ __all__ = ["PackedModel", "Prepared"]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A query as the engine gets it, the tokens that its answer was asked with, and each memory's share of the prior."""
+    """A query as the engine gets it, the tokens that its answer was asked with, each memory's share of the prior, and which
+    memories the question takes `together`.
+    """
 
     request: PackedRequest
     prompt_tokens: int
     weights: list[float]
+    together: tuple[int, ...] = ()
 
 
 class PackedModel:
@@ -150,12 +153,12 @@ class PackedModel:
             prompt = [*self.prompts.texts(query), *prompt]
             context = prefix_alone("encoding", self._prefix_tokens["encoding"])
             weights = [1 / max(1, len(query.passages))] * len(query.passages)
+            together: tuple[int, ...] = ()
         else:
             chosen = await self._chosen(query, engine)
-            context, weights = chosen.context, list(chosen.shares)
-        return Prepared(
-            PackedRequest(context, tuple(prompt), max_new_tokens, stop_ids, query.sampling), prompt_tokens, weights
-        )
+            context, weights, together = chosen.context, list(chosen.shares), chosen.together
+        request = PackedRequest(context, tuple(prompt), max_new_tokens, stop_ids, query.sampling)
+        return Prepared(request, prompt_tokens, weights, together)
 
     async def _chosen(self, query: Query, engine: StreamEngine) -> Chosen:
         """Which tokens of a query's memories are read."""
@@ -168,23 +171,29 @@ class PackedModel:
         weight = self.config.likelihood_weight
         scores = None if query.scores is None else [query.scores]
         start, pairs = start_of_prior([len(query.memories)], scores, self.config.prior_temperature, weight > 0)
-        nats = (
-            await engine.log_likelihoods([self._look(query.question, query.memories[i]) for _, i in pairs])
-            if pairs
-            else []
+        nats = await self._likelihoods(query, [[i] for _, i in pairs], engine)
+        prior = with_looks(start, pairs, nats, weight)
+        two = to_join(prior, [query.completed_by] if query.completed_by else None)
+        looks = await self._likelihoods(
+            query, [read for _, other, first in two for read in ([other, first], [first])], engine
         )
-        together = [query.completed_by] if query.completed_by else None
-        prior = with_looks(start, pairs, nats, weight, together)[0]
-        return self._selected(self._select, query.memories, prior)
+        prior, together = joined(prior, two, [looks[0] - looks[1]] if two else [])
+        return self._selected(self._select, query.memories, prior[0], together[0])
 
-    def _look(self, question: str, memory: bytes) -> Look:
-        head, words = told_tokens(*self.prompting.for_likelihood(question))
-        return Look(self._stacked([memory]).context, tuple(head), tuple(words))
+    async def _likelihoods(self, query: Query, read: Sequence[Sequence[int]], engine: StreamEngine) -> list[float]:
+        """Log-probability in nats of the question behind each of some lists of its memories."""
+        if not read:
+            return []
+        head, words = told_tokens(*self.prompting.for_likelihood(query.question))
+        contexts = [self._stacked([query.memories[i] for i in own]).context for own in read]
+        return await engine.log_likelihoods([Look(context, tuple(head), tuple(words)) for context in contexts])
 
     def _stacked(self, memories: Sequence[bytes]) -> Chosen:
         return stacked(self.config, self.prompting.fixed_slots, self._prefix_tokens["reading"], memories)
 
-    def _selected(self, select: Select, memories: Sequence[bytes], prior: torch.Tensor) -> Chosen:
+    def _selected(
+        self, select: Select, memories: Sequence[bytes], prior: torch.Tensor, together: tuple[int, ...]
+    ) -> Chosen:
         kept = [i for i, value in enumerate(prior.tolist()) if value > -math.inf]
         sizes = torch.tensor([self.config.tokens_of(memories[i]) for i in kept])
         T = int(sizes.max())
@@ -194,7 +203,8 @@ class PackedModel:
         columns = choice.index[0, choice.seen[0]].tolist()
         length = int(choice.length[0]) if self.prompting.fixed_slots else len(columns)
         places = [(kept[column // T], column % T) for column in columns]
-        return chosen_of(self._prefix_tokens["reading"], memories, places, length, prior.softmax(dim=-1).tolist())
+        shares = prior.softmax(dim=-1).tolist()
+        return chosen_of(self._prefix_tokens["reading"], memories, places, length, shares, together)
 
 
 def _check(config: MemoryConfig, llm: LLMFolder) -> None:

@@ -164,7 +164,10 @@ class LexicalBatch:
         wanted = _words(query.question)
         shares = [0.01 + len(wanted & _words(text)) for text in texts[: len(query.memories) or len(texts)]]
         weights = [share / sum(shares) for share in shares]
-        started = AnswerStart(number, self.prompt_tokens(query), weights, self._number(row.next()))
+        best = max(range(len(shares)), key=shares.__getitem__, default=0)
+        other = query.completed_by[best] if query.completed_by else None
+        together = () if other is None else (other, best)
+        started = AnswerStart(number, self.prompt_tokens(query), weights, self._number(row.next()), together)
         self._rows[number] = row
         return started
 

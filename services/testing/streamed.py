@@ -49,7 +49,8 @@ class StreamedLexical(LexicalModel):
     async def begin(self, query: Query, max_new_tokens: int) -> StreamedAnswer:
         """Lets a query join."""
         started = self.batch.join([query])[0]
-        return StreamedAnswer(started.prompt_tokens, started.weights, self._pieces(started, max_new_tokens))
+        pieces = self._pieces(started, max_new_tokens)
+        return StreamedAnswer(started.prompt_tokens, started.weights, pieces, started.together)
 
     async def _pieces(self, started: AnswerStart, most: int) -> AsyncGenerator[Written, None]:
         self.open_streams += 1

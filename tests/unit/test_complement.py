@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from cmt_core.grounded import text_reads
 from cmt_core.memory_bank import Entry, MemoryBank
 from cmt_core.model import CMT, Answer
-from cmt_core.reading.aggregation import with_looks
-from cmt_core.retrieval.complement import best_with_complement, completed_by
+from cmt_core.reading import aggregation
+from cmt_core.reading.aggregation import joined, to_join, with_looks
+from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.evidence import relevant
+from cmt_core.retrieval.query_likelihood import query_log_likelihood
 from services.metrics import Metrics
 from services.query.engine.messages import Ask, Failure, HitList, Reply
 from services.query.engine.retrieval import Retrieval
@@ -59,39 +62,64 @@ def test_a_long_question_is_not_completed_by_two_of_its_words() -> None:
     assert completed_by("word0 word1 word2 word3", texts)[0] == 1
 
 
-def test_the_completing_text_is_read_before_the_best_one() -> None:
-    assert best_with_complement(QUESTION, [SWIM, BAKERY, VOTE]) == (2, 0)
-    assert best_with_complement("Who swam?", [SWIM, BAKERY, VOTE]) == ()
-    assert best_with_complement(QUESTION, []) == ()
-
-
-def test_of_a_sure_document_the_other_half_is_read_all_the_same_and_stands_first() -> None:
-    prior = torch.tensor([[9.0, 1.0, 2.0], [9.0, 1.0, 2.0]])
-    both, alone = with_looks(prior, [], [], 0.37, [[1, 0, 0], [None, 0, 0]])
+def test_a_question_that_is_far_likelier_behind_two_is_read_from_both_and_the_likeliest_stands_last() -> None:
+    prior = with_looks(torch.tensor([[9.0, 1.0, 2.0]] * 3), [], [], 0.37)
+    pairs = to_join(prior, [[1, 0, 0], [1, 0, 0], [None, 0, 0]])
+    assert pairs == [(0, 1, 0), (1, 1, 0)]
+    (both, alone, other), together = joined(prior, pairs, [12.0, 2.0])
     assert both.isfinite().tolist() == [True, True, False]
     assert both.argmax() == 1
     assert both.softmax(dim=-1).tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-3)
-    assert alone.isfinite().tolist() == [True, False, False]
+    assert alone.tolist() == other.tolist() == prior[1].tolist()
+    assert together == [(1, 0), (), ()]
+    assert joined(prior, [], [])[0].tolist() == prior.tolist()
+    assert to_join(prior, None) == []
 
 
-def test_the_likelihood_of_the_question_says_first_which_document_wants_completing() -> None:
-    prior = torch.tensor([[1.0, 0.9, -9.0]])
-    (read,) = with_looks(prior, [(0, 0), (0, 1)], [-20.0, -10.0], 0.37, [[None, 2, None]])
-    assert read.isfinite().tolist() == [False, True, True]
-    (other,) = with_looks(prior, [(0, 0), (0, 1)], [-10.0, -20.0], 0.37, [[None, 2, None]])
-    assert other.isfinite().tolist() == [True, False, False]
+def test_the_likelihood_of_the_question_says_first_which_document_wants_another() -> None:
+    start = torch.tensor([[1.0, 0.9, -9.0]])
+    looked = [(0, 0), (0, 1)]
+    assert to_join(with_looks(start, looked, [-20.0, -10.0], 0.37), [[None, 2, None]]) == [(0, 2, 1)]
+    assert to_join(with_looks(start, looked, [-10.0, -20.0], 0.37), [[None, 2, None]]) == []
 
 
-def test_memories_that_belong_together_are_both_read(selecting: CMT) -> None:
-    codes = [memory.code for text in (SWIM, VOTE) for memory in selecting.compress(selecting.windows("", text))]
-    scores = [[2.0, 0.1]]
-    alone = selecting.context([QUESTION], [codes], scores)
-    both = selecting.context([QUESTION], [codes], scores, [[1, 0]])
-    assert {owner for owner in alone.owner[0].tolist() if owner >= 0} == {0}
-    owners = [owner for owner in both.owner[0].tolist() if owner >= 0]
-    assert list(dict.fromkeys(owners)) == [1, 0]
+@pytest.fixture
+def codes(selecting: CMT) -> list[bytes]:
+    return [memory.code for text in (SWIM, VOTE) for memory in selecting.compress(selecting.windows("", text))]
+
+
+@pytest.mark.parametrize(("least", "read"), [(-1e9, [1, 0]), (1e9, [0])])
+def test_how_much_likelier_decides(
+    selecting: CMT, codes: list[bytes], monkeypatch: pytest.MonkeyPatch, least: float, read: list[int]
+) -> None:
+    monkeypatch.setattr(aggregation, "_JOINED_NATS", least)
+    reading = selecting.context([QUESTION], [codes], [[2.0, 0.1]], [[1, 0]])
+    owners = [owner for owner in reading.owner[0].tolist() if owner >= 0]
+    assert list(dict.fromkeys(owners)) == read
+    assert reading.two(0) == (tuple(read) if len(read) == 2 else ())
+    assert selecting.likely([QUESTION], [codes], [[2.0, 0.1]], [[1, 0]]) == [read]
+    (answer,) = selecting.write(selecting.ask([QUESTION], [codes], [[2.0, 0.1]], completed_by=[[1, 0]]), 3)
+    assert answer.together == reading.two(0)
+
+
+def test_the_gain_is_that_of_the_two_memories_over_the_likeliest_alone(
+    selecting: CMT, codes: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nats(memories: list[bytes]) -> float:
+        whole = copy.copy(selecting)
+        whole.select = None
+        asked = [selecting.prompting.for_likelihood(QUESTION)]
+        return query_log_likelihood(selecting.backbone, whole.context([QUESTION], [memories]).context, asked)[0]
+
+    gain = nats([codes[1], codes[0]]) - nats([codes[0]])
+    for least, together in ((gain - 0.01, (1, 0)), (gain + 0.01, ())):
+        monkeypatch.setattr(aggregation, "_JOINED_NATS", least)
+        assert selecting.context([QUESTION] * 3, [codes] * 3, [[2.0, 0.1]] * 3, [[1, 0]] * 3).two(2) == together
+
+
+def test_one_entry_a_memory_is_wanted(selecting: CMT, codes: list[bytes]) -> None:
     with pytest.raises(ValueError, match=r"\[1\] completing memories for \[2\] memories"):
-        selecting.context([QUESTION], [codes], scores, [[None]])
+        selecting.context([QUESTION], [codes], [[2.0, 0.1]], [[None]])
 
 
 def test_what_completes_a_relevant_text_is_relevant_and_nothing_else_is() -> None:
@@ -102,18 +130,25 @@ def test_what_completes_a_relevant_text_is_relevant_and_nothing_else_is() -> Non
     assert relevant([QUESTION], [SWIM, BAKERY, VOTE], cosines, 0.3, 0.0) == [True, False, False]
 
 
-def test_the_library_reads_both_texts_in_mode_auto(tiny_cmt: CMT) -> None:
-    bank = MemoryBank(tiny_cmt, min_score=-1.0)
-    bank.extend([Entry(text, doc_id=doc_id) for doc_id, text in ARTICLES.items()])
-    texts = [hit.text for hit in bank.search(QUESTION, 3)]
-    reads = text_reads(tiny_cmt, [QUESTION], [Answer("Noor Hallivane", 9, 2, "stop", [1.0, 0.0, 0.0])], [texts])
-    assert reads.rows == [0]  # though what it says stands in a source
-    assert sorted(reads.texts[0]) == sorted([VOTE, SWIM])
-    assert reads.texts[0][1] == texts[0]  # the best one last
-    answer = bank.ask(QUESTION, 3, max_new_tokens=4)
+def test_an_answer_that_takes_two_is_read_from_both_texts_though_it_stands_in_one(tiny_cmt: CMT) -> None:
+    answers = [Answer("Noor Hallivane", 9, 2, "stop", [1.0, 0.0, 0.0], together) for together in ((2, 0), ())]
+    reads = text_reads(tiny_cmt, [QUESTION] * 2, answers, [[SWIM, BAKERY, VOTE]] * 2)
+    assert (reads.rows, reads.texts, reads.begun) == ([0], [[VOTE, SWIM]], [""])
+
+
+def test_the_library_reads_both_texts_in_mode_auto(selecting: CMT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregation, "_JOINED_NATS", -1e9)
+    bank = MemoryBank(selecting, min_score=-1.0)
+    bank.extend([Entry(text, doc_id=doc_id) for doc_id, text in (("swim", SWIM), ("vote", VOTE))])
+    answer = bank.ask(QUESTION, 2, max_new_tokens=4)
     assert answer.read_text
-    (same,) = tiny_cmt.write(tiny_cmt.ask_of_text([QUESTION], reads.texts), 4, reads.texts)
-    assert answer.text == same.text
+    texts = [[VOTE, SWIM], [SWIM, VOTE]]
+    asked = [selecting.write(selecting.ask_of_text([QUESTION], [own]), 4, [own])[0].text for own in texts]
+    assert answer.text in asked
+    monkeypatch.setattr(aggregation, "_JOINED_NATS", 1e9)
+    memory = bank.ask(QUESTION, 2, max_new_tokens=4, mode="memory")
+    assert not memory.read_text
+    assert sorted(memory.weights)[0] == 0.0
 
 
 @pytest.fixture
@@ -149,7 +184,10 @@ def test_auto_reads_the_texts_of_both_at_once(engine: Callable[..., tuple[Schedu
     scheduler, metrics = engine(top_k=3)
     reply = asked(scheduler, QUESTION, "auto")
     assert (reply.read, reply.mode, reply.grounded) == ("text", "auto", True)
-    assert {source.doc_id: source.weight for source in reply.sources} == {"swim": 0.5, "vote": 0.5, "bakery": 0.0}
+    assert reply.prompt_tokens == sum(len(text.split()) for text in (QUESTION, QUESTION, SWIM, VOTE))
+    assert [source.doc_id for source in reply.sources] == ["swim", "vote", "bakery"]
+    assert reply.sources[0].weight is not None
+    assert reply.sources[0].weight > 0.5  # what the memory attended to
     assert text_reads_of(metrics) == 1
     assert asked(scheduler, "Who won the by-election in Saltmere?", "auto").read == "memory"
     assert asked(scheduler, QUESTION, "memory").read == "memory"

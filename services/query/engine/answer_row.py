@@ -69,6 +69,14 @@ class AnswerRow:
         return self._shown(self._checked.push(self._stream.finish()) + self._checked.finish())
 
     @property
+    def takes_two(self) -> Doubt | None:
+        """Of mode `auto`, before its first word: that it takes two sources together, whose texts say more than their memories."""
+        started = self._started
+        if self.ticket.ask.mode != "auto" or self._doubt is not None or self._tokens or not started.together:
+            return None
+        return Doubt(started.together, started.weights, prompt_tokens=started.prompt_tokens)
+
+    @property
     def doubt(self) -> Doubt | None:
         """What is known of an answer that goes where its sources do not; None while it does not."""
         if not self._checked.doubted:

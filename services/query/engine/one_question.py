@@ -38,7 +38,6 @@ class OneQuestion(BankLooks):
             return True
         ticket.found = found
         if ticket.ask.mode == "closed" or found.hits:
-            ticket.doubt = _needs_two(ticket.ask, found)
             return False
         self._metrics.count("cmt_query_unknown_total")
         reply = unknown_reply(ticket.ask, found, self.model_id, ticket.ms())
@@ -53,17 +52,6 @@ class OneQuestion(BankLooks):
         options, instructed = self._options, self._looking_model.follows_instructions
         budget = PromptBudget(options.max_prompt_tokens, options.shorten, prompt_tokens, instructed)
         return budget.fitted(query_of(ticket.ask, ticket.found, instructed, doubt, spelled=options.spell_answers))
-
-    def _first_fitted(self, ticket: Ticket, prompt_tokens: Callable[[Query], int]) -> QueryInBudget | Failure:
-        """What the LLM is asked when the question joins; two texts that are too long for a prompt are read as memories."""
-        asked = self._fitted(ticket, ticket.doubt, prompt_tokens)
-        if ticket.doubt is None or not ticket.doubt.at_once:
-            return asked
-        if isinstance(asked, Failure):
-            ticket.doubt = None
-            return self._fitted(ticket, None, prompt_tokens)
-        self._metrics.count("cmt_query_text_reads_total")
-        return asked
 
     def _row(
         self, ticket: Ticket, started: AnswerStart, notes: Sequence[str], text: Callable[[Sequence[int]], str]
@@ -91,12 +79,6 @@ class OneQuestion(BankLooks):
         reply = row.reply(self._looking_model)
         _measure(self._metrics, row.ticket.ask, reply)
         row.ticket.send(reply)
-
-
-def _needs_two(ask: Ask, found: HitList) -> Doubt | None:
-    """Of mode `auto`: a question that the best hit answers only together with another one reads the texts of both."""
-    other = found.completed_by[0] if ask.mode == "auto" and found.completed_by else None
-    return None if other is None else Doubt.of_two((other, 0), len(found.hits))
 
 
 def replaced(why: str | None) -> Failure:

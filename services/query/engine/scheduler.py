@@ -6,7 +6,7 @@ Two threads of its own. `bank` looks questions up, and only as many as may join,
 1. rows whose client went away or whose deadline has passed leave
 2. questions that were looked up join: their prompts are read, their first tokens come out
 3. every running row gets one token more, and those that are done leave; an answer of mode `auto` that goes where its sources do
-   not joins again, with the text of the best source (one that takes two sources reads their texts at once)
+   not, or that takes two of them, joins again with their text
 
 What fails outside of one question's own part fails everybody whom the thread had in hand, and the next one is answered.
 """
@@ -196,7 +196,7 @@ class Scheduler(OneQuestion):
     def _read(self, tickets: Sequence[Ticket]) -> list[AnswerRow | Failure]:
         """Reads the prompts of those that are not too long, together."""
         batch = self._running_batch()
-        asked = [self._first_fitted(ticket, batch.prompt_tokens) for ticket in tickets]
+        asked = [self._fitted(ticket, ticket.doubt, batch.prompt_tokens) for ticket in tickets]
         fit = {i: one for i, one in enumerate(asked) if isinstance(one, QueryInBudget)}
         started = dict(zip(fit, batch.join([one.query for one in fit.values()]), strict=True)) if fit else {}
         return [
@@ -207,6 +207,9 @@ class Scheduler(OneQuestion):
     def _take(self, row: AnswerRow, token: int | None) -> None:
         """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
         self._rows[row.number] = row
+        if (two := row.takes_two) is not None and self._ask_again(row.ticket, two):
+            row.finish_reason = "stop"  # here, before its first word
+            return
         if text := row.push(token):
             row.ticket.send(Delta(text))
         if row.finish_reason is None:
@@ -217,7 +220,7 @@ class Scheduler(OneQuestion):
         self._deliver(row)
 
     def _ask_again(self, ticket: Ticket, doubt: Doubt) -> bool:
-        """Lets a doubted answer join again with the text of its best source, if that fits in a prompt."""
+        """Lets a doubted answer join again with the texts that it wants, if they fit in a prompt."""
         if isinstance(self._fitted(ticket, doubt, self._running_batch().prompt_tokens), Failure):
             return False
         self._begin_again(ticket, doubt)

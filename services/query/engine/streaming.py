@@ -24,7 +24,7 @@ from services.query.engine.messages import Ask, Delta, Event, Failure, HitList
 from services.query.engine.one_question import OneQuestion, late, replaced
 from services.query.engine.ports import MemoryReader, StreamingModel
 from services.query.engine.prompt_budget import QueryInBudget
-from services.query.engine.ticket import Ticket
+from services.query.engine.ticket import Doubt, Ticket
 from services.supervision import ServiceThread
 
 __all__ = ["StreamAnswerer"]
@@ -192,13 +192,13 @@ class StreamAnswerer(OneQuestion):
 
     async def _written(self, ticket: Ticket) -> None:
         """Asks the engine; a doubted answer of mode `auto` goes on from its best source's text."""
-        asked = self._first_fitted(ticket, self._model.prompt_tokens)
+        asked = self._fitted(ticket, None, self._model.prompt_tokens)
         while True:
             if isinstance(asked, Failure):
                 ticket.send(asked)
                 return
             row = await self._streamed(ticket, asked)
-            if (doubt := row.doubt) is not None:
+            if (doubt := row.takes_two or row.doubt) is not None:
                 asked = self._fitted(ticket, doubt, self._model.prompt_tokens)
                 if isinstance(asked, QueryInBudget):
                     self._begin_again(ticket, doubt)
@@ -207,7 +207,7 @@ class StreamAnswerer(OneQuestion):
             return
 
     async def _streamed(self, ticket: Ticket, asked: QueryInBudget) -> AnswerRow:
-        """The answer's row, ended; its text was sent as it came."""
+        """The answer's row, ended; its text was sent as it came. One that had better read two sources' texts has none."""
         longest = ticket.ask.max_new_tokens or self._model.answer_tokens
         begun = await self._model.begin(asked.query, longest)
         row: AnswerRow | None = None
@@ -219,8 +219,10 @@ class StreamAnswerer(OneQuestion):
                     tokens.append(None)
                 for token in tokens:
                     if row is None:
-                        start = AnswerStart(0, begun.prompt_tokens, begun.weights, token)
+                        start = AnswerStart(0, begun.prompt_tokens, begun.weights, token, begun.together)
                         row = self._row(ticket, start, asked.notes, self._model.text)
+                        if row.takes_two is not None and self._has_room(ticket, row.takes_two):
+                            return row
                     if text := row.push(token):
                         ticket.send(Delta(text))
                     if row.finish_reason is not None:
@@ -230,6 +232,9 @@ class StreamAnswerer(OneQuestion):
                         ticket.send(Delta(text))
                     return row
         raise RuntimeError("the engine ended an answer without its last word")
+
+    def _has_room(self, ticket: Ticket, doubt: Doubt) -> bool:
+        return isinstance(self._fitted(ticket, doubt, self._model.prompt_tokens), QueryInBudget)
 
     def _count(self, step: int) -> None:
         self._running += step

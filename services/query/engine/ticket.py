@@ -30,16 +30,6 @@ class Doubt:
     prompt_tokens: int = 0
     first_ms: float | None = None
 
-    @classmethod
-    def of_two(cls, read: tuple[int, ...], sources: int) -> Doubt:
-        """Of a question that takes several of its sources, before anything was answered."""
-        return cls(read, [1 / len(read) if number in read else 0.0 for number in range(sources)])
-
-    @property
-    def at_once(self) -> bool:
-        """Whether nothing was answered before it."""
-        return self.tokens == 0
-
 
 class Ticket:
     """A question on its way; `deliver` is called from the engine's threads, and a cancelled question gets nothing more."""
