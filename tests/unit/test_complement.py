@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from cmt_core.checkpoint import Checkpoint
+from cmt_core.generation.engine import Look
+from cmt_core.generation.query import Query
 from cmt_core.grounded import text_reads
+from cmt_core.llm.folder import LLMFolder
 from cmt_core.memory_bank import Entry, MemoryBank
 from cmt_core.model import CMT, Answer
 from cmt_core.reading import aggregation
@@ -17,13 +23,17 @@ from cmt_core.reading.aggregation import joined, to_join, with_looks
 from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.evidence import relevant
 from cmt_core.retrieval.query_likelihood import query_log_likelihood
+from cmt_core.vllm_engine.packed_model import PackedModel
 from services.metrics import Metrics
 from services.query.engine.messages import Ask, Failure, HitList, Reply
 from services.query.engine.retrieval import Retrieval
 from services.query.engine.scheduler import Scheduler, SchedulerOptions
+from services.query.engine.streaming import StreamAnswerer
 from services.testing.lexical import LexicalModel
 from services.testing.memory_bank import InMemoryBank
+from services.testing.streamed import StreamedLexical
 from tests.serving import publish
+from tests.unit.conftest import TinyFolders
 from tests.unit.test_scheduler import Inbox
 
 QUESTION = "Who won the by-election in the district where Noor Hallivane came out of the water?"
@@ -151,15 +161,44 @@ def test_the_library_reads_both_texts_in_mode_auto(selecting: CMT, monkeypatch: 
     assert sorted(memory.weights)[0] == 0.0
 
 
-@pytest.fixture
-def engine() -> Iterator[Callable[..., tuple[Scheduler, Metrics]]]:
-    made: list[Scheduler] = []
+class Looks:
+    """An engine that finds the question as likely as it is told to, behind so many memories."""
 
-    def start(**options: Any) -> tuple[Scheduler, Metrics]:
-        model, bank, metrics = LexicalModel(), InMemoryBank(), Metrics()
+    def __init__(self, nats: dict[int, float]) -> None:
+        self.nats, self.read = nats, list[tuple[bytes, ...]]()
+
+    async def log_likelihoods(self, looks: Sequence[Look]) -> list[float]:
+        self.read += [tuple(look.context.memories) for look in looks]
+        return [self.nats[len(look.context.memories)] for look in looks]
+
+
+@pytest.mark.parametrize(("gain", "together"), [(7.0, (1, 0)), (5.0, ())])
+def test_vllms_side_of_it_joins_the_same_two(
+    selecting: CMT, codes: list[bytes], tiny_folders: TinyFolders, gain: float, together: tuple[int, ...]
+) -> None:
+    checkpoint = dataclasses.replace(
+        Checkpoint.load(tiny_folders.checkpoint), config=selecting.config, select=selecting.select
+    )
+    llm, folder = LLMFolder.load(tiny_folders.llm), tiny_folders.checkpoint
+    packed = PackedModel(llm, checkpoint, folder, selecting.retriever, "tiny")
+    engine = Looks({1: -30.0, 2: gain - 30.0})
+    query = Query(QUESTION, memories=codes, scores=[2.0, 0.1], completed_by=[1, 0])
+    prepared = asyncio.run(packed.prepare(query, 4, engine))  # type: ignore[arg-type]
+    assert prepared.together == together
+    assert engine.read == [(codes[1], codes[0]), (codes[0],)]
+    assert prepared.request.context.memories == ((codes[1], codes[0]) if together else (codes[0],))
+
+
+@pytest.fixture(params=["running batch", "streams"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[Scheduler | StreamAnswerer, Metrics]]]:
+    made: list[Scheduler | StreamAnswerer] = []
+
+    def start(**options: Any) -> tuple[Scheduler | StreamAnswerer, Metrics]:
+        model, bank, metrics = StreamedLexical(), InMemoryBank(), Metrics()
         for doc_id, text in ARTICLES.items():
             publish(bank, model, doc_id, text)
-        made.append(Scheduler(model, bank, SchedulerOptions(**options), metrics))
+        kind = Scheduler if request.param == "running batch" else StreamAnswerer
+        made.append(kind(model, bank, SchedulerOptions(**options), metrics))
         return made[-1], metrics
 
     yield start
@@ -167,7 +206,7 @@ def engine() -> Iterator[Callable[..., tuple[Scheduler, Metrics]]]:
         scheduler.stop()
 
 
-def asked(scheduler: Scheduler, question: str, mode: str) -> Reply:
+def asked(scheduler: Scheduler | StreamAnswerer, question: str, mode: str) -> Reply:
     box = Inbox()
     scheduler.submit(Ask(question, mode), box)  # type: ignore[arg-type]
     reply = box.end()
@@ -180,7 +219,9 @@ def text_reads_of(metrics: Metrics) -> float:
     return sum(metrics.snapshot().numbers.get("cmt_query_text_reads_total", {}).values())
 
 
-def test_auto_reads_the_texts_of_both_at_once(engine: Callable[..., tuple[Scheduler, Metrics]]) -> None:
+def test_auto_reads_the_texts_of_both_at_once(
+    engine: Callable[..., tuple[Scheduler | StreamAnswerer, Metrics]],
+) -> None:
     scheduler, metrics = engine(top_k=3)
     reply = asked(scheduler, QUESTION, "auto")
     assert (reply.read, reply.mode, reply.grounded) == ("text", "auto", True)
@@ -195,7 +236,7 @@ def test_auto_reads_the_texts_of_both_at_once(engine: Callable[..., tuple[Schedu
 
 
 def test_two_texts_that_are_too_long_for_a_prompt_are_read_as_memories(
-    engine: Callable[..., tuple[Scheduler, Metrics]],
+    engine: Callable[..., tuple[Scheduler | StreamAnswerer, Metrics]],
 ) -> None:
     scheduler, metrics = engine(top_k=3, max_prompt_tokens=20)
     assert asked(scheduler, QUESTION, "auto").read == "memory"
