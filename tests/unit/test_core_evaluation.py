@@ -13,6 +13,7 @@ from cmt_core.errors import ConfigError
 from cmt_core.evaluation.metrics import contains_answer, contains_facts, exact_match, f1, normalise, papers_exact_match
 from cmt_core.evaluation.systems import system
 from cmt_core.memory_bank import Entry, MemoryBank
+from cmt_core.reading import aggregation
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.hybrid import HybridIndex, RowHit
 from cmt_core.retrieval.ranking import DENSE
@@ -75,7 +76,10 @@ def test_facts_must_all_be_told_in_one_of_their_wordings() -> None:
     assert not contains_facts("It sold 63,500 kilos.", [["6,350"]])
 
 
-def test_likely_text_is_that_of_the_documents_that_select_would_read(exact_cmt: CMT) -> None:
+def test_likely_text_is_that_of_the_documents_that_select_would_read(
+    exact_cmt: CMT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregation, "_JOINED_NATS", -1e9)
     exact_cmt.select = Select(exact_cmt.backbone.shape, exact_cmt.backbone.query_heads, 64)
     exact_cmt.config = dataclasses.replace(exact_cmt.config, aggregation="select", context_vectors=64)
     bank = MemoryBank(exact_cmt)
