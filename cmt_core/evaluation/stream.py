@@ -33,6 +33,8 @@ class StreamScores:
     `vectors_per_document` and `bytes_per_document` are what the bank holds; `prompt_tokens` is how many tokens the LLM reads as
     text for a question (median); `seconds` is for all questions, without the own documents'. `read_text` are questions for which
     text was read, `grounded` answers that stand in the texts found, `garbled` those with a name or number that none of them has.
+    Of a system that reads memories, `attended_first` are the questions whose own document has most of the LLM's attention,
+    `attended` those whose own document has some, so that ψ has not left it out.
     """
 
     system: str
@@ -55,6 +57,8 @@ class StreamScores:
     read_text: float
     grounded: float
     garbled: float
+    attended_first: float | None
+    attended: float | None
 
 
 def evaluate_stream(
@@ -132,7 +136,11 @@ def score_system(
         [bank.rows[one.row].entry.doc_id == example.doc_id for one in rows]
         for rows, example in zip(found, asked, strict=True)
     ]
-    stored = bank.made if compared.reads == "memory" else []
+    of_memories = compared.reads == "memory"
+    attended = (
+        [_attended(one.answer.weights, row) for one, row in zip(answers, hits, strict=True)] if of_memories else []
+    )
+    stored = bank.made if of_memories else []
     scores = StreamScores(
         system=compared.name,
         k=0 if compared.reads == "nothing" else k,
@@ -154,10 +162,18 @@ def score_system(
         read_text=_share([one.read_text for one in answers]),
         grounded=_share([one.grounded for one in answers]),
         garbled=_share([one.garbled for one in answers]),
+        attended_first=_share([first for first, _ in attended]) if of_memories else None,
+        attended=_share([some for _, some in attended]) if of_memories else None,
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")
     return scores
+
+
+def _attended(weights: Sequence[float], own: Sequence[bool]) -> tuple[bool, bool]:
+    """Whether a question's own documents, among those with these shares of attention, have the largest share, and any."""
+    best = max(range(len(weights)), key=weights.__getitem__)
+    return own[best], any(weight > 0 for weight, is_own in zip(weights, own, strict=True) if is_own)
 
 
 def _per_document(bank: MemoryBank, of_windows: Sequence[int]) -> float:

@@ -127,6 +127,10 @@ def test_stream_scores_cover_every_system(tiny_cmt: CMT) -> None:
     assert memory.prompt_tokens < rag.prompt_tokens
     assert all(0 <= share <= 100 for share in (memory.em, memory.f1, memory.recall_at_1, memory.recall_at_k))
     assert memory.recall_at_k >= memory.recall_at_1
+    assert (memory.attended, one.attended_first) == (memory.recall_at_k, one.recall_at_1)  # `stack` leaves none out
+    assert memory.attended_first is not None
+    assert memory.attended_first <= memory.recall_at_k
+    assert (rag.attended_first, closed.attended) == (None, None)
     assert memory.recall_at_1 == rag.recall_at_1  # all systems are asked the same questions of the same bank
 
 
