@@ -52,7 +52,7 @@ class DemoReport:
 
     @property
     def from_text(self) -> int:
-        """Questions whose second answer was read from an article's text: the memory's did not stand in its sources."""
+        """Questions whose second answer was read from text: the memory's stood in no source, or took two."""
         return sum(row.read == "text" for row in self.rows)
 
     @property
@@ -91,7 +91,7 @@ def print_report(outcome: DemoReport, console: Terminal, every_row: bool) -> Non
     console.print(f"after the news:  {outcome.after} of {total} questions right ({outcome.after / total:.0%})")
     if outcome.from_text:
         console.print(
-            f"{outcome.from_text} of {total} answers were read from an article's text: what the memory said did not stand there"
+            f"{outcome.from_text} of {total} answers were read from text: the memory's stood in no article, or took two"
         )
     if not outcome.passed:
         bar = f"{_MIN_SHARE_AFTER:.0%} after the news, and {_MIN_RATIO:g} times the before"

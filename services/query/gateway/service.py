@@ -42,7 +42,7 @@ __all__ = ["EnginePort", "QueryService", "TombstonePort"]
 _FRESH_S = 0.4  # however many pages look, the bank is looked at this often
 _GRACE_S = 5.0  # after its deadline an engine that says nothing counts as gone
 _DESCRIPTIONS = {
-    "cmt": "reads the memories of the bank, and the best article's text where its answer does not stand in its sources",
+    "cmt": "reads the memories of the bank, and text where its answer does not stand in its sources or takes two of them",
     "cmt-memory": "reads the memories of the bank, without their text in the prompt",
     "cmt-rag": "reads the text of the found articles in the prompt",
     "cmt-hybrid": "reads the memories, and the best article's text in the prompt",

@@ -4,13 +4,13 @@ import { clean, outside, titleButton } from "./outside.js";
 import { joined, timeNode } from "./times.js";
 
 export const WAYS = {
-  "cmt": ["Automatic", "Memory first; where its answer does not stand in its articles, the best one's text is read."],
+  "cmt": ["Automatic", "Memory first; text where its answer does not stand in its articles, or takes two of them."],
   "cmt-memory": ["Memory", "Reads compressed memories of the best articles; their text is not in the prompt."],
   "cmt-rag": ["Text in prompt", "The same model with the text of the best articles pasted into the prompt."],
   "cmt-hybrid": ["Both", "The memories, and the best article's text in the prompt."],
   "cmt-closed": ["No memory", "The same model alone: what it learned before it was frozen."],
 };
-const READ = { memory: "memory", text: "the text of the best article: the memory's answer did not stand in its articles", both: "memory and text" };
+const READ = { memory: "memory", text: "text: the memory's answer did not stand in its articles, or it takes two of them", both: "memory and text" };
 const LEAST_WEIGHT = 0.005; // less is shown as 0%
 
 export class Card {
