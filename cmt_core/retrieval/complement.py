@@ -1,8 +1,8 @@
-"""Which documents answer a question only together: one has words of the question that the other lacks.
+"""Which documents may answer a question only together: one has words of the question that the other lacks.
 
 "Who won the by-election in the district where Noor Hallivane came out of the water?" describes the article about the swim, which
-says nothing of an election. Every other signal judges documents one by one, and so prefers that one. Decision 0173 has the
-measurements.
+says nothing of an election. Every other signal judges documents one by one, and so prefers that one. ψ asks the LLM whether it
+takes both (reading/aggregation.py). Decision 0173 has the measurements.
 """
 
 from __future__ import annotations
