@@ -46,7 +46,7 @@ _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when th
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _SURE_SHARE = 0.9  # of the best document, from which on the others are not reranked
 _CONSIDERED_SHARE = 0.01  # below which a document is not reranked
-_JOINED_NATS = 6.0  # by which a question has to be likelier behind two documents than behind one (decision 0173)
+_JOINED_NATS = 12.0  # by which a question has to be likelier behind two documents than behind one (decision 0173)
 _NEXT = 1e-3  # log-odds that order two documents which count alike
 _FIRST_LAYER, _END_LAYER = (
     0.65,

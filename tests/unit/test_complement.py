@@ -76,7 +76,7 @@ def test_a_question_that_is_far_likelier_behind_two_is_read_from_both_and_the_li
     prior = with_looks(torch.tensor([[9.0, 1.0, 2.0]] * 3), [], [], 0.37)
     pairs = to_join(prior, [[1, 0, 0], [1, 0, 0], [None, 0, 0]])
     assert pairs == [(0, 1, 0), (1, 1, 0)]
-    (both, alone, other), together = joined(prior, pairs, [12.0, 2.0])
+    (both, alone, other), together = joined(prior, pairs, [13.0, 11.0])
     assert both.isfinite().tolist() == [True, True, False]
     assert both.argmax() == 1
     assert both.softmax(dim=-1).tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-3)
@@ -172,7 +172,7 @@ class Looks:
         return [self.nats[len(look.context.memories)] for look in looks]
 
 
-@pytest.mark.parametrize(("gain", "together"), [(7.0, (1, 0)), (5.0, ())])
+@pytest.mark.parametrize(("gain", "together"), [(13.0, (1, 0)), (11.0, ())])
 def test_vllms_side_of_it_joins_the_same_two(
     selecting: CMT, codes: list[bytes], tiny_folders: TinyFolders, gain: float, together: tuple[int, ...]
 ) -> None:
