@@ -96,7 +96,7 @@ class Parts:
         contexts = self.cmt._contexts
         head, words = told_tokens(*self.cmt.prompting.for_likelihood(question))
         look = Look(contexts._stacked([memory]).context, tuple(head), tuple(words))
-        return look, contexts._likelihoods([question], [memory])[0]
+        return look, contexts._likelihoods([question], [[memory]])[0]
 
 
 def real_parts(name: str) -> Parts:
