@@ -29,7 +29,7 @@ class Query:
     """One question with what it reads: packed memories (memory, hybrid), texts (rag, hybrid), or nothing (closed).
 
     `scores` are the retriever's of each memory, where ψ may go by them; all queries of a service have them or none has.
-    `completed_by` says of each memory which other one the question needs beside it (retrieval/complement.py).
+    `completed_by` says of each memory which other one has words of the question that it lacks (retrieval/complement.py).
     `earlier` are the conversation's questions with their answers. `memory_weight` w mixes next-token scores with those of the
     same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
     checkpoint was trained (memory) or 1 (rag, hybrid).

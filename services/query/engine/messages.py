@@ -138,7 +138,7 @@ Event = Delta | Reply | Failure
 class HitList:
     """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too.
 
-    `relevant` says of each hit whether it is, `completed_by` which other hit a question needs beside it
+    `relevant` says of each hit whether it is, `completed_by` which other hit has words of the question that it lacks
     (cmt_core/retrieval/complement.py), `began` when the bank's first document came (None: it has none).
     """
 
