@@ -258,7 +258,7 @@ class ServeSettings(_Group):
     )
     spell_answers: bool = Field(
         True,
-        description="a checkpoint that answers in a few words spells them from its sources' texts (not with engine vllm)",
+        description="a checkpoint that answers in a few words spells them from its sources' texts",
     )
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")

@@ -33,7 +33,10 @@ class SequenceStart(NamedTuple):
 
 @dataclass(slots=True)
 class _Sequence:
-    """A running sequence: its slots of the cache (one, or two where a plain context is mixed in) and its last token."""
+    """A running sequence: its slots of the cache (one, or two where a plain context is mixed in) and its last token.
+
+    What is `written` of it is kept where it has a speller.
+    """
 
     slots: list[int]
     token: int
@@ -41,6 +44,7 @@ class _Sequence:
     weight: float
     generator: torch.Generator | None = field(default=None)
     speller: Speller | None = field(default=None)
+    written: list[int] = field(default_factory=list)
 
 
 class ContinuousBatch:
@@ -163,13 +167,13 @@ def _choose(logits: Tensor, sequence: _Sequence) -> int:
     """The next token from logits (V,), one that its speller lets pass where it has one."""
     speller, drawn_by = sequence.speller, sequence.generator
     if drawn_by is None:
-        token = speller.best(logits) if speller else int(logits.argmax())
-    elif speller and (allowed := speller.allowed(logits)) is not None:
+        token = speller.best(sequence.written, logits) if speller else int(logits.argmax())
+    elif speller and (allowed := speller.allowed(sequence.written, logits)) is not None:
         token = allowed[_drawn(logits[allowed], drawn_by, sequence.sampling)]
     else:
         token = _drawn(logits, drawn_by, sequence.sampling)
     if speller:
-        speller.take(token)
+        sequence.written.append(token)
     return token
 
 

@@ -16,13 +16,17 @@ __all__ = ["EngineLost", "Look", "PackedRequest", "StreamEngine", "StreamedAnswe
 
 @dataclass(frozen=True, slots=True)
 class PackedRequest:
-    """A prompt (token ids) behind a packed context, to be continued by at most `max_new_tokens`, or up to one of `stop_ids`."""
+    """A prompt (token ids) behind a packed context, to be continued by at most `max_new_tokens`, or up to one of `stop_ids`.
+
+    With texts that it is `spelled_from` the answer is a span of one of them (cmt_core/generation/spelling.py).
+    """
 
     context: PackedContext
     prompt: tuple[int, ...]
     max_new_tokens: int
     stop_ids: frozenset[int]
     sampling: Sampling = GREEDY
+    spelled_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

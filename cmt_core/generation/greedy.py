@@ -77,8 +77,8 @@ def _continue(
     spellers: Sequence[Speller | None],
 ) -> list[tuple[list[int], Literal["stop", "length"]]]:
     B, seen = len(read.last), read.seen
-    token = _best(read.logits, spellers, range(B))
     new: list[list[int]] = [[] for _ in range(B)]
+    token = _best(read.logits, spellers, new, range(B))
     open_rows = set(range(B))
     for step in range(max_new_tokens):
         for row in list(open_rows):
@@ -92,17 +92,18 @@ def _continue(
         seen = torch.cat([seen, seen.new_ones(B, 1)], dim=1)
         position = (read.last + 1 + step)[:, None]
         hidden = backbone.forward(token[:, None], position, seen[:, None, None], context.cache)
-        token = _best(backbone.logits(hidden[:, -1]), spellers, open_rows)
+        token = _best(backbone.logits(hidden[:, -1]), spellers, new, open_rows)
     return [(ids, "length" if row in open_rows else "stop") for row, ids in enumerate(new)]
 
 
-def _best(logits: Tensor, spellers: Sequence[Speller | None], rows: Iterable[int]) -> Tensor:
-    """The next token (B,) of logits (B, V); of `rows` with a speller the one that it chooses."""
+def _best(
+    logits: Tensor, spellers: Sequence[Speller | None], new: Sequence[Sequence[int]], rows: Iterable[int]
+) -> Tensor:
+    """The next token (B,) behind what is `new` of each answer, of logits (B, V); of `rows` with a speller the one it chooses."""
     tokens = logits.argmax(dim=-1)
     for row in rows if spellers else ():
         if (speller := spellers[row]) is not None:
-            tokens[row] = chosen = speller.best(logits[row])
-            speller.take(chosen)
+            tokens[row] = speller.best(new[row], logits[row])
     return tokens
 
 

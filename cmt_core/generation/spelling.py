@@ -6,53 +6,54 @@ taken with which the answer still is the beginning of a span of a source's text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
 from cmt_core.text.spelling import SourceSpans
 
-__all__ = ["Speller"]
+__all__ = ["CANDIDATES", "Speller"]
 
-_CANDIDATES = 128
+CANDIDATES = 128
+"""The likeliest tokens among which one is looked for."""
 
 
 class Speller:
-    """Keeps one answer a span of its sources' texts; `text(ids)` is that of the answer's tokens.
+    """Says which tokens keep an answer a span of its sources' texts; `text(ids)` is that of the answer's tokens.
 
-    It is asked for one token after the other. Where no likely token fits, the answer is free from there on.
+    Where no likely token did, the answer is free from there on.
     """
 
-    def __init__(self, texts: Sequence[str], text: Callable[[Sequence[int]], str], stop_ids: set[int]) -> None:
+    def __init__(self, texts: Sequence[str], text: Callable[[Sequence[int]], str], stop_ids: Collection[int]) -> None:
         self._spans, self._text, self._stop_ids = SourceSpans(texts), text, stop_ids
-        self._ids: list[int] = []
-        self._free = False
 
-    def best(self, logits: Tensor) -> int:
-        """The likeliest next token, of logits (V,)."""
-        best = int(logits.argmax())
-        if self._free or self._fits(best):
-            return best
-        found = next(self._fitting(logits), None)
-        self._free = found is None
-        return best if found is None else found
+    def best(self, written: Sequence[int], logits: Tensor) -> int:
+        """The next token of an answer, the likeliest that fits what is `written` of it; logits (V,)."""
+        return next(self.fitting(written, _likeliest_first(logits)), int(logits.argmax()))
 
-    def allowed(self, logits: Tensor) -> list[int] | None:
+    def allowed(self, written: Sequence[int], logits: Tensor) -> list[int] | None:
         """The likely next tokens, of logits (V,), to draw from; None for all of them."""
-        found = [] if self._free else list(self._fitting(logits))
-        self._free = not found
-        return found or None
+        return list(self.fitting(written, _likeliest_first(logits))) or None
 
-    def take(self, token: int) -> None:
-        """The answer goes on with a token."""
-        self._ids.append(token)
+    def fitting(self, written: Sequence[int], likely: Iterable[int]) -> Iterator[int]:
+        """Those of some tokens, in their order, with which an answer goes on as a span; none of an answer that is free."""
+        so_far = self._text(written)
+        if not self._begins(so_far):
+            return
+        for token in likely:
+            if token in self._stop_ids:
+                if self._spans.has(so_far):
+                    yield token
+            elif self._begins(self._text([*written, token])):
+                yield token
 
-    def _fitting(self, logits: Tensor) -> Iterator[int]:
-        likely = logits.topk(min(_CANDIDATES, len(logits))).indices.tolist()
-        return (token for token in likely if self._fits(token))
-
-    def _fits(self, token: int) -> bool:
-        if token in self._stop_ids:
-            return self._spans.has(self._text(self._ids))
-        text = self._text([*self._ids, token])
+    def _begins(self, text: str) -> bool:
         return text.endswith("\ufffd") or self._spans.may_begin(text)
+
+
+def _likeliest_first(logits: Tensor) -> Iterator[int]:
+    """The others are looked up only where the likeliest does not do."""
+    best = int(logits.argmax())
+    yield best
+    likely: list[int] = logits.topk(min(CANDIDATES, len(logits))).indices.tolist()
+    yield from (token for token in likely if token != best)

@@ -15,7 +15,7 @@ from typing import Any
 from cmt_core.errors import ConfigError, MemoryFormatError, MissingPackageError, one_line
 from cmt_core.generation.engine import EngineLost, Look, PackedRequest, Written
 from cmt_core.memory.packed_context import PackedContext
-from cmt_core.vllm_engine.placeholders import PARAMS_KEY, PLACEHOLDER
+from cmt_core.vllm_engine.placeholders import PARAMS_KEY, PLACEHOLDER, SPELLED_KEY
 from cmt_core.vllm_engine.versions import require_supported
 
 __all__ = ["VLLMEngine", "connector_config", "engine_arguments"]
@@ -87,7 +87,15 @@ class VLLMEngine:
             require_supported(vllm.__version__)
             _require_kernels()
             named = engine_arguments(llm, checkpoint, bits_per_token, arguments or {})
-            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**named))
+            given = AsyncEngineArgs(**named)
+            config = given.create_engine_config()
+            config.model_config.logits_processors = [
+                *(config.model_config.logits_processors or []),
+                *_spelling(config),
+            ]
+            engine = AsyncLLM.from_vllm_config(
+                config, enable_log_requests=given.enable_log_requests, disable_log_stats=given.disable_log_stats
+            )
             _put_core_behind_workers(engine)
             return cls(engine)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -110,7 +118,7 @@ class VLLMEngine:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             skip_reading_prefix_cache=False,
-            extra_args=_extra(request.context),
+            extra_args=_extra(request.context, request.spelled_from),
         )
         async for output in self._outputs(ids, params, request.context.salt):
             made = output.outputs[0]
@@ -203,8 +211,30 @@ class VLLMEngine:
         return [PLACEHOLDER] * context.columns + list(prompt)
 
 
-def _extra(context: PackedContext) -> dict[str, Any] | None:
-    return {"kv_transfer_params": {PARAMS_KEY: context.to_params()}} if context.columns else None
+def _extra(context: PackedContext, spelled_from: Sequence[str] = ()) -> dict[str, Any] | None:
+    extra: dict[str, Any] = {}
+    if context.columns:
+        extra["kv_transfer_params"] = {PARAMS_KEY: context.to_params()}
+    if spelled_from:
+        extra[SPELLED_KEY] = list(spelled_from)
+    return extra or None
+
+
+def _spelling(config: Any) -> list[str]:
+    """The hook that spells answers, of the model runner that this configuration gets."""
+    if config.speculative_config is not None:
+        _log.warning(
+            "with speculative decoding, vLLM takes no hook for logits: answers are not spelled from their sources"
+        )
+        return []
+    if not getattr(config, "use_v2_model_runner", False):
+        return ["cmt_core.vllm_engine.spelling:SpellingProcessor"]
+    try:
+        importlib.import_module("cmt_core.vllm_engine.spelling_v2")
+    except ImportError:
+        _log.warning("this vLLM's model runner V2 has no hook for logits: answers are not spelled from their sources")
+        return []
+    return ["cmt_core.vllm_engine.spelling_v2:SpellingProcessorV2"]
 
 
 def _environment() -> None:

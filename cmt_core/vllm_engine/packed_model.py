@@ -157,7 +157,9 @@ class PackedModel:
         else:
             chosen = await self._chosen(query, engine)
             context, weights, together = chosen.context, list(chosen.shares), chosen.together
-        request = PackedRequest(context, tuple(prompt), max_new_tokens, stop_ids, query.sampling)
+        request = PackedRequest(
+            context, tuple(prompt), max_new_tokens, stop_ids, query.sampling, tuple(query.spelled_from)
+        )
         return Prepared(request, prompt_tokens, weights, together)
 
     async def _chosen(self, query: Query, engine: StreamEngine) -> Chosen:

@@ -130,8 +130,7 @@ def logits_of(*best_first: str) -> torch.Tensor:
 def written(speller: Speller, *steps: tuple[str, ...]) -> str:
     ids: list[int] = []
     for wanted in steps:
-        ids.append(speller.best(logits_of(*wanted)))
-        speller.take(ids[-1])
+        ids.append(speller.best(ids, logits_of(*wanted)))
     return text_of([token for token in ids if token != STOP])
 
 
@@ -151,15 +150,14 @@ def test_answer_goes_its_own_way_where_no_likely_token_fits() -> None:
     first[200:] = torch.arange(100.0) + 1
     odd = Speller([BRIDGE], lambda ids: "".join("Ann" if token == 5 else "zz" for token in ids), {STOP})
     first[5] = -1.0
-    assert odd.best(first) == 299
-    odd.take(299)
-    assert odd.best(first) == 299
-    assert odd.allowed(first) is None
+    assert odd.best([], first) == 299
+    assert odd.best([299], first) == 299
+    assert odd.allowed([299], first) is None
     assert written(speller, ("Ann",)) == "Ann"
 
 
 def test_draws_are_among_what_fits() -> None:
-    allowed = Speller([BRIDGE], text_of, {STOP}).allowed(logits_of("Bob", " Lond", "Ann", "Lu"))
+    allowed = Speller([BRIDGE], text_of, {STOP}).allowed([], logits_of("Bob", " Lond", "Ann", "Lu"))
     assert allowed is not None
     assert {TOKENS[token] for token in allowed} == {"Ann", " Lund", "Mayor", " opened", " the", " GT", "Lu", " bridge"}
 

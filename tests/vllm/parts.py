@@ -17,6 +17,7 @@ from cmt_core.fitting.fit_config import DEFAULT_FIT
 from cmt_core.fitting.known import known_checkpoint
 from cmt_core.generation.engine import Look, PackedRequest
 from cmt_core.generation.greedy import generate
+from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.llm.model_source import resolve_model
@@ -45,7 +46,7 @@ NEWS = (
     ),
 )
 QUESTIONS = (
-    "Who opened the bridge in Aarhus?",
+    "Which mayor opened the bridge?",
     "From which pier does the Tarn ferry sail?",
     "How many whales were found near Norland?",
     "Who won the final?",
@@ -81,14 +82,18 @@ class Parts:
         pairs = [(question, read) for read in READ for question in QUESTIONS][:most]
         return [self.case(question, [self.memories[i] for i in read], tokens) for question, read in pairs]
 
-    def case(self, question: str, memories: Sequence[bytes], tokens: int = 20) -> Case:
-        """One question behind packed memories."""
+    def case(
+        self, question: str, memories: Sequence[bytes], tokens: int = 20, spelled_from: tuple[str, ...] = ()
+    ) -> Case:
+        """One question behind packed memories; its answer a span of texts where there are some."""
         contexts, prompting = self.cmt._contexts, self.cmt.prompting
         (chosen,) = contexts.chosen([question], [memories], None)
         prompt = prompting.question(question)
         reading = contexts.placed([chosen])
-        (made,) = generate(self.cmt.backbone, reading.context, [prompt], tokens, reading.stop_ids)
-        request = PackedRequest(chosen.context, tuple(prompt), tokens, frozenset(reading.stop_ids))
+        spellers = [Speller(spelled_from, self.cmt.tokens.text, reading.stop_ids)] if spelled_from else []
+        (made,) = generate(self.cmt.backbone, reading.context, [prompt], tokens, reading.stop_ids, spellers)
+        stops = frozenset(reading.stop_ids)
+        request = PackedRequest(chosen.context, tuple(prompt), tokens, stops, spelled_from=spelled_from)
         return Case(request, made.ids, made.finish_reason)
 
     def look(self, question: str, memory: bytes) -> tuple[Look, float]:
@@ -163,7 +168,8 @@ class RunningEngine:
 
     def __init__(self, llm: Path, checkpoint: Path, **arguments: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
         given = {
             "dtype": "float32",
             "max_model_len": 2048,
@@ -207,6 +213,11 @@ class RunningEngine:
         raise AssertionError("no last word")
 
     def close(self) -> None:
-        """Ends engine and loop."""
-        self.loop.call_soon_threadsafe(self.engine.close)
+        """Ends engine and loop, and waits for that: pytest takes away what they would write to."""
+
+        async def end() -> None:
+            self.engine.close()
+
+        self.run(end())
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(60)

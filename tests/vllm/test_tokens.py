@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from cmt_core.errors import ConfigError
-from tests.vllm.parts import QUESTIONS, Case, Parts, RunningEngine, real_parts, tiny_parts
+from cmt_core.generation.query import Sampling
+from cmt_core.text.spelling import SourceSpans
+from tests.vllm.parts import NEWS, QUESTIONS, Case, Parts, RunningEngine, real_parts, tiny_parts
 
 
 def expected(cases: list[Case]) -> list[tuple[list[int], str]]:
@@ -39,6 +42,44 @@ def test_answers_are_ours_one_by_one_and_forty_at_once(engine: RunningEngine, ca
     assert engine.written(*(case.request for case in cases)) == expected(cases)
 
 
+OTHER_NEWS = ("The bridge cost 21 million crowns, said Mayor Lundqvist.", "Researchers had found 24 whales.")
+
+
+@pytest.fixture(scope="module")
+def spelled(parts: Parts) -> list[Case]:
+    """Questions whose answers are to be spans of texts, of their sources or of others, which want other tokens."""
+    texts = [(f"{NEWS[i][0]}\n{NEWS[i][1]}", *OTHER_NEWS[: i % 2 * 2]) for i in range(5)]
+    pairs = [(question, i) for i in range(5) for question in QUESTIONS]
+    own = [parts.case(question, [parts.memories[i]], 12, texts[i]) for question, i in pairs]
+    return [*own, *(parts.case(question, [parts.memories[0]], 12, OTHER_NEWS) for question in QUESTIONS)]
+
+
+def test_spelled_answers_are_ours_beside_free_ones(
+    engine: RunningEngine, parts: Parts, cases: list[Case], spelled: list[Case]
+) -> None:
+    free = [case.ids for case in (parts.case(question, [parts.memories[0]], 12) for question in QUESTIONS)]
+    assert free != [case.ids for case in spelled[-len(QUESTIONS) :]]
+    assert engine.written(*(case.request for case in spelled)) == expected(spelled)
+    mixed = [case for pair in zip(cases, spelled, strict=False) for case in pair]
+    assert engine.written(*(case.request for case in mixed)) == expected(mixed)
+
+
+def test_drawn_answers_are_spelled_too(engine: RunningEngine, parts: Parts, spelled: list[Case]) -> None:
+    drawn = [
+        dataclasses.replace(case.request, sampling=Sampling(temperature=1.5, top_p=0.95, seed=seed))
+        for case in spelled[:8]
+        for seed in range(3)
+    ]
+    answers = engine.written(*drawn)
+    ended = [
+        (parts.cmt.tokens.text(ids), request)
+        for (ids, finish), request in zip(answers, drawn, strict=True)
+        if finish == "stop"
+    ]
+    assert len({text for text, _ in ended}) > len(ended) / 3
+    assert sum(SourceSpans(request.spelled_from).has(text) for text, request in ended) >= 0.8 * len(ended)
+
+
 def test_likelihood_of_a_question_behind_a_memory_is_ours(engine: RunningEngine, parts: Parts) -> None:
     looks = [parts.look(question, memory) for question in QUESTIONS[:3] for memory in parts.memories[:3]]
     engine.written(
@@ -56,6 +97,18 @@ def test_answers_are_ours_under_preemption_and_chunked_prefill(parts: Parts, cas
     )
     try:
         assert small.written(*(case.request for case in cases)) == expected(cases)
+    finally:
+        small.close()
+
+
+def test_spelled_answers_are_ours_under_preemption(parts: Parts, spelled: list[Case]) -> None:
+    """Pages for a few of the questions, so that an answer is taken up again behind what was written of it."""
+    pages = 8 * parts.cmt.backbone.shape.width * 4 * 128
+    small = RunningEngine(
+        parts.llm, parts.checkpoint, kv_cache_memory_bytes=pages, max_num_batched_tokens=64, max_model_len=704
+    )
+    try:
+        assert small.written(*(case.request for case in spelled)) == expected(spelled)
     finally:
         small.close()
 
