@@ -94,11 +94,11 @@ class TopicMissing(BrokerError):
 class RecordError(ServiceError):
     """A Kafka record can't be read as a document; it belongs in the dead-letter topic.
 
-    `reason` is a short label (`not_json`, `schema`, `no_key`, `too_large`, ...) for metrics and headers.
+    `reason` is a short label (`not_json`, `schema`, `no_key`, `too_large`, ...) for metrics and headers; the detail is one line.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(" ".join(detail.split()) or reason)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[RecordError], tuple[str, str]]:

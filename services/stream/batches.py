@@ -88,18 +88,21 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                 break
             if batch is None:
                 break
-            yield from self._records(batch, max(self.next_fetch_offset, _behind(batch, records)))
+            following = _following(records)
+            yield from self._records(batch, max(self.next_fetch_offset, _behind(batch, following)), following)
         self.drain()
 
-    def _records(self, batch: Any, behind: int) -> Iterator[RawRecord]:
+    def _records(self, batch: Any, behind: int, following: int | None) -> Iterator[RawRecord]:
         """All that is in a batch; at the end the next fetch is for `behind`, the offset behind it.
+
+        Before `following`, where the next batch begins.
 
         Kafka keeps the last offset of a batch, also when its last records were compacted away.
         """
         raw = bytes(batch._buffer)
         self.bytes_read += len(raw)
         try:
-            for record in self._decoded(batch):
+            for record in self._decoded(batch, (behind if following is None else following) - 1):
                 self.next_fetch_offset = max(self.next_fetch_offset, record.offset + record.covers)
                 yield record
         except Exception as error:  # noqa: BLE001
@@ -109,7 +112,8 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                 yield self._broken(raw, error, first, behind, _time_ms(batch))
         self.next_fetch_offset = behind
 
-    def _decoded(self, batch: Any) -> Iterator[RawRecord]:
+    def _decoded(self, batch: Any, last: int) -> Iterator[RawRecord]:
+        """All that is in a batch, up to the offset `last`."""
         if not batch.validate_crc():
             raise ValueError("the checksum does not fit")
         if batch.magic < 2:
@@ -117,7 +121,8 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         if self._is_left_out(batch):
             return iter(())
         data = decompressed(batch.compression_type, bytes(batch._buffer[batch._pos :]), _MOST_BATCH_BYTES)
-        return self._new_records(batch, data)
+        own = max(batch.last_offset, batch.base_offset + batch.records_count - 1)
+        return self._new_records(batch, data, min(last, own))
 
     def _is_left_out(self, batch: Any) -> bool:
         """Control batches, and batches of transactions that were aborted."""
@@ -129,20 +134,25 @@ class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                 return True
         return bool(batch.is_control_batch)
 
-    def _new_records(self, batch: Any, data: bytes) -> Iterator[RawRecord]:
-        """Of message format 2. Every record says its length, so a broken one can be stepped over."""
+    def _new_records(self, batch: Any, data: bytes, last: int) -> Iterator[RawRecord]:
+        """Of message format 2. Every record says its length, so a broken one can be stepped over.
+
+        One that claims an offset which leaves too few for those behind it is broken: they would take the next batch's.
+        """
         topic, partition = self.topic_partition
         at, offset = 0, batch.base_offset - 1
-        for _ in range(batch.records_count):
+        for to_come in reversed(range(batch.records_count)):
             length, start = decode_varint(data, at)
             at = start + length
             if length <= 0 or at > len(data):
                 raise ValueError("the batch ends within a record")
             offset += 1
+            if offset > last:
+                raise ValueError("the batch has more records than offsets")
             try:
                 delta_ms, place = decode_varint(data, start + 1)  # behind the attributes, which no version has used
                 offset_delta, place = decode_varint(data, place)
-                if not offset <= batch.base_offset + offset_delta <= batch.last_offset:
+                if not offset <= batch.base_offset + offset_delta <= max(offset, last - to_come):
                     raise ValueError(f"the record claims to stand {offset_delta} behind the batch's first")
                 offset = batch.base_offset + offset_delta
                 key, value, headers = _contents(data, place, at)
@@ -251,12 +261,16 @@ def _bytes(data: bytes, at: int, end: int) -> tuple[bytes | None, int]:
     return data[at : at + length], at + length
 
 
-def _behind(batch: Any, records: Any) -> int:
+def _following(records: Any) -> int | None:
+    """The first offset of the next batch; None behind the last one that was fetched."""
+    return int(_FIRST_OFFSET.unpack_from(records._next_slice)[0]) if records.has_next() else None
+
+
+def _behind(batch: Any, following: int | None) -> int:
     """The offset behind a batch, never beyond the next batch: the number in a damaged one may be anything."""
     # of the older formats the last offset stands in front
     behind: int = batch.next_offset if batch.magic >= 2 else batch.base_offset + 1
-    if records.has_next():
-        following: int = _FIRST_OFFSET.unpack_from(records._next_slice)[0]
+    if following is not None:
         return min(behind, following)
     trusted = batch.magic < 2 or batch.records_count == batch.last_offset_delta + 1 or batch.validate_crc()
     return behind if trusted else int(batch.base_offset) + 1

@@ -103,6 +103,29 @@ def test_a_broken_record_is_set_aside_alone_with_its_own_bytes() -> None:
     assert b"middle" in (aside.value or b"")
 
 
+@pytest.mark.parametrize("claimed", [2, 3, 60])
+def test_a_record_that_claims_the_place_of_others_is_set_aside_alone(claimed: int) -> None:
+    """Those behind it would take offsets of the next batch, whose records would count as read."""
+    whole = batch([(b"a", b"first", []), (b"b", b"middle", []), (b"c", b"last", [])])
+    at = whole.index(b"middle") - 4  # value's length, key, key's length, and before them what the record claims
+    assert whole[at] == 2
+    records, behind = fetched(changed(whole, at, bytes([2 * claimed])) + batch(GOOD, 3))
+    assert [one.offset for one in records] == [0, 1, 2, 3, 4, 5]
+    assert [one.value for one in records if not one.undecodable] == [b"first", b"last", FIRST, SECOND, None]
+    assert f"{claimed} behind" in records[1].undecodable
+    assert behind == 6
+
+
+@pytest.mark.parametrize(("at", "new"), [(LAST_OFFSET_DELTA_AT, 1), (RECORDS_COUNT_AT, 4)])
+def test_a_batch_that_counts_itself_wrongly_loses_no_record(at: int, new: int) -> None:
+    records, behind = fetched(changed(batch(GOOD, 0), at, struct.pack(">i", new)) + batch(GOOD, 3))
+    assert [(one.offset, one.value) for one in records] == [
+        *enumerate((FIRST, SECOND, None)),
+        *enumerate((FIRST, SECOND, None), 3),
+    ]
+    assert behind == 6
+
+
 def test_a_header_whose_name_is_not_utf8_loses_no_record() -> None:
     whole = batch([(b"a", b"first", [("header", b"\xff")]), (b"b", b"second", [])])
     (first, second), _ = fetched(changed(whole, whole.index(b"header"), b"\xff\xfe"))
