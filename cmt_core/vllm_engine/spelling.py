@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -82,5 +82,5 @@ class SpellingProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
 
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[[list[int], Tensor], Tensor] | None:
         """What vLLM calls with each of a request's steps; None for one that is free."""
-        spelled: Any = Spelled.of(params, self._text)
+        spelled = Spelled.of(params, self._text)
         return None if spelled is None else spelled.kept
