@@ -89,26 +89,18 @@ def test_likelihood_of_a_question_behind_a_memory_is_ours(engine: RunningEngine,
         assert engine.looked(*(look for look, _ in looks)) == pytest.approx([ours for _, ours in looks], abs=0.01)
 
 
-def test_answers_are_ours_under_preemption_and_chunked_prefill(parts: Parts, cases: list[Case]) -> None:
-    """Pages for three to five of the questions, and prompts read 64 tokens a step."""
+@pytest.mark.parametrize("kind", ["free", "spelled"])
+def test_answers_are_ours_under_preemption_and_chunked_prefill(
+    kind: str, parts: Parts, cases: list[Case], spelled: list[Case]
+) -> None:
+    """Pages for three to five of the questions, and prompts read 64 tokens a step; an answer is taken up again where it stood."""
+    asked = cases if kind == "free" else spelled
     pages = 8 * parts.cmt.backbone.shape.width * 4 * 128 * (2 if parts.cmt.follows_instructions else 1)
     small = RunningEngine(
         parts.llm, parts.checkpoint, kv_cache_memory_bytes=pages, max_num_batched_tokens=64, max_model_len=704
     )
     try:
-        assert small.written(*(case.request for case in cases)) == expected(cases)
-    finally:
-        small.close()
-
-
-def test_spelled_answers_are_ours_under_preemption(parts: Parts, spelled: list[Case]) -> None:
-    """Pages for a few of the questions, so that an answer is taken up again behind what was written of it."""
-    pages = 8 * parts.cmt.backbone.shape.width * 4 * 128
-    small = RunningEngine(
-        parts.llm, parts.checkpoint, kv_cache_memory_bytes=pages, max_num_batched_tokens=64, max_model_len=704
-    )
-    try:
-        assert small.written(*(case.request for case in spelled)) == expected(spelled)
+        assert small.written(*(case.request for case in asked)) == expected(asked)
     finally:
         small.close()
 
