@@ -25,9 +25,10 @@ from cmt_core.llm.loading import loading_alone
 from cmt_core.memory.code_reader import rounding_of, stored_code
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.format import KVCodeFormat, MemoryFormat, SoftTokensFormat
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
+from cmt_core.retrieval.looks import LookHead
 from cmt_core.shipped import SHIPPED
 
 __all__ = ["Checkpoint", "checkpoint_folder"]
@@ -47,7 +48,7 @@ def checkpoint_folder(name: str) -> Path:
 class Checkpoint:
     """Everything trained, with the fingerprint of the LLM that it was trained for and how it was trained.
 
-    A `kv_code` checkpoint has `code` and `quantiser` (and `select`), a `soft_tokens` one has `soft`.
+    A `kv_code` checkpoint has `code` and `rounding` (and `select`), a `soft_tokens` one has `soft`.
     """
 
     config: MemoryConfig
@@ -56,20 +57,20 @@ class Checkpoint:
     encoding_prefix: Tensor
     reading_prefix: Tensor
     code: KVCode | None
-    quantiser: Quantiser | None
+    rounding: RoundedCodes | None
     training: dict[str, Any]
     select: Select | None = None
     soft: SoftMemory | None = None
+    look_head: LookHead | None = None
 
     def format(self, backbone: Backbone) -> MemoryFormat:
         """How this checkpoint's memories are written and read, on the LLM's device."""
         if self.soft is not None:
             return SoftTokensFormat(backbone, self.soft.to(backbone.device))
-        if self.code is None or self.quantiser is None:
-            raise CheckpointError("a checkpoint needs a code with its quantiser, or soft tokens")
-        device = backbone.device
-        rounding = rounding_of(self.config, self.quantiser.to(device))
-        return KVCodeFormat(backbone, self.code.to(device), rounding, self.config)
+        if self.code is None or self.rounding is None:
+            raise CheckpointError("a checkpoint needs a code with its rounding, or soft tokens")
+        rounding = rounding_of(self.config, self.rounding)
+        return KVCodeFormat(backbone, self.code.to(backbone.device), rounding, self.config)
 
     def save(self, folder: Path) -> None:
         """Writes weights (matrices and prefixes in float16, statistics in float32) and configuration."""
@@ -90,18 +91,22 @@ class Checkpoint:
     def _tensors(self) -> dict[str, Tensor]:
         half = {"encoding_prefix": self.encoding_prefix, "reading_prefix": self.reading_prefix}
         full: dict[str, Tensor] = {}
-        if self.code is not None and self.quantiser is not None:
+        if self.code is not None and self.rounding is not None:
             half |= {"encoder": self.code.encoder.detach(), "decoder": self.code.decoder.detach()}
             full |= {"mean": self.code.mean, "scale": self.code.scale, "bias": self.code.bias.detach()}
-            full |= {"steps": self.quantiser.steps}
+            full |= {"steps": self.rounding.quantiser.steps}
+            if self.rounding.blocks:
+                half |= {"block_basis": self.rounding.blocks.basis}
         if self.select is not None:
             full["select.mix"] = self.select.mix.detach()
+        if self.look_head is not None:
+            full |= {"look.scores": self.look_head.scores, "look.states": self.look_head.states}
         if self.soft is not None:
             half |= {_SOFT + name: tensor for name, tensor in self.soft.state_dict().items()}
         tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
         tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
-        if self.quantiser is not None:
-            tensors["bits"] = torch.from_numpy(self.quantiser.bits).to(torch.int8)
+        if self.rounding is not None:
+            tensors["bits"] = torch.from_numpy(self.rounding.quantiser.bits).to(torch.int8)
         return tensors
 
     @classmethod
@@ -115,7 +120,7 @@ class Checkpoint:
             tensors = load_file(folder / "weights.safetensors")
             _check_prefixes(shape, tensors)
             with loading_alone():
-                code, quantiser = stored_code(config, shape, tensors) if config.method == "kv_code" else (None, None)
+                code, rounding = stored_code(config, shape, tensors) if config.method == "kv_code" else (None, None)
                 select, soft = _select(config, shape, tensors), _soft(config, shape, tensors)
             return cls(
                 config,
@@ -124,10 +129,11 @@ class Checkpoint:
                 tensors["encoding_prefix"].float(),
                 tensors["reading_prefix"].float(),
                 code,
-                quantiser,
+                rounding,
                 described.get("training", {}),
                 select,
                 soft,
+                _look_head(config, shape, tensors),
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None
@@ -158,6 +164,14 @@ def _select(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) ->
     select = Select(shape, mix.shape[1], config.context_vectors)
     select.load_state_dict({"mix": mix})
     return select.requires_grad_(False)
+
+
+def _look_head(config: MemoryConfig, shape: KVShape, tensors: dict[str, Tensor]) -> LookHead | None:
+    if not config.look_layer:
+        return None
+    if config.look_layer > shape.layers:
+        raise ConfigError(f"look_layer {config.look_layer} of an LLM with {shape.layers} layers")
+    return LookHead(config.look_layer, tensors["look.scores"], tensors["look.states"])
 
 
 def _check_prefixes(shape: KVShape, tensors: dict[str, Tensor]) -> None:

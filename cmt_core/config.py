@@ -30,12 +30,14 @@ class MemoryConfig:
     has after the share `source_depth` of its layers; 1 are the last).
     `aggregation` is ψ: `stack`, `select` (kv_code) or `single_context` (soft_tokens). `alignment` is π: `decoder` (kv_code),
     `low_rank` or `linear` (soft_tokens). `context_vectors` (c) is how many vectors `select` and `single_context` give the LLM.
-    `bits_per_token` bits a token are shared out over `code_width` components by variance; `code_storage` float16 keeps the
-    components unrounded instead, for research.
+    `bits_per_token` bits a token are shared out over `code_width` components by variance, those of
+    `block_tokens` tokens in a row together; `code_storage` float16 keeps the components unrounded instead, for research.
     `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
     `matching` is self-matching, with its weights. `likelihood_weight` is how much a nat of the question's log-likelihood behind
     a memory adds to the log-prior of ψ `select`; 0 goes by the retriever alone. `prior_temperature` is that of the softmax over
-    the retriever's scores, `min_score` the least cosine of a relevant memory.
+    the retriever's scores, `min_score` the least cosine of a relevant memory. With `look_layer`
+    the documents found are weighed by a learned look at what that layer gets (retrieval/looks.py), and by the likelihood alone
+    where there are no scores or no states; 0 has no such look.
     `reading` says what stands around memories: `prefix`, a learned prefix, or `chat`, the LLM's own chat template with
     `instruction` before them.
     Raises ConfigError on unknown keys and on parts that don't combine.
@@ -63,11 +65,13 @@ class MemoryConfig:
     matching_weight: float = 0.1
     uniformity_weight: float = 1.0
     code_storage: str = "packed"
+    block_tokens: int = 1
     likelihood_weight: float = 0.37
     reading: str = "prefix"
     instruction: str = ""
     prior_temperature: float = 0.1
     min_score: float = 0.3
+    look_layer: int = 0
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -79,6 +83,8 @@ class MemoryConfig:
             raise ConfigError(f"context_vectors {self.context_vectors} is less than one block of 32")
         if self.likelihood_weight < 0:
             raise ConfigError(f"likelihood_weight {self.likelihood_weight:g} is below 0")
+        if self.look_layer < 0:
+            raise ConfigError(f"look_layer {self.look_layer} is no layer")
         if self.prior_temperature <= 0:
             raise ConfigError(f"prior_temperature {self.prior_temperature:g} is not above 0")
         if self.reading == "chat" and not self.instruction:
@@ -91,6 +97,12 @@ class MemoryConfig:
             raise ConfigError(
                 f"{self.code_width} components hold 8 to {8 * self.code_width} bits, not {self.bits_per_token}"
             )
+        if not 1 <= self.block_tokens <= self.window_tokens or self.window_tokens % self.block_tokens:
+            raise ConfigError(
+                f"block_tokens {self.block_tokens} does not divide the window's {self.window_tokens} tokens"
+            )
+        if self.block_tokens > 1 and self.code_storage == "float16":
+            raise ConfigError("code_storage float16 keeps every token's own code: block_tokens is 1 then")
         if self.format_version != 1:
             raise ConfigError(f"format_version {self.format_version} is not known (1 is)")
 
@@ -98,6 +110,15 @@ class MemoryConfig:
     def token_bytes(self) -> int:
         """Bytes of one token's packed code (`kv_code`)."""
         return 2 * self.code_width if self.code_storage == "float16" else self.bits_per_token // 8
+
+    @property
+    def code_size(self) -> tuple[int, int, int]:
+        """What a code of another configuration must share to be read as one of this."""
+        return self.code_width, self.bits_per_token, self.block_tokens
+
+    def code_bytes(self, n_tokens: int) -> int:
+        """Bytes of the packed codes of so many tokens (`kv_code`): those of whole blocks."""
+        return -(-n_tokens // self.block_tokens) * self.block_tokens * self.token_bytes
 
     @property
     def memory_bytes(self) -> int:

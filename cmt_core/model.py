@@ -28,6 +28,7 @@ from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys
+from cmt_core.retrieval.looks import Look
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.retrieval.sentence_layout import read_layout
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
@@ -66,6 +67,7 @@ class CMT:
         self.format = checkpoint.format(backbone)
         self.select = checkpoint.select.to(device) if checkpoint.select else None
         self.soft = checkpoint.soft.to(device) if checkpoint.soft else None
+        self.look_head = checkpoint.look_head
         self.encoding_prefix = checkpoint.encoding_prefix.to(device, dtype)
         self.reading_prefix = checkpoint.reading_prefix.to(device, dtype)
         self.d_key = retriever.d_key
@@ -281,6 +283,11 @@ class CMT:
         return self._contexts.likely(questions, memories, scores, completed_by)
 
     @torch.inference_mode()
+    def looks(self, questions: Sequence[str], memories: Sequence[bytes], layer: int) -> list[Look]:
+        """What the LLM makes of N questions, each behind one memory; `layer` gives the states."""
+        return self._contexts.looks(questions, memories, layer)
+
+    @torch.inference_mode()
     def context_of_text(self, passages: Sequence[Sequence[str]]) -> Reading:
         """The exact keys and values of B questions' passages (at least one each), which the LLM reads now."""
         return self._contexts.of_text(passages)
@@ -294,7 +301,7 @@ class CMT:
     def _contexts(self) -> Contexts:
         return Contexts(
             self.backbone, self.tokens, self.prompting, self.config, self.format, self.select, self.soft, self.encoding_prefix,
-            self.reading_prefix, self.decoded,
+            self.reading_prefix, self.decoded, self.look_head,
         )  # fmt: skip
 
     def _prompts(self, questions: Sequence[str], instructions: str) -> list[list[int]]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cmt_core.checkpoint import Checkpoint
+from cmt_core.config import MemoryConfig
 from cmt_core.errors import DataError
 from cmt_core.fitting.calibration import calibrate
 from cmt_core.fitting.fit_config import FitConfig, Progress
@@ -29,8 +30,9 @@ from cmt_core.fitting.metric import gradient_weights
 from cmt_core.fitting.reader import ChatReader, Item
 from cmt_core.fitting.self_made import ask_itself
 from cmt_core.llm.backbone import Backbone
+from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.shipped import RETRIEVER
@@ -88,11 +90,11 @@ def fit(
     asked = items[: config.questions]
     ask_itself(reader, asked, progress, "asking itself")
     weights = gradient_weights(reader, asked, progress, "gradients")
-    code, quantiser = _code(items, weights, backbone, memory.code_width, memory.bits_per_token, progress)
+    code, rounding = _code(items, weights, backbone, memory, progress)
 
     def coded(item: Item) -> Tensor:
-        exact = item.exact.to(backbone.device)
-        return code.decode(quantiser.values(quantiser.levels(code.encode(exact))), backbone.dtype)
+        codes = code.encode(item.exact.to(backbone.device))
+        return code.decode(rounding.round(codes[None], torch.tensor([len(codes)]))[0], backbone.dtype)
 
     others = items[: max(0, 3 * len(held))]
     found = calibrate(
@@ -136,7 +138,7 @@ def fit(
         reader.head.float().cpu(),
         reader.head.float().cpu(),
         code.cpu(),
-        quantiser.to(torch.device("cpu")),
+        rounding.to(torch.device("cpu")),
         training,
         Select(backbone.shape, backbone.query_heads, memory.context_vectors).requires_grad_(False),
     )
@@ -155,9 +157,9 @@ def _items(
 
 
 def _code(
-    items: list[Item], weights: Tensor, backbone: Backbone, width: int, bits: int, progress: Progress
-) -> tuple[KVCode, Quantiser]:
-    tokens = sum(len(item.ids) for item in items)
+    items: list[Item], weights: Tensor, backbone: Backbone, memory: MemoryConfig, progress: Progress
+) -> tuple[KVCode, RoundedCodes]:
+    tokens, width = sum(len(item.ids) for item in items), memory.code_width
     if tokens < 2 * width:
         raise DataError(f"the texts hold {tokens} tokens, and a code of {width} components needs at least {2 * width}")
     progress("code", 0, 1)
@@ -166,9 +168,13 @@ def _code(
     sample = torch.cat([item.exact for item in items]).to(backbone.device, torch.float32)
     sigma = code.start_from_pca(sample, backbone.shape, weights.to(backbone.device))
     _as_stored(code)
-    quantiser = Quantiser.fit(sigma.double().cpu().numpy(), bits).to(backbone.device)
+    blocks = None
+    if memory.block_tokens > 1:
+        codes = [code.encode(item.exact.to(backbone.device, torch.float32)) for item in items]
+        blocks, sigma = TokenBlocks.fit(codes, memory.block_tokens)
+    rounding = RoundedCodes.fit(sigma, memory.bits_per_token, blocks).to(backbone.device)
     progress("code", 1, 1)
-    return code, quantiser
+    return code, rounding
 
 
 def _as_stored(code: KVCode) -> None:

@@ -16,6 +16,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
 
 _BITS_PER_COMPONENT = 3.6  # what 320 components of 1152 bits and 640 of 2304 have (docs/log.md)
+_BITS_PER_COMPONENT_IN_BLOCKS = 2.25  # the blocks choose among them
 _STEP = 16
 
 
@@ -23,8 +24,9 @@ _STEP = 16
 class FitConfig:
     """What is read for a fit, and what it makes.
 
-    `token_bytes` are the bytes of a token's code. `windows` are read for the code's directions, `questions` for the gradient's
-    metric; `held_out` windows more are for calibration and for the fit's own fidelity.
+    `token_bytes` are the bytes of a token's code, `block_tokens` the tokens that are coded together. `windows` are read for the
+    code's directions, `questions` for the gradient's metric; `held_out` windows more are for calibration and for the fit's own
+    fidelity.
     """
 
     token_bytes: int = 288
@@ -33,6 +35,7 @@ class FitConfig:
     held_out: int = 24
     window_tokens: int = 256
     top_k: int = 4
+    block_tokens: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,7 +47,8 @@ class FitConfig:
     def memory(self, width: int, head_tokens: int, instruction: str, **calibrated: Any) -> MemoryConfig:
         """The configuration of the checkpoint of an LLM with `width` numbers a token."""
         bits = 8 * self.token_bytes
-        components = max(_STEP, round(bits / _BITS_PER_COMPONENT / _STEP) * _STEP)
+        each = _BITS_PER_COMPONENT if self.block_tokens == 1 else _BITS_PER_COMPONENT_IN_BLOCKS
+        components = max(_STEP, round(bits / each / _STEP) * _STEP)
         if components > width:
             raise ConfigError(
                 f"{self.token_bytes} bytes a token want {components} components, and this LLM has {width} numbers a token"
@@ -57,6 +61,7 @@ class FitConfig:
             top_k=self.top_k,
             aggregation="select",
             context_vectors=2 * self.window_tokens,
+            block_tokens=self.block_tokens,
             reading="chat",
             instruction=instruction,
         )

@@ -9,11 +9,8 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,8 +18,10 @@ from torch import Tensor
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.llm.kv_shape import KVShape
+from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import HalfCodes, Quantiser, Rounding
+from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import HalfCodes, RoundedCodes, Rounding
 
 __all__ = ["CodeReader", "StoredCode", "rounding_of", "stored_code"]
 
@@ -33,7 +32,7 @@ class CodeReader:
     def __init__(
         self, code: KVCode, rounding: Rounding, config: MemoryConfig, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._rounding, self._config, self._device = rounding, config, device
+        self._rounding, self._config = rounding.to(device, dtype), config
         decoder, offset = code.unscaled(dtype)  # made once, not for every question
         self._decoder, self._offset = decoder.detach(), offset.detach()
 
@@ -44,13 +43,10 @@ class CodeReader:
 
     def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
-        levels = [self._unpack(memory) for memory in memories]
-        stored = torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(self._device)
-        return self._rounding.values(stored), [len(part) for part in levels]
-
-    def _unpack(self, memory: bytes) -> NDArray[Any]:
-        n_tokens = self._config.tokens_of(memory)
-        return self._rounding.unpack(memory[2 : 2 + n_tokens * self._config.token_bytes])
+        lengths = [self._config.tokens_of(memory) for memory in memories]
+        ends = [2 + self._config.code_bytes(length) for length in lengths]
+        packed = [memory[2:end] for memory, end in zip(memories, ends, strict=True)]
+        return self._rounding.unpack(packed, lengths), lengths
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +56,7 @@ class StoredCode:
     config: MemoryConfig
     shape: KVShape
     code: KVCode
-    quantiser: Quantiser
+    rounding: RoundedCodes
     reading_prefix: Tensor
     encoding_prefix: Tensor
 
@@ -77,34 +73,42 @@ class StoredCode:
                 raise ConfigError(f"method {config.method!r} needs the LLM's own weights to be read; kv_code does not")
             shape = KVShape(*(described["llm"][name] for name in ("layers", "heads", "head_dim")))
             tensors = load_file(folder / "weights.safetensors")
-            code, quantiser = stored_code(config, shape, tensors)
+            code, rounding = stored_code(config, shape, tensors)
             if bits_per_token not in (None, config.bits_per_token):
                 config = dataclasses.replace(config, bits_per_token=bits_per_token)
-                quantiser = quantiser.with_bits(bits_per_token)
+                rounding = rounding.with_bits(bits_per_token)
             prefixes = tensors["reading_prefix"].float(), tensors["encoding_prefix"].float()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CheckpointError(f"checkpoint {folder} can't be read: {one_line(error)}") from None
-        return cls(config, shape, code, quantiser, *prefixes)
+        return cls(config, shape, code, rounding, *prefixes)
 
     def reader(self, device: torch.device, dtype: torch.dtype) -> CodeReader:
         """A reader of its memories."""
-        code, rounding = self.code.to(device), rounding_of(self.config, self.quantiser.to(device))
-        return CodeReader(code, rounding, self.config, device, dtype)
+        return CodeReader(self.code.to(device), rounding_of(self.config, self.rounding), self.config, device, dtype)
 
 
-def rounding_of(config: MemoryConfig, quantiser: Quantiser) -> Rounding:
+def rounding_of(config: MemoryConfig, rounding: RoundedCodes) -> Rounding:
     """How a configuration's memories keep their components."""
-    return HalfCodes(config.code_width) if config.code_storage == "float16" else quantiser
+    return HalfCodes(config.code_width) if config.code_storage == "float16" else rounding
 
 
-def stored_code(config: MemoryConfig, shape: KVShape, tensors: Mapping[str, Tensor]) -> tuple[KVCode, Quantiser]:
-    """The code and its quantiser out of a checkpoint's tensors. Raises ConfigError for tensors of other sizes."""
+def stored_code(config: MemoryConfig, shape: KVShape, tensors: Mapping[str, Tensor]) -> tuple[KVCode, RoundedCodes]:
+    """The code and its rounding out of a checkpoint's tensors. Raises ConfigError for tensors of other sizes."""
     code = KVCode(shape, config.code_width)
     code.load_state_dict({name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")})
     quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
+    blocks, numbers = None, config.code_width
+    if config.block_tokens > 1:
+        blocks = TokenBlocks(tensors["block_basis"].float(), config.block_tokens)
+        rows, numbers = blocks.basis.shape
+        if rows != config.block_tokens * config.code_width:
+            raise ConfigError(f"block_basis has {rows} rows, not {config.block_tokens * config.code_width}")
     for name in ("bits", "steps"):
-        if tensors[name].shape != (config.code_width,):
-            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({config.code_width},)")
-    if int(tensors["bits"].sum()) != config.bits_per_token:
-        raise ConfigError(f"the quantiser has {int(tensors['bits'].sum())} bits a token, not {config.bits_per_token}")
-    return code.requires_grad_(False), quantiser
+        if tensors[name].shape != (numbers,):
+            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({numbers},)")
+    if int(tensors["bits"].sum()) != config.bits_per_token * config.block_tokens:
+        raise ConfigError(
+            f"the quantiser has {int(tensors['bits'].sum())} bits for {config.block_tokens} tokens, "
+            f"not {config.bits_per_token} each"
+        )
+    return code.requires_grad_(False), RoundedCodes(quantiser, blocks)

@@ -15,7 +15,7 @@ from cmt_core.config import MemoryConfig
 from cmt_core.llm.backbone import Backbone
 from cmt_core.memory.code_reader import CodeReader
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser, Rounding
+from cmt_core.memory.rounding import Rounding
 from cmt_core.memory.soft.soft_memory import SoftMemory
 
 __all__ = ["KVCodeFormat", "Memory", "MemoryFormat", "SoftTokensFormat"]
@@ -42,12 +42,12 @@ class MemoryFormat(Protocol):
 
 
 class KVCodeFormat:
-    """A 2-byte token count, then the packed code of every token."""
+    """A 2-byte token count, then the packed codes of its tokens."""
 
-    def __init__(self, backbone: Backbone, code: KVCode, quantiser: Rounding, config: MemoryConfig) -> None:
+    def __init__(self, backbone: Backbone, code: KVCode, rounding: Rounding, config: MemoryConfig) -> None:
         self._backbone, self._config = backbone, config
-        self.code, self.quantiser = code, quantiser
-        self._reader = CodeReader(code, quantiser, config, backbone.device, backbone.dtype)
+        self.code, self.rounding = code, rounding.to(backbone.device)
+        self._reader = CodeReader(code, rounding, config, backbone.device, backbone.dtype)
 
     def write(self, ids: Tensor, mask: Tensor, prefix: Tensor) -> list[Memory]:
         """See MemoryFormat."""
@@ -55,12 +55,7 @@ class KVCodeFormat:
 
     def rounded(self, codes: Tensor, lengths: Sequence[int]) -> list[Memory]:
         """Memories of codes (B, T, C), of which the first `lengths` are tokens."""
-        levels = self.quantiser.levels(codes)
-        if isinstance(self.quantiser, Quantiser) and levels.device.type != "cpu":
-            rows = self.quantiser.packed(levels).cpu().numpy()
-            return [self._memory(row[:length].tobytes(), length) for row, length in zip(rows, lengths, strict=True)]
-        numbers = levels.to(self.quantiser.number_type).cpu().numpy()
-        packed = [self.quantiser.pack(row[:length]) for row, length in zip(numbers, lengths, strict=True)]
+        packed = self.rounding.pack(codes, lengths)
         return [self._memory(code, length) for code, length in zip(packed, lengths, strict=True)]
 
     def read(self, memories: Sequence[bytes]) -> list[Tensor]:

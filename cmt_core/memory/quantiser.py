@@ -1,11 +1,9 @@
-"""How a code's components become bytes: fixed-step quantisation with bits shared out by variance, or float16 as they are.
+"""How numbers become bytes: fixed-step quantisation with bits shared out by variance.
 
 Bits follow reverse water-filling over the components' variances (Cover and Thomas, ch. 10.3), as in KVTC (arXiv 2511.01815).
 """
 
 from __future__ import annotations
-
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from cmt_core.errors import ConfigError, MemoryFormatError
 
-__all__ = ["HalfCodes", "Quantiser", "Rounding", "share_bits"]
+__all__ = ["Quantiser", "share_bits"]
 
 MAX_BITS = 8
 # Steps of the uniform quantiser of least squared error for a unit normal, in sigma (Max 1960); above 4 bits, 7 sigma / 2^b
@@ -39,40 +37,16 @@ def share_bits(variance: NDArray[np.float64], total_bits: int) -> NDArray[np.int
     return bits
 
 
-class Rounding(Protocol):
-    """From codes (..., C) to levels, bytes, and back; `number_type` is what levels are kept in."""
-
-    number_type: torch.dtype
-
-    def levels(self, z: Tensor) -> Tensor:
-        """What is kept of codes (..., C)."""
-        ...
-
-    def values(self, levels: Tensor) -> Tensor:
-        """Codes (..., C) that levels stand for."""
-        ...
-
-    def pack(self, levels: NDArray[Any]) -> bytes:
-        """Levels (T, C) as bytes."""
-        ...
-
-    def unpack(self, packed: bytes) -> NDArray[Any]:
-        """Levels (T, C) of packed bytes; raises MemoryFormatError for a size that can't be."""
-        ...
-
-
 class Quantiser:
-    """Rounds codes (..., C) to `bits` per component with fixed steps, and packs them.
+    """Rounds rows of C numbers (..., C) to `bits` each with fixed steps, and packs them.
 
-    Mid-rise: level i stands for (i + 0.5) * step. A component of 0 bits is always 0. Gradients pass straight through.
+    Mid-rise: level i stands for (i + 0.5) * step. A number of 0 bits is always 0. Gradients pass straight through.
     """
-
-    number_type = torch.int16
 
     def __init__(self, bits: NDArray[np.int64], steps: Tensor) -> None:
         self.bits = bits
         self.steps = steps  # (C,)
-        self.token_bytes = int(bits.sum()) // 8
+        self.row_bytes = int(bits.sum()) // 8
         self._low = torch.from_numpy(-(2 ** np.maximum(bits - 1, 0))).to(steps)
         self._high = torch.from_numpy(2 ** np.maximum(bits - 1, 0) - 1).to(steps)
         self._keep = torch.from_numpy(bits > 0).to(steps)
@@ -110,56 +84,27 @@ class Quantiser:
         return z + (rounded - z).detach()
 
     def pack(self, levels: NDArray[np.int16]) -> bytes:
-        """Levels (T, C) as T * token_bytes bytes."""
+        """Levels (T, C) as T * row_bytes bytes."""
         unsigned = (levels + self._shift).astype(np.uint8)
         every = np.unpackbits(unsigned, axis=1, bitorder="little")  # (T, C * 8)
         return np.packbits(every.take(self._stored, axis=1), axis=1).tobytes()
 
     def packed(self, levels: Tensor) -> Tensor:
-        """The bytes of `pack` (..., token_bytes), of levels (..., C) where they are: a GPU writes more than a CPU can pack."""
+        """The bytes of `pack` (..., row_bytes), of levels (..., C) where they are: a GPU writes more than a CPU can pack."""
         device = levels.device
         unsigned = (levels + torch.from_numpy(self._shift).to(levels)).to(torch.uint8)
         places = torch.arange(MAX_BITS, dtype=torch.uint8, device=device)
         every = (unsigned[..., None] >> places & 1).flatten(-2)  # (..., C * 8)
         stored = every[..., torch.from_numpy(self._stored).to(device)]
-        bits = stored.view(*levels.shape[:-1], self.token_bytes, 8)
+        bits = stored.view(*levels.shape[:-1], self.row_bytes, 8)
         rows: Tensor = (bits << places.flip(0)).sum(dim=-1, dtype=torch.uint8)
         return rows
 
     def unpack(self, packed: bytes) -> NDArray[np.int16]:
-        """Levels (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
-        if len(packed) % self.token_bytes:
-            raise MemoryFormatError(
-                f"a memory of {len(packed)} bytes is no multiple of {self.token_bytes} bytes a token"
-            )
-        rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, self.token_bytes)
+        """Levels (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of rows."""
+        if len(packed) % self.row_bytes:
+            raise MemoryFormatError(f"a memory of {len(packed)} bytes is no multiple of {self.row_bytes}")
+        rows = np.frombuffer(packed, dtype=np.uint8).reshape(-1, self.row_bytes)
         every = np.zeros((len(rows), len(self.bits) * MAX_BITS), dtype=np.uint8)
         every[:, self._stored] = np.unpackbits(rows, axis=1)
         return np.packbits(every, axis=1, bitorder="little").astype(np.int16) - self._shift
-
-
-class HalfCodes:
-    """Codes of C components as they are, in float16: 2 * C bytes a token."""
-
-    number_type = torch.float16
-
-    def __init__(self, code_width: int) -> None:
-        self._code_width = code_width
-
-    def levels(self, z: Tensor) -> Tensor:
-        """Codes (..., C), unrounded."""
-        return z
-
-    def values(self, levels: Tensor) -> Tensor:
-        """Codes (..., C), as they are."""
-        return levels
-
-    def pack(self, levels: NDArray[np.float16]) -> bytes:
-        """Codes (T, C) as 2 * T * C bytes."""
-        return np.ascontiguousarray(levels, dtype="<f2").tobytes()
-
-    def unpack(self, packed: bytes) -> NDArray[np.float16]:
-        """Codes (T, C) of packed bytes. Raises MemoryFormatError when the size is not a whole number of tokens."""
-        if len(packed) % (2 * self._code_width):
-            raise MemoryFormatError(f"a memory of {len(packed)} bytes is no multiple of {2 * self._code_width}")
-        return np.frombuffer(packed, dtype="<f2").reshape(-1, self._code_width)

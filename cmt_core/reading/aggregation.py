@@ -40,6 +40,7 @@ __all__ = [
     "to_join",
     "to_rerank",
     "with_looks",
+    "with_odds",
 ]
 
 _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when the retriever's scores are not given
@@ -131,6 +132,14 @@ def with_looks(prior: Tensor, pairs: Sequence[tuple[int, int]], nats: Sequence[f
     prior = prior.clone()
     for (b, i), own in zip(pairs, nats, strict=True):
         prior[b, i] += weight * own
+    return likely(prior)
+
+
+def with_odds(prior: Tensor, pairs: Sequence[tuple[int, int]], odds: Sequence[float]) -> Tensor:
+    """As `with_looks`, where a learned look (retrieval/looks.py) has weighed the retriever's score, too."""
+    prior = prior.clone()
+    for (b, i), own in zip(pairs, odds, strict=True):
+        prior[b, i] = own
     return likely(prior)
 
 

@@ -81,6 +81,10 @@ class ChatPrompting:
         before, _, _ = self._asked(self._question, (), "")[1].partition(self._question)
         return self._tokens.ids(before), self._tokens.ids(question.strip())
 
+    def answer_cue(self) -> list[int]:
+        """See Prompting."""
+        return self._tokens.ids(self._asked(self._question, (), "")[1].partition(self._question)[2])
+
     def answer(self, text: str, closed: bool) -> list[int]:
         """See Prompting."""
         return [*self._tokens.ids(text.strip()), self._end_id]

@@ -27,11 +27,13 @@ from cmt_core.reading.aggregation import (
     start_of_prior,
     to_join,
     with_looks,
+    with_odds,
 )
 from cmt_core.reading.alignment import place, place_chosen
 from cmt_core.reading.batch import Reading
 from cmt_core.reading.packing import Chosen, chosen_of, stacked
 from cmt_core.reading.prompting import Prompting
+from cmt_core.retrieval.looks import Look, LookHead, looks_behind
 from cmt_core.retrieval.query_likelihood import query_log_likelihood
 
 __all__ = ["Contexts"]
@@ -53,6 +55,7 @@ class Contexts:
     encoding_prefix: Tensor
     reading_prefix: Tensor
     decoded: DecodedMemories
+    look_head: LookHead | None = None
 
     def of_memories(
         self,
@@ -178,13 +181,29 @@ class Contexts:
         """Log-prior (B, k) of each question's memories, -inf for those that ψ leaves out, and which it takes together."""
         weight = self.config.likelihood_weight
         prior, pairs = start_of_prior([len(row) for row in memories], scores, self.config.prior_temperature, weight > 0)
-        nats: list[float] = []
-        for start in range(0, len(pairs), _RERANKED_AT_ONCE):
-            part = pairs[start : start + _RERANKED_AT_ONCE]
-            nats += self._likelihoods([questions[b] for b, _ in part], [[memories[b][i]] for b, i in part])
-        prior = with_looks(prior, pairs, nats, weight)
+        asked, behind = [questions[b] for b, _ in pairs], [memories[b][i] for b, i in pairs]
+        if self.look_head is None or scores is None:
+            nats: list[float] = []
+            for start in range(0, len(pairs), _RERANKED_AT_ONCE):
+                part = slice(start, start + _RERANKED_AT_ONCE)
+                nats += self._likelihoods(asked[part], [[memory] for memory in behind[part]])
+            prior = with_looks(prior, pairs, nats, weight)
+        else:
+            looks = self.looks(asked, behind, self.look_head.layer)
+            ranks = [scores[b][i] for b, i in pairs]
+            prior = with_odds(prior, pairs, self.look_head.log_odds(ranks, looks) if pairs else [])
         two = to_join(prior, completed_by)
         return joined(prior, two, self._gains(questions, memories, two))
+
+    def looks(self, questions: Sequence[str], memories: Sequence[bytes], layer: int) -> list[Look]:
+        """A look of N questions, each behind one memory, at what `layer` gets."""
+        cue, made = self.prompting.answer_cue(), list[Look]()
+        for start in range(0, len(questions), _RERANKED_AT_ONCE):
+            part = slice(start, start + _RERANKED_AT_ONCE)
+            reading = self.placed([self._stacked([memory]) for memory in memories[part]])
+            asked = [self.prompting.for_likelihood(question) for question in questions[part]]
+            made += looks_behind(self.backbone, reading.context, asked, cue, layer)
+        return made
 
     def _gains(
         self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], pairs: Sequence[tuple[int, int, int]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cmt_core.llm.tokens import Tokens
 from cmt_core.reading.prompting import Turns
 from cmt_core.text.normalisation import on_one_line
-from cmt_core.text.prompt import QUESTION_HEAD, answer_text
+from cmt_core.text.prompt import ANSWER_CUE, QUESTION_HEAD, answer_text
 
 __all__ = ["PrefixPrompting"]
 
@@ -41,6 +41,10 @@ class PrefixPrompting:
     def for_likelihood(self, question: str) -> tuple[list[int], list[int]]:
         """See Prompting."""
         return self._tokens.ids(QUESTION_HEAD), self._tokens.ids(f" {on_one_line(question)}")
+
+    def answer_cue(self) -> list[int]:
+        """See Prompting."""
+        return self._tokens.ids(ANSWER_CUE)
 
     def answer(self, text: str, closed: bool) -> list[int]:
         """See Prompting."""

@@ -46,6 +46,10 @@ class Prompting(Protocol):
         """What stands between a context and the question's words, and those words: for their likelihood."""
         ...
 
+    def answer_cue(self) -> list[int]:
+        """What stands between a question's words and an answer."""
+        ...
+
     def answer(self, text: str, closed: bool) -> list[int]:
         """A whole answer with the token that ends it; `closed` when it follows `closed`."""
         ...

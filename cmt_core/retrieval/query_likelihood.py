@@ -15,7 +15,7 @@ from torch import Tensor
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 
-__all__ = ["query_log_likelihood", "told_tokens"]
+__all__ = ["query_log_likelihood", "told_log_probabilities", "told_tokens"]
 
 _TOLD_AT_ONCE = 256  # of all rows: a vocabulary for each; row by row the matrix would be read for each row
 _READ_TOKENS = 64  # of a longer question the last ones: what is asked stands at the end
@@ -32,6 +32,13 @@ def query_log_likelihood(
     """
     cut = [told_tokens(head, ids) for head, ids in asked]
     hidden, _, _ = read_rows(backbone, context, [[*head, *ids] for head, ids in cut])
+    return told_log_probabilities(backbone, hidden, cut)
+
+
+def told_log_probabilities(
+    backbone: Backbone, hidden: Tensor, cut: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """Log-probability in nats of each row's words, by last hidden states (B, Q, D) of `cut`: what `told_tokens` gives."""
     told = torch.cat([hidden[row, len(head) - 1 : len(head) - 1 + len(ids)] for row, (head, ids) in enumerate(cut)])
     words = torch.tensor([word for _, ids in cut for word in ids], dtype=torch.long, device=told.device)
     parts = zip(torch.split(told, _TOLD_AT_ONCE), torch.split(words, _TOLD_AT_ONCE), strict=True)

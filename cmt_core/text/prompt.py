@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmt_core.text.normalisation import on_one_line
 
-__all__ = ["INSTRUCTION", "QUESTION_HEAD", "SHORT_ANSWERS", "answer_text", "bare_prompt", "question_text"]
+__all__ = ["ANSWER_CUE", "INSTRUCTION", "QUESTION_HEAD", "SHORT_ANSWERS", "answer_text", "bare_prompt", "question_text"]
 
 # Learned prefixes start from the keys and values of this text.
 INSTRUCTION = (
@@ -12,13 +12,14 @@ INSTRUCTION = (
     "as short as possible, without any explanation.\n\n"
 )
 QUESTION_HEAD = "\n\nQuestion:"
+ANSWER_CUE = "\nAnswer:"
 SHORT_ANSWERS = "Answer the question with a few words, as short as possible."
 """A system message that asks a chat LLM for what question-answer sets hold."""
 
 
 def question_text(question: str) -> str:
     """What follows the memories."""
-    return f"{QUESTION_HEAD} {on_one_line(question)}\nAnswer:"
+    return f"{QUESTION_HEAD} {on_one_line(question)}{ANSWER_CUE}"
 
 
 def answer_text(answer: str) -> str:

@@ -55,13 +55,13 @@ class ChatRecipe:
             raise ConfigError(
                 "text_steps are for a learned prefix: here plain texts are what questions are asked about"
             )
-        if (memory.code_width, memory.bits_per_token) != (start.config.code_width, start.config.bits_per_token):
+        if memory.code_size != start.config.code_size:
             raise ConfigError("training keeps the fitted code's size: fit one of another size with `cmt fit --bytes`")
-        if start.code is None or start.quantiser is None:
+        if start.code is None or start.rounding is None:
             raise CheckpointError("the start has no code that could be trained")
         self.backbone, self.retriever, self.memory, self.config = backbone, retriever, memory, config
         self.folder, self.report, self.start = folder, report, start
-        self._code, self._quantiser = start.code, start.quantiser
+        self._code, self._rounding = start.code, start.rounding
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, qa_file: Path | None, texts: Path | None = None) -> TrainedParts | None:
@@ -78,7 +78,7 @@ class ChatRecipe:
         windows = windows[len(held) :]
         config, device = self.config, self.backbone.device
         code = self._code.to(device).requires_grad_(True)
-        stage = ChatStage(self.backbone, code, self._quantiser.to(device), self.start.encoding_prefix)
+        stage = ChatStage(self.backbone, code, self._rounding.to(device), self.start.encoding_prefix)
         clusters = cluster_order(self._keys(windows), config.group_windows, config.seed)
         if not clusters:
             raise DataError(f"{len(windows)} windows are too few for groups of {config.group_windows}")
@@ -99,7 +99,7 @@ class ChatRecipe:
         if not run_stage(stage, groups, feed, loop, self.folder / "code", on_step, batches):
             return None
         start = self.start
-        return TrainedParts(start.encoding_prefix, start.reading_prefix, code, self._quantiser, start.select)
+        return TrainedParts(start.encoding_prefix, start.reading_prefix, code, self._rounding, start.select)
 
     def _windows(self, reader: ChatReader, qa_file: Path | None, texts: Path | None) -> list[TrainingWindow]:
         config, size = self.config, self.memory.window_tokens

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.reading.aggregation import adjoining
 from cmt_core.reading.alignment import place_chosen
 from cmt_core.training.batches import Batch
@@ -26,9 +26,9 @@ _HIDDEN_WEIGHT = 0.5
 class ChatStage(nn.Module):
     """The code, taught behind `head` (p, X), which is the chat template's and stays as it is."""
 
-    def __init__(self, backbone: Backbone, code: KVCode, quantiser: Quantiser, head: Tensor) -> None:
+    def __init__(self, backbone: Backbone, code: KVCode, rounding: RoundedCodes, head: Tensor) -> None:
         super().__init__()
-        self._frozen = (backbone, quantiser, head.to(backbone.device, backbone.dtype))
+        self._frozen = (backbone, rounding, head.to(backbone.device, backbone.dtype))
         self.code = code
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -36,11 +36,11 @@ class ChatStage(nn.Module):
 
         `answer` is the log-loss of the targets, which is reported and not trained on; `taught` is the teacher's own.
         """
-        backbone, quantiser, head = self._frozen
+        backbone, rounding, head = self._frozen
         with torch.no_grad():
             exact = backbone.read(batch.ids, batch.mask, head)
             teacher, taught = answer_questions(backbone, self._context(exact, batch), batch.questions)
-        restored = self.code.decode(quantiser.round(self.code.encode(exact)), exact.dtype)
+        restored = self.code.decode(rounding.round(self.code.encode(exact), batch.mask.sum(dim=1)), exact.dtype)
         hidden, logits = answer_questions(backbone, self._context(restored, batch), batch.questions)
         asked, targets = batch.questions.segment >= 0, targets_of(batch)
         kl, distance = divergence(logits, taught), distance_of_hidden(hidden[asked], teacher[asked])

@@ -116,7 +116,7 @@ def _checkpoint(memory: MemoryConfig, backbone: Backbone, parts: TrainedParts, t
         parts.encoding_prefix.cpu(),
         parts.reading_prefix.cpu(),
         parts.code.cpu() if parts.code else None,
-        parts.quantiser.to(torch.device("cpu")) if parts.quantiser else None,
+        parts.rounding.to(torch.device("cpu")) if parts.rounding else None,
         training,
         parts.select.cpu() if parts.select else None,
         parts.soft.cpu() if parts.soft else None,

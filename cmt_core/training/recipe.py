@@ -29,8 +29,9 @@ from cmt_core.errors import ConfigError, DataError
 from cmt_core.fitting.metric import GradientMetric
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.tokens import Tokens
+from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.memory.soft.alignment_maps import LowRankMaps
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
@@ -57,12 +58,12 @@ Groups = Callable[[], list[dict[str, Any]]]  # called anew for each stage: an op
 
 @dataclass(slots=True)
 class TrainedParts:
-    """What a checkpoint is made of: a code with its quantiser (and ψ), or soft tokens' parts."""
+    """What a checkpoint is made of: a code with its rounding (and ψ), or soft tokens' parts."""
 
     encoding_prefix: Tensor
     reading_prefix: Tensor
     code: KVCode | None = None
-    quantiser: Quantiser | None = None
+    rounding: RoundedCodes | None = None
     select: Select | None = None
     soft: SoftMemory | None = None
 
@@ -70,10 +71,10 @@ class TrainedParts:
 class Recipe:
     """One training run in `folder`; `run` does all stages or goes on with them.
 
-    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code instead of the PCA (also
-    behind a prefix trained further: docs/log.md has the figures). The reading prefix starts from the start's own where the
-    encoding prefix stays as it was. A start of another method gives its encoding prefix alone. `so_far` are the parts as they
-    stand when a run was stopped while the memory was trained.
+    `start` is a checkpoint to begin from: its prefix instead of the instruction's rows, and its code, where it has as many
+    numbers, instead of the PCA (also behind a prefix trained further: docs/log.md has the figures). The reading prefix starts
+    from the start's own where the encoding prefix stays as it was. A start of another method gives its encoding prefix alone.
+    `so_far` are the parts as they stand when a run was stopped while the memory was trained.
     """
 
     def __init__(
@@ -171,14 +172,14 @@ class Recipe:
 
     def _code_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
         config, memory = self.config, self.memory
-        code, quantiser, reading = self._start_code(windows, prefix)
+        code, rounding, reading = self._start_code(windows, prefix)
         select = self._start_select()
         weight = memory.decoding_weight
-        stage = CodeStage(self.backbone, code, quantiser, prefix, memory.window_tokens, reading, select, weight)
+        stage = CodeStage(self.backbone, code, rounding, prefix, memory.window_tokens, reading, select, weight)
         done = self._train_memory(
             "code", stage, lambda: stage.parameter_groups(config.code_prefix_lr, config.code_lr), windows
         )
-        self.so_far = TrainedParts(prefix, stage.reading_prefix.detach(), code, quantiser, select)
+        self.so_far = TrainedParts(prefix, stage.reading_prefix.detach(), code, rounding, select)
         return self.so_far if done else None
 
     def _soft_stage(self, windows: list[TrainingWindow], prefix: Tensor) -> TrainedParts | None:
@@ -272,7 +273,7 @@ class Recipe:
             return torch.cat([source, wanted], dim=-1)
 
         few = windows[:_INPUT_WINDOWS] if low_rank else windows
-        source, wanted = self._sample(few, prefix, with_source).tensor_split([D], dim=-1)
+        source, wanted = torch.cat(self._sample(few, prefix, with_source)).tensor_split([D], dim=-1)
         soft.alignment.start_from(source, wanted.view(len(wanted), -1, D) if low_rank else wanted)
 
     @torch.no_grad()
@@ -283,34 +284,54 @@ class Recipe:
         nothing = torch.zeros(0, self.backbone.shape.width, dtype=self.backbone.dtype, device=self.backbone.device)
         return self.backbone.read(tokens, torch.ones_like(tokens), nothing)[0].float()
 
-    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser, Tensor]:
-        """Code, quantiser and reading prefix to train on."""
+    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, RoundedCodes, Tensor]:
+        """Code, rounding and reading prefix to train on."""
         device = self.backbone.device
         begun = self.start if self.start and self.start.code else None
         reading = begun.reading_prefix.to(device) if begun and not self.config.prefix_steps else prefix
-        if begun and begun.code and begun.quantiser and self.config.code_start == "start" and self._fits(begun.config):
-            return begun.code.to(device).requires_grad_(True), begun.quantiser.to(device), reading
+        kept = begun is not None and self.config.code_start == "start"
+        if begun and begun.code and kept and begun.config.code_width == self.memory.code_width:
+            code = begun.code.to(device)
+            if begun.rounding and begun.config.code_size == self.memory.code_size:
+                return code.requires_grad_(True), begun.rounding.to(device), reading
+            with first_process_first():
+                return code.requires_grad_(True), self._fitted(code, windows, prefix), reading
         with first_process_first():
-            return *self._pca(windows, prefix), reading
+            code = self._pca(windows, prefix)
+            return code, self._fitted(code, windows, prefix), reading
 
-    def _fits(self, start: MemoryConfig) -> bool:
-        memory = self.memory
-        return (start.code_width, start.bits_per_token) == (memory.code_width, memory.bits_per_token)
-
-    def _pca(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, Quantiser]:
-        """PCA of the keys and values of sample windows, and bits by the variance of its components."""
+    def _pca(self, windows: list[TrainingWindow], prefix: Tensor) -> KVCode:
+        """The PCA of the keys and values of sample windows."""
         path, device = self.folder / "pca.pt", self.backbone.device
         code = KVCode(self.backbone.shape, self.memory.code_width).to(device)
         if path.exists():
-            state = torch.load(path, weights_only=True, map_location=device)
-            code.load_state_dict(state["code"])
-            return code, self._quantiser(state["sigma"])
+            code.load_state_dict(torch.load(path, weights_only=True, map_location=device))
+            return code
         weights = None
         if self.config.code_start != "variance":
             weights = self._gradient_weights(windows, prefix.to(self.backbone.dtype)).to(device)
-        sigma = code.start_from_pca(self._sample(windows, prefix, self.backbone.read), self.backbone.shape, weights)
-        torch.save({"code": code.state_dict(), "sigma": sigma}, path)
-        return code, self._quantiser(sigma)
+        code.start_from_pca(torch.cat(self._sample(windows, prefix, self.backbone.read)), self.backbone.shape, weights)
+        torch.save(code.state_dict(), path)
+        return code
+
+    @torch.no_grad()
+    def _fitted(self, code: KVCode, windows: list[TrainingWindow], prefix: Tensor) -> RoundedCodes:
+        """Bits by how much the code's numbers vary in sample windows, or those of its blocks, whose basis is made first."""
+        path, memory = self.folder / "rounding.pt", self.memory
+        if not path.exists():
+
+            def read(ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+                return code.encode(self.backbone.read(ids, mask, prefix))
+
+            texts, basis = self._sample(windows, prefix, read), None
+            sigma = torch.cat(texts).std(dim=0)
+            if memory.block_tokens > 1:
+                whole, sigma = TokenBlocks.fit(texts, memory.block_tokens)
+                basis = whole.basis
+            torch.save({"sigma": sigma, "basis": basis}, path)
+        state = torch.load(path, weights_only=True, map_location=self.backbone.device)
+        blocks = TokenBlocks(state["basis"], memory.block_tokens) if memory.block_tokens > 1 else None
+        return RoundedCodes.fit(state["sigma"], memory.bits_per_token, blocks).to(self.backbone.device)
 
     def _gradient_weights(self, windows: Sequence[TrainingWindow], prefix: Tensor) -> Tensor:
         """What each number of a token counts for the answers to the sample windows' questions, (X,)."""
@@ -329,13 +350,13 @@ class Recipe:
     @torch.no_grad()
     def _sample(
         self, windows: Sequence[TrainingWindow], prefix: Tensor, read: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """What `read` gives of the tokens of sample windows behind the prefix, (N, ...) in fp32."""
-        rows = []
+    ) -> list[Tensor]:
+        """What `read` gives of each sample window's t tokens behind the prefix, (t, ...) in fp32."""
+        texts: list[Tensor] = []
         for batch in self._sample_batches(windows):
             exact = read(batch.ids, batch.mask, prefix.to(self.backbone.dtype))
-            rows.append(exact[batch.mask.bool()].float())
-        return torch.cat(rows)
+            texts.extend(row[mask].float() for row, mask in zip(exact, batch.mask.bool(), strict=True))
+        return texts
 
     def _sample_batches(self, windows: Sequence[TrainingWindow]) -> Iterator[Batch]:
         """`pca_windows` seeded windows, each with one of its questions."""
@@ -344,10 +365,6 @@ class Recipe:
         for start in range(0, len(sample), 8):
             chosen = [[some_questions(windows[i], 1, rng)] for i in sample[start : start + 8]]
             yield collate(chosen, 1, self._pad_id, rng).to(self.backbone.device)
-
-    def _quantiser(self, sigma: Tensor) -> Quantiser:
-        fitted = Quantiser.fit(sigma.double().cpu().numpy(), self.memory.bits_per_token)
-        return fitted.to(self.backbone.device)
 
     def _keys(self, windows: list[TrainingWindow]) -> NDArray[np.float16]:
         path = self.folder / "keys.npy"

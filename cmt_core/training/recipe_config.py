@@ -20,7 +20,7 @@ class RecipeConfig:
     gradient is the mean over `accumulate` batches. With `evaluate_every_steps`, `held_out_documents` are kept out of training.
     `k_cycle` are the documents of a context by turns, `chat_k_cycle` those of a fitted start, of which a step asks at most
     `chat_questions` questions a window: what is kept for their gradients is what fills the memory.
-    `code_start` is where a code begins: `start` is the start's own where it has one of this size; else, and with `gradient`, it
+    `code_start` is where a code begins: `start` is the start's own where it has one of this width; else, and with `gradient`, it
     is the PCA in the metric of the answers' gradient (fitting/metric.py), with `variance` that of layers scaled alike.
     `sources`: `open` takes those whose licence lets a checkpoint be shipped, `all` every document of the file.
     """

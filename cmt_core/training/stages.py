@@ -14,7 +14,7 @@ from cmt_core.generation.mixed_logits import memory_aware
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.reading.aggregation import Select, rank_prior
 from cmt_core.reading.alignment import place, place_chosen
 from cmt_core.training.batches import IGNORED, Batch, QuestionRows, attend
@@ -104,7 +104,7 @@ class CodeStage(nn.Module):
         self,
         backbone: Backbone,
         code: KVCode,
-        quantiser: Quantiser,
+        rounding: RoundedCodes,
         encoding_prefix: Tensor,
         window_tokens: int,
         reading_prefix: Tensor | None = None,
@@ -116,7 +116,7 @@ class CodeStage(nn.Module):
         `memory_weight` w mixes the LLM's own logits into those that the answer loss sees (objective.memory_aware).
         """
         super().__init__()
-        self._frozen = (backbone, quantiser)
+        self._frozen = (backbone, rounding)
         self.window_tokens = window_tokens
         self.code = code
         self.select = select
@@ -129,7 +129,7 @@ class CodeStage(nn.Module):
         """Answer loss + KL to the teacher (+ distance of hidden states when a context is one document)."""
         backbone, _ = self._frozen
         taught = teach(backbone, self.encoding_prefix, batch, self.window_tokens)
-        context, evidence = self._context(self.restore(taught.exact), batch)
+        context, evidence = self._context(self.restore(taught.exact, batch.mask), batch)
         hidden, logits = answer_questions(backbone, context, batch.questions)
         k = batch.context.shape[1]
         answer = answer_loss(self._aware(logits, batch), targets_of(batch))
@@ -143,10 +143,10 @@ class CodeStage(nn.Module):
             loss, figures = loss + evidence, figures | {"evidence": evidence.item()}
         return loss, figures
 
-    def restore(self, exact: Tensor) -> Tensor:
-        """Rows x (..., X) after coding, rounding and decoding."""
-        _, quantiser = self._frozen
-        return self.code.decode(quantiser.round(self.code.encode(exact)), exact.dtype)
+    def restore(self, exact: Tensor, mask: Tensor) -> Tensor:
+        """Rows x (B, T, X) with mask (B, T) after coding, rounding and decoding."""
+        _, rounding = self._frozen
+        return self.code.decode(rounding.round(self.code.encode(exact), mask.sum(dim=1)), exact.dtype)
 
     def parameter_groups(self, lr: float, code_lr: float) -> list[dict[str, object]]:
         """The prefix learns fast; the code gently, since a large step destroys its PCA start."""

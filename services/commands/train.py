@@ -18,7 +18,7 @@ from services.interrupts import left_to_finish
 if TYPE_CHECKING:
     from services.settings import Settings
 
-__all__ = ["train"]
+__all__ = ["train", "training_set"]
 
 _MEMORY = "Memory and recipe"
 _DATASET = "qa_train.jsonl.gz"
@@ -101,7 +101,7 @@ def train(
     model = settings.model
     arguments: dict[str, Any] = {
         "config": RecipeConfig(**(sizes | recipe)),
-        "qa_file": None if in_chat and dataset is None else _training_set(settings, dataset or _DATASET),
+        "qa_file": None if in_chat and dataset is None else training_set(settings, dataset or _DATASET),
         "run": check_output(run, "the run's folder (--run)"),
         "output": check_output(output, "the checkpoint's folder"),
         "llm": model.llm,
@@ -124,7 +124,8 @@ def train(
         sys.exit(130)
 
 
-def _training_set(settings: Settings, dataset: str) -> Path:
+def training_set(settings: Settings, dataset: str) -> Path:
+    """The file of that name inside data_dir; raises SettingsError where there is none."""
     path = (settings.data_dir / dataset).absolute()
     if not path.exists():
         raise SettingsError(f"training set {path} does not exist: set data_dir (CMT_DATA_DIR), or --dataset")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import bank, dlq, evaluation, feed, fit, ingest, train
+from services.commands import bank, dlq, evaluation, feed, fit, ingest, train, train_looks
 from services.commands.options import Config, progress, read_settings
 from services.commands.query import register
 from services.commands.serve import serve_app
@@ -30,6 +30,7 @@ app.add_typer(ingest.app, name="ingest")
 app.add_typer(dlq.app, name="dlq")
 app.command("fit")(fit.fit)
 app.command("train")(train.train)
+app.command("train-looks")(train_looks.train_looks)
 app.add_typer(bank.app, name="bank")
 app.add_typer(config_app, name="config")
 app.add_typer(evaluation.app, name="eval")

@@ -164,6 +164,7 @@ def test_cache_that_cannot_be_written_is_told_with_its_setting(
     [
         ("fit", "/proc/nowhere/fitted"),
         ("train", "/proc/nowhere/trained"),
+        ("train-looks", "/proc/nowhere/looked"),
         ("train", "trained", "--run", "file/run"),
         ("bank", "export", "file/bank.parquet"),
     ],
@@ -183,6 +184,7 @@ def test_place_of_a_result_is_looked_at_first(tmp_path: Path, command: tuple[str
     ("command", "named"),
     [
         (("train", "out"), "data/qa_train.jsonl.gz"),
+        (("train-looks", "out", "--dataset", "none.jsonl"), "data/none.jsonl"),
         (("eval", "stream", "--dataset", "none.jsonl"), "data/none.jsonl"),
         (("ingest", "--config", "none.yaml"), "none.yaml"),
     ],

@@ -159,7 +159,7 @@ def tiny_checkpoint(tiny_backbone: Backbone, tiny_memory: MemoryConfig) -> Check
 
     from cmt_core.checkpoint import Checkpoint
     from cmt_core.memory.compressor import KVCode
-    from cmt_core.memory.quantiser import Quantiser
+    from cmt_core.memory.rounding import RoundedCodes
 
     def read(text: str, prefix: torch.Tensor) -> torch.Tensor:
         ids = torch.tensor([tiny_backbone.tokenizer(text)["input_ids"]])
@@ -172,9 +172,9 @@ def tiny_checkpoint(tiny_backbone: Backbone, tiny_memory: MemoryConfig) -> Check
         rows = torch.cat([read(text, prefix) for text in CORPUS])
     code = KVCode(shape, tiny_memory.code_width)
     sigma = code.start_from_pca(rows, shape)
-    quantiser = Quantiser.fit(sigma.double().numpy(), tiny_memory.bits_per_token)
+    rounding = RoundedCodes.fit(sigma, tiny_memory.bits_per_token)
     fingerprint = tiny_backbone.fingerprint(torch.bfloat16)
-    return Checkpoint(tiny_memory, shape, fingerprint, prefix, prefix + 0.01, code, quantiser, {"steps": 0})
+    return Checkpoint(tiny_memory, shape, fingerprint, prefix, prefix + 0.01, code, rounding, {"steps": 0})
 
 
 @pytest.fixture(scope="session")

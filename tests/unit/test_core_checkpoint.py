@@ -58,8 +58,8 @@ def test_saved_checkpoint_comes_back(tiny_checkpoint: Checkpoint, folder: Path) 
         assert torch.equal(loaded.code.state_dict()[name], expected), name
     assert torch.equal(loaded.encoding_prefix, tiny_checkpoint.encoding_prefix.half().float())
     assert torch.equal(loaded.reading_prefix, tiny_checkpoint.reading_prefix.half().float())
-    assert torch.equal(loaded.quantiser.steps, tiny_checkpoint.quantiser.steps)
-    np.testing.assert_array_equal(loaded.quantiser.bits, tiny_checkpoint.quantiser.bits)
+    assert torch.equal(loaded.rounding.quantiser.steps, tiny_checkpoint.rounding.quantiser.steps)
+    np.testing.assert_array_equal(loaded.rounding.quantiser.bits, tiny_checkpoint.rounding.quantiser.bits)
 
 
 def test_second_save_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_memories_come_in_the_order_of_their_windows(exact_cmt: CMT, corpus: tup
 
 def levels_of(cmt: CMT, code: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     n_tokens = int.from_bytes(code[:2], "little")
-    return cmt.format.quantiser.unpack(code[2 : 2 + n_tokens * cmt.config.token_bytes])
+    return cmt.format.rounding.quantiser.unpack(code[2 : 2 + cmt.config.code_bytes(n_tokens)])
 
 
 def test_different_texts_give_different_bytes(tiny_cmt: CMT, corpus: tuple[str, ...]) -> None:

@@ -48,7 +48,7 @@ def test_fitted_checkpoint_reads_chat_with_memories_of_the_asked_size(fitted: Fi
     loaded = Checkpoint.load(tmp_path / "fitted")
     assert loaded.config.reading == "chat"
     assert loaded.config.token_bytes == 24
-    assert int(loaded.quantiser.bits.sum()) == 8 * 24 if loaded.quantiser else False
+    assert int(loaded.rounding.quantiser.bits.sum()) == 8 * 24 if loaded.rounding else False
     assert loaded.training["fidelity"]["windows"] == fitted.fidelity.windows > 0
     assert torch.equal(loaded.encoding_prefix, loaded.reading_prefix)
 

@@ -97,7 +97,7 @@ def test_more_bits_leave_less_error() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 7])
-def test_bytes_that_are_no_whole_tokens_are_refused(size: int) -> None:
+def test_bytes_that_are_no_whole_rows_are_refused(size: int) -> None:
     quantiser = Quantiser(np.array([8, 8, 8]), torch.ones(3))
-    with pytest.raises(MemoryFormatError, match=f"{size} bytes is no multiple of 3 bytes a token"):
+    with pytest.raises(MemoryFormatError, match=f"{size} bytes is no multiple of 3"):
         quantiser.unpack(bytes(size))

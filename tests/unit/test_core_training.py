@@ -21,7 +21,8 @@ from cmt_core.config import MemoryConfig
 from cmt_core.data.training_mix import OPEN_SOURCES
 from cmt_core.errors import ConfigError
 from cmt_core.llm.backbone import Backbone
-from cmt_core.memory.compressor import KVCode
+from cmt_core.memory.blocks import TokenBlocks
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.model import CMT
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.batches import Batch, TrainingWindow, collate
@@ -66,7 +67,7 @@ def new_stage(
         if name == "prefix":
             prefix = PrefixStage(tiny_backbone, start, 64)
             return prefix, prefix.parameter_groups(0.05)
-        code = CodeStage(tiny_backbone, copy.deepcopy(tiny_checkpoint.code), tiny_checkpoint.quantiser, start, 64)
+        code = CodeStage(tiny_backbone, copy.deepcopy(tiny_checkpoint.code), tiny_checkpoint.rounding, start, 64)
         return code, code.parameter_groups(0.02, 1e-3)
 
     return make
@@ -215,7 +216,7 @@ def test_recipe_goes_from_questions_to_a_checkpoint_that_answers(
         fingerprint = tiny_backbone.fingerprint(torch.bfloat16)
         return Checkpoint(
             memory, tiny_backbone.shape, fingerprint, parts.encoding_prefix, parts.reading_prefix, parts.code,
-            parts.quantiser, {}, parts.select,
+            parts.rounding, {}, parts.select,
         )  # fmt: skip
 
     run().save(tmp_path / "one")
@@ -285,7 +286,7 @@ def test_training_goes_on_from_a_checkpoint(
     parts = recipe.run(write_questions(tmp_path / "qa.jsonl"))
     assert parts is not None
     assert torch.equal(parts.encoding_prefix, start.encoding_prefix)
-    assert torch.equal(parts.quantiser.steps, start.quantiser.steps)
+    assert torch.equal(parts.rounding.quantiser.steps, start.rounding.quantiser.steps)
     moved = (parts.code.decoder.detach() - start.code.decoder).abs().max()
     assert 0 < float(moved) < 1e-3
 
@@ -308,9 +309,9 @@ def test_another_size_gets_a_code_of_its_own_behind_the_starts_prefix(
     )
     assert parts is not None
     assert parts.code is not None
-    assert parts.quantiser is not None
+    assert parts.rounding is not None
     assert parts.code.encoder.shape == (tiny_backbone.shape.width, 12)
-    assert int(parts.quantiser.bits.sum()) == 40
+    assert int(parts.rounding.quantiser.bits.sum()) == 40
     assert torch.equal(parts.encoding_prefix, tiny_checkpoint.encoding_prefix)
     scales = parts.code.scale.view(tiny_backbone.shape.layers, 2, -1)
     alike = bool((scales == scales[..., :1]).all())
@@ -346,14 +347,23 @@ def test_a_code_begins_where_it_is_told_whatever_the_start_has(
         Recipe(tiny_backbone, retriever, tiny_memory, RecipeConfig(code_start="pca"), tmp_path / "x", silent)
 
 
+@pytest.mark.parametrize("block_tokens", [1, 4])
 def test_code_stage_restores_rows_as_a_stored_memory_does(
-    new_stage: Any, tiny_checkpoint: Checkpoint, tiny_backbone: Backbone
+    block_tokens: int, tiny_checkpoint: Checkpoint, tiny_backbone: Backbone
 ) -> None:
-    """What training sees of a document is what the bank's bytes give back."""
-    stage, _ = new_stage("code")
-    x = torch.randn(1, 5, tiny_backbone.shape.width, generator=torch.Generator().manual_seed(0))
-    code: KVCode = tiny_checkpoint.code
-    quantiser = tiny_checkpoint.quantiser
-    packed = quantiser.pack(quantiser.levels(code.encode(x))[0].to(torch.int64).numpy())
-    stored = code.decode(quantiser.values(torch.from_numpy(quantiser.unpack(packed)).float()), torch.float32)
-    torch.testing.assert_close(stage.restore(x)[0], stored, atol=1e-4, rtol=1e-4)
+    """What training sees of a document is what the bank's bytes give back, however many padded columns stand behind it."""
+    seed = torch.Generator().manual_seed(0)
+    code, rounding = tiny_checkpoint.code, tiny_checkpoint.rounding
+    if block_tokens > 1:
+        blocks, sigma = TokenBlocks.fit([torch.randn(40, 48, generator=seed)], block_tokens)
+        rounding = RoundedCodes.fit(sigma, 96, blocks)
+    stage = CodeStage(tiny_backbone, code, rounding, tiny_checkpoint.encoding_prefix, 64)
+    x = torch.randn(2, 7, tiny_backbone.shape.width, generator=seed)
+    mask = (torch.arange(7) < torch.tensor([[5], [7]])).long()
+    with torch.no_grad():
+        seen = stage.restore(x, mask)[mask.bool()]
+        alone = [
+            rounding.pack(code.encode(x[row : row + 1, :length]), [length])[0] for row, length in enumerate((5, 7))
+        ]
+        stored = code.decode(rounding.unpack(alone, [5, 7]), torch.float32)
+    torch.testing.assert_close(seen, stored, atol=1e-4, rtol=1e-4)

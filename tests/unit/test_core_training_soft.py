@@ -234,15 +234,17 @@ def test_code_stage_with_the_memory_aware_objective_trains_on_the_mix(
     batch = collate([windows[:4]], 1, 0, random.Random(0))
     tiny = tiny_checkpoint
     assert tiny.code is not None
-    assert tiny.quantiser is not None
+    assert tiny.rounding is not None
     figures = {}
     for weight in (1.0, 1.5):
         stage = CodeStage(
-            tiny_backbone, tiny.code, tiny.quantiser, tiny.encoding_prefix, 64, memory_weight=weight
+            tiny_backbone, tiny.code, tiny.rounding, tiny.encoding_prefix, 64, memory_weight=weight
         )  # fmt: skip
         figures[weight] = stage.loss(batch)[1]
     with torch.no_grad():
-        context, _ = stage._context(stage.restore(teach(tiny_backbone, tiny.encoding_prefix, batch, 64).exact), batch)
+        context, _ = stage._context(
+            stage.restore(teach(tiny_backbone, tiny.encoding_prefix, batch, 64).exact, batch.mask), batch
+        )
         _, logits = answer_questions(tiny_backbone, context, batch.questions)
         _, plain = read_alone(tiny_backbone, tiny.encoding_prefix, batch)
         mixed = answer_loss(memory_aware(logits, plain, 1.5), targets_of(batch))

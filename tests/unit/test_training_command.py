@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cmt_core.errors import ConfigError
+from cmt_core.checkpoint import Checkpoint
+from cmt_core.errors import ConfigError, DataError
 from cmt_core.fitting.fit_config import FitConfig
 from cmt_core.model import CMT
+from cmt_core.reading.aggregation import Select
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.recipe_config import TRAINED_MEMORY, RecipeConfig
 from services.commands.fit import fit
@@ -23,6 +27,7 @@ from services.commands.training_bar import TrainingBar
 from services.commands.tree import app
 from services.errors import SettingsError
 from services.settings import load_settings
+from tests.unit.conftest import CORPUS, TinyFolders
 
 
 def test_bar_shows_each_stage_with_loss_and_speed() -> None:
@@ -67,3 +72,43 @@ def test_settings_that_cannot_work_end_the_command_at_once(
     assert isinstance(result.exception, error)
     assert complaint in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+def test_looks_are_not_written_over_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    result = CliRunner().invoke(app, ["train-looks", str(tmp_path)])
+    assert isinstance(result.exception, SettingsError)
+    assert "holds a checkpoint already" in str(result.exception)
+
+
+def test_looks_are_trained_from_the_terminal(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    start = Checkpoint.load(tiny_folders.checkpoint)
+    backbone = tiny_folders.load_cmt().backbone
+    config = dataclasses.replace(start.config, aggregation="select", prior_temperature=1.0)
+    select = Select(backbone.shape, backbone.query_heads, config.context_vectors)
+    dataclasses.replace(start, config=config, select=select).save(tmp_path / "start")
+    rows = [
+        {
+            "doc_id": str(number),
+            "title": "",
+            "text": text,
+            "source": "news",
+            "question": f"Who {word}?",
+            "answers": [word],
+        }
+        for number, text in enumerate(CORPUS)
+        for word in text.split()[:2]
+    ]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "cmt.yaml").write_text(
+        f"data_dir: {tmp_path}\nmodel:\n  llm: {tiny_folders.llm}\n  retriever: {tiny_folders.retriever}\n"
+        f"  cache_dir: {tiny_folders.cache}\n  device: cpu\n"
+    )
+    command = ["train-looks", str(tmp_path / "out"), "--start", str(tmp_path / "start"), "--dataset", "qa.jsonl"]
+    options = ["--config", str(tmp_path / "cmt.yaml"), "--source"]
+    result = CliRunner().invoke(app, [*command, *options, "news"])
+    assert result.exception is None, result.output
+    assert Checkpoint.load(tmp_path / "out").look_head is not None
+    refused = CliRunner().invoke(app, [command[0], str(tmp_path / "other"), *command[2:], *options, "nobody"])
+    assert isinstance(refused.exception, DataError)
+    assert "no question of nobody" in str(refused.exception)

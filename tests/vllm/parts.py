@@ -23,7 +23,7 @@ from cmt_core.llm.context import Context
 from cmt_core.llm.model_source import resolve_model
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.packed_context import PackedContext, as_runs
-from cmt_core.memory.quantiser import Quantiser
+from cmt_core.memory.rounding import RoundedCodes
 from cmt_core.model import CMT
 from cmt_core.retrieval.query_likelihood import told_tokens
 from cmt_core.retrieval.retriever import Retriever
@@ -141,8 +141,8 @@ def tiny_parts(name: str, folder: Path, more: Mapping[str, Any]) -> TinyParts:
     rows = backbone.read(ids, torch.ones_like(ids), prefix)
     code = KVCode(backbone.shape, config.code_width).requires_grad_(False)
     sigma = code.start_from_pca(rows.flatten(0, 1), backbone.shape)
-    quantiser = Quantiser.fit(sigma.double().numpy(), config.bits_per_token)
-    Checkpoint(config, backbone.shape, "tiny", prefix, prefix, code, quantiser, {}).save(folder / "checkpoint")
+    rounding = RoundedCodes.fit(sigma, config.bits_per_token)
+    Checkpoint(config, backbone.shape, "tiny", prefix, prefix, code, rounding, {}).save(folder / "checkpoint")
     stored = Checkpoint.load(folder / "checkpoint").format(backbone)
     memories = stored.write(ids, torch.ones_like(ids), prefix)
     cases = []

@@ -1,0 +1,150 @@
+"""The learned look at the documents found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_core.checkpoint import Checkpoint
+from cmt_core.config import MemoryConfig
+from cmt_core.errors import CheckpointError, ConfigError, DataError
+from cmt_core.look_training import LookedAt, fit_look_head, look_layer, train_looks
+from cmt_core.model import CMT
+from cmt_core.reading.aggregation import Select
+from cmt_core.retrieval.looks import Look, LookHead
+from tests.unit.conftest import CORPUS, TinyFolders
+
+STATE = 12
+
+
+def some_looks(count: int, own: int, seed: torch.Generator) -> LookedAt:
+    """Looks whose states tell their own document by one number, which is large there, and whose scores are noise."""
+    looks = []
+    for place in range(count):
+        state = torch.randn(STATE, generator=seed)
+        state[3] += 4.0 * (place == own)
+        looks.append(Look(-float(torch.rand(1, generator=seed)), -1.0, float(torch.rand(1, generator=seed)), state))
+    ranks = torch.rand(count, generator=seed).tolist()
+    return LookedAt(ranks, looks, [place == own for place in range(count)])
+
+
+def test_look_learns_what_tells_a_document_from_another() -> None:
+    seed = torch.Generator().manual_seed(0)
+    examples = [some_looks(2 + number % 3, number % 2, seed) for number in range(400)]
+    head = fit_look_head(examples[:300], layer=5)
+    assert head.layer == 5
+    right = 0
+    for one in examples[300:]:
+        odds = head.log_odds(one.ranks, one.looks)
+        right += one.own[odds.index(max(odds))]
+    assert right >= 95
+    assert int(head.states.abs().argmax()) == 3
+
+
+def test_scores_alone_are_learned_too() -> None:
+    seed = torch.Generator().manual_seed(0)
+    examples = []
+    for number in range(200):
+        own = number % 2
+        nats = [-20.0 - 5 * (place != own) - float(torch.rand(1, generator=seed)) for place in (0, 1)]
+        looks = [Look(one, -1.0, 2.0, torch.zeros(STATE)) for one in nats]
+        examples.append(LookedAt([0.5, 0.5], looks, [place == own for place in (0, 1)]))
+    head = fit_look_head(examples, layer=1)
+    assert head.scores[1] > 0
+    assert head.states.abs().max() < 1e-6
+
+
+def asking(model: CMT, head: LookHead | None) -> CMT:
+    """A model that selects, with this look."""
+    model.select = Select(model.backbone.shape, model.backbone.query_heads, model.config.context_vectors)
+    model.config = dataclasses.replace(model.config, aggregation="select", likelihood_weight=0.37)
+    model.look_head = head
+    return model
+
+
+def test_look_decides_which_document_is_read(tiny_folders: TinyFolders) -> None:
+    model = asking(tiny_folders.load_cmt(), None)
+    memories = [memory.code for text in CORPUS[:3] for memory in model.compress(model.windows("", text))[:1]]
+    scores = [[0.5, 0.49, 0.48]]
+    looks = model.looks(["Who opened it?"] * 3, memories, 1)
+    D = model.backbone.width
+    assert all(look.state.shape == (2 * D,) and look.nats < 0 and look.sureness < 0 < look.entropy for look in looks)
+    for wanted in range(3):
+        towards = looks[wanted].state - (sum(look.state for look in looks) / 3)
+        model.look_head = LookHead(1, torch.zeros(4), 1e3 * towards)
+        assert model.likely(["Who opened it?"], [memories], scores)[0][0] == wanted
+    assert model.likely(["Who opened it?"], [memories[:1]], [[0.5]]) == [[0]]  # nothing to look at
+
+
+def test_look_of_a_question_does_not_depend_on_its_neighbours(tiny_folders: TinyFolders) -> None:
+    model = tiny_folders.load_cmt()
+    memories = [memory.code for text in CORPUS[:2] for memory in model.compress(model.windows("", text))[:1]]
+    questions = ["Who?", "When did the council of the town vote on the bridge over the river?"]
+    together = model.looks(questions, memories, 2)
+    for question, memory, beside in zip(questions, memories, together, strict=True):
+        (alone,) = model.looks([question], [memory], 2)
+        assert alone.nats == pytest.approx(beside.nats, rel=0.02)
+        assert alone.entropy == pytest.approx(beside.entropy, rel=0.02, abs=0.02)
+        torch.testing.assert_close(alone.state, beside.state, atol=0.1, rtol=0.05)
+
+
+def test_likelihood_decides_where_the_retriever_gives_no_scores(tiny_folders: TinyFolders) -> None:
+    model = asking(tiny_folders.load_cmt(), LookHead(1, torch.full((4,), torch.nan), torch.zeros(2)))
+    memories = [memory.code for text in CORPUS[:2] for memory in model.compress(model.windows("", text))[:1]]
+    model.context(["Who?"], [memories])
+
+
+def test_trained_look_is_saved_with_the_checkpoint_and_used(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    start = Checkpoint.load(tiny_folders.checkpoint)
+    config = dataclasses.replace(start.config, aggregation="select", prior_temperature=1.0)
+    model = asking(tiny_folders.load_cmt(), None)
+    model.config = config
+    start = dataclasses.replace(start, config=config, select=model.select)
+    rows = [
+        {
+            "doc_id": str(number),
+            "title": "",
+            "text": text,
+            "source": "news",
+            "question": f"Who {word}?",
+            "answers": [word],
+        }
+        for number, text in enumerate(CORPUS)
+        for word in text.split()[:3]
+    ]
+    data = tmp_path / "qa.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told: list[str] = []
+    made = train_looks(model, start, data, sources=["news"], report=told.append)
+    assert made.config.look_layer == look_layer(model.backbone.shape.layers)
+    assert "first for" in told[-1]
+    made.save(tmp_path / "made")
+    loaded = dataclasses.replace(tiny_folders, checkpoint=tmp_path / "made").load_cmt()
+    assert loaded.look_head is not None
+    assert made.look_head is not None
+    torch.testing.assert_close(loaded.look_head.states, made.look_head.states)
+    with pytest.raises(DataError, match="no question of others"):
+        train_looks(model, start, data, sources=["others"])
+    with pytest.raises(ConfigError, match="only ψ select"):
+        train_looks(model, dataclasses.replace(start, select=None), data)
+
+
+def test_damaged_looks_are_refused(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    start = Checkpoint.load(tiny_folders.checkpoint)
+    config = dataclasses.replace(start.config, look_layer=1)
+    dataclasses.replace(start, config=config).save(tmp_path / "without")
+    with pytest.raises(CheckpointError, match="look"):
+        Checkpoint.load(tmp_path / "without")
+    deep = dataclasses.replace(start.config, look_layer=99)
+    head = LookHead(99, torch.zeros(4), torch.zeros(8))
+    dataclasses.replace(start, config=deep, look_head=head).save(tmp_path / "deep")
+    with pytest.raises(CheckpointError, match="look_layer 99 of an LLM with"):
+        Checkpoint.load(tmp_path / "deep")
+    with pytest.raises(ConfigError, match="look_layer -1 is no layer"):
+        MemoryConfig(look_layer=-1)
+    with pytest.raises(ConfigError, match="shapes"):
+        LookHead(1, torch.zeros(3), torch.zeros(8))
