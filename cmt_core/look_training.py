@@ -118,7 +118,7 @@ def gather(model: CMT, bank: MemoryBank, asked: Sequence[QAExample], layer: int)
 def _looks(
     model: CMT, bank: MemoryBank, asked: Sequence[QAExample], pairs: Sequence[tuple[int, int]], layer: int
 ) -> list[Look]:
-    codes = [code for (code,) in bank.codes([[row] for _, row in pairs])]
+    codes = bank.codes([[row] for _, row in pairs])
     return model.looks([asked[number].question for number, _ in pairs], codes, layer)
 
 

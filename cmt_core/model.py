@@ -283,8 +283,8 @@ class CMT:
         return self._contexts.likely(questions, memories, scores, completed_by)
 
     @torch.inference_mode()
-    def looks(self, questions: Sequence[str], memories: Sequence[bytes], layer: int) -> list[Look]:
-        """What the LLM makes of N questions, each behind one memory; `layer` gives the states."""
+    def looks(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], layer: int) -> list[Look]:
+        """What the LLM makes of N questions, each behind memories of its own; `layer` gives the states."""
         return self._contexts.looks(questions, memories, layer)
 
     @torch.inference_mode()

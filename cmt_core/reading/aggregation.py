@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from cmt_core.llm.backbone import Backbone, KVShape
 
 __all__ = [
+    "JOINED_NATS",
+    "JOINED_ODDS",
     "Select",
     "Selection",
     "adjoining",
@@ -47,7 +49,10 @@ _RANK_DECAY = 1.5  # log-odds between a document and the next one found, when th
 _LEAST_SHARE = 0.25  # of the prior, below which a document is left out; the best one never is
 _SURE_SHARE = 0.9  # of the best document, from which on the others are not reranked
 _CONSIDERED_SHARE = 0.01  # below which a document is not reranked
-_JOINED_NATS = 12.0  # by which a question has to be likelier behind two documents than behind one (decision 0173)
+JOINED_NATS = 12.0
+"""By which a question has to be likelier behind two documents than behind one for both to be read (decision 0173)."""
+JOINED_ODDS = 3.5
+"""By which a learned look has to find an answer likelier there (decision 0175)."""
 _NEXT = 1e-3  # log-odds that order two documents which count alike
 _FIRST_LAYER, _END_LAYER = (
     0.65,
@@ -154,17 +159,18 @@ def to_join(prior: Tensor, completed_by: Sequence[Sequence[int | None]] | None) 
 
 
 def joined(
-    prior: Tensor, pairs: Sequence[tuple[int, int, int]], gains: Sequence[float]
+    prior: Tensor, pairs: Sequence[tuple[int, int, int]], gains: Sequence[float], least: float | None = None
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The log-prior (B, k) with both of those `pairs` behind which the question is likelier by enough nats (`gains`) than behind
-    its likeliest document alone, and which two each question then reads, in their order; empty where it is as before.
+    """The log-prior (B, k) with both of those `pairs` which gain `least` over the likeliest document alone (`gains`, in nats or
+    log-odds; None are JOINED_NATS), and which two each question then reads, in their order; empty where it is as before.
 
     They count alike, and the likeliest stands last, next to the question, which describes it.
     """
+    least = JOINED_NATS if least is None else least
     prior = prior.clone()
     together: list[tuple[int, ...]] = [() for _ in range(len(prior))]
     for (b, other, first), gain in zip(pairs, gains, strict=True):
-        if gain >= _JOINED_NATS:
+        if gain >= least:
             prior[b] = -math.inf
             prior[b, other], prior[b, first] = 0.0, -_NEXT
             together[b] = (other, first)

@@ -18,6 +18,7 @@ from cmt_core.memory.decoded import DecodedMemories
 from cmt_core.memory.format import MemoryFormat
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import (
+    JOINED_ODDS,
     Select,
     adjoining,
     joined,
@@ -189,18 +190,20 @@ class Contexts:
                 nats += self._likelihoods(asked[part], [[memory] for memory in behind[part]])
             prior = with_looks(prior, pairs, nats, weight)
         else:
-            looks = self.looks(asked, behind, self.look_head.layer)
+            looks = self.looks(asked, [[memory] for memory in behind], self.look_head.layer)
             ranks = [scores[b][i] for b, i in pairs]
             prior = with_odds(prior, pairs, self.look_head.log_odds(ranks, looks) if pairs else [])
         two = to_join(prior, completed_by)
-        return joined(prior, two, self._gains(questions, memories, two))
+        if self.look_head is None or scores is None:
+            return joined(prior, two, self._gains(questions, memories, two))
+        return joined(prior, two, self._answer_gains(self.look_head, questions, memories, two), JOINED_ODDS)
 
-    def looks(self, questions: Sequence[str], memories: Sequence[bytes], layer: int) -> list[Look]:
-        """A look of N questions, each behind one memory, at what `layer` gets."""
+    def looks(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], layer: int) -> list[Look]:
+        """A look of N questions, each behind memories of its own, at what `layer` gets."""
         cue, made = self.prompting.answer_cue(), list[Look]()
         for start in range(0, len(questions), _RERANKED_AT_ONCE):
             part = slice(start, start + _RERANKED_AT_ONCE)
-            reading = self.placed([self._stacked([memory]) for memory in memories[part]])
+            reading = self.placed([self._stacked(own) for own in memories[part]])
             asked = [self.prompting.for_likelihood(question) for question in questions[part]]
             made += looks_behind(self.backbone, reading.context, asked, cue, layer)
         return made
@@ -217,6 +220,19 @@ class Contexts:
             both = self._likelihoods(asked, [[memories[b][other], memories[b][first]] for b, other, first in part])
             gains += [two - one for two, one in zip(both, alone, strict=True)]
         return gains
+
+    def _answer_gains(
+        self,
+        head: LookHead,
+        questions: Sequence[str],
+        memories: Sequence[Sequence[bytes]],
+        pairs: Sequence[tuple[int, int, int]],
+    ) -> list[float]:
+        """By how much likelier a look finds an answer behind both of each pair's memories than behind the last one."""
+        asked = [questions[b] for b, _, _ in pairs]
+        alone = self.looks(asked, [[memories[b][first]] for b, _, first in pairs], head.layer)
+        both = self.looks(asked, [[memories[b][other], memories[b][first]] for b, other, first in pairs], head.layer)
+        return [head.answer_odds(two) - head.answer_odds(one) for two, one in zip(both, alone, strict=True)]
 
     def _likelihoods(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]]) -> list[float]:
         """Log-probability in nats of N questions, each behind memories of its own."""

@@ -46,6 +46,11 @@ class LookHead:
             raise ConfigError(f"a look's weights have shapes {tuple(scores.shape)} and {tuple(states.shape)}")
         self.layer, self.scores, self.states = layer, scores.float().cpu(), states.float().cpu()
 
+    def answer_odds(self, look: Look) -> float:
+        """The part of the log-odds that says whether an answer stands in what was read, whatever else it is about."""
+        numbers = torch.tensor([look.sureness, look.entropy])
+        return float(numbers @ self.scores[2:] + look.state @ self.states)
+
     def log_odds(self, ranks: Sequence[float], looks: Sequence[Look]) -> list[float]:
         """Of documents with the retriever's scores `ranks`; only differences count."""
         numbers = torch.tensor(

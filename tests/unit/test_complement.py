@@ -102,7 +102,7 @@ def codes(selecting: CMT) -> list[bytes]:
 def test_how_much_likelier_decides(
     selecting: CMT, codes: list[bytes], monkeypatch: pytest.MonkeyPatch, least: float, read: list[int]
 ) -> None:
-    monkeypatch.setattr(aggregation, "_JOINED_NATS", least)
+    monkeypatch.setattr(aggregation, "JOINED_NATS", least)
     reading = selecting.context([QUESTION], [codes], [[2.0, 0.1]], [[1, 0]])
     owners = [owner for owner in reading.owner[0].tolist() if owner >= 0]
     assert list(dict.fromkeys(owners)) == read
@@ -123,7 +123,7 @@ def test_the_gain_is_that_of_the_two_memories_over_the_likeliest_alone(
 
     gain = nats([codes[1], codes[0]]) - nats([codes[0]])
     for least, together in ((gain - 0.01, (1, 0)), (gain + 0.01, ())):
-        monkeypatch.setattr(aggregation, "_JOINED_NATS", least)
+        monkeypatch.setattr(aggregation, "JOINED_NATS", least)
         assert selecting.context([QUESTION] * 3, [codes] * 3, [[2.0, 0.1]] * 3, [[1, 0]] * 3).two(2) == together
 
 
@@ -147,7 +147,7 @@ def test_an_answer_that_takes_two_is_read_from_both_texts_though_it_stands_in_on
 
 
 def test_the_library_reads_both_texts_in_mode_auto(selecting: CMT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregation, "_JOINED_NATS", -1e9)
+    monkeypatch.setattr(aggregation, "JOINED_NATS", -1e9)
     bank = MemoryBank(selecting, min_score=-1.0)
     bank.extend([Entry(text, doc_id=doc_id) for doc_id, text in (("swim", SWIM), ("vote", VOTE))])
     answer = bank.ask(QUESTION, 2, max_new_tokens=4)
@@ -155,7 +155,7 @@ def test_the_library_reads_both_texts_in_mode_auto(selecting: CMT, monkeypatch: 
     texts = [[VOTE, SWIM], [SWIM, VOTE]]
     asked = [selecting.write(selecting.ask_of_text([QUESTION], [own]), 4, [own])[0].text for own in texts]
     assert answer.text in asked
-    monkeypatch.setattr(aggregation, "_JOINED_NATS", 1e9)
+    monkeypatch.setattr(aggregation, "JOINED_NATS", 1e9)
     memory = bank.ask(QUESTION, 2, max_new_tokens=4, mode="memory")
     assert not memory.read_text
     assert sorted(memory.weights)[0] == 0.0

@@ -79,7 +79,7 @@ def test_facts_must_all_be_told_in_one_of_their_wordings() -> None:
 def test_likely_text_is_that_of_the_documents_that_select_would_read(
     exact_cmt: CMT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aggregation, "_JOINED_NATS", -1e9)
+    monkeypatch.setattr(aggregation, "JOINED_NATS", -1e9)
     exact_cmt.select = Select(exact_cmt.backbone.shape, exact_cmt.backbone.query_heads, 64)
     exact_cmt.config = dataclasses.replace(exact_cmt.config, aggregation="select", context_vectors=64)
     bank = MemoryBank(exact_cmt)

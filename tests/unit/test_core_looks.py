@@ -70,7 +70,7 @@ def test_look_decides_which_document_is_read(tiny_folders: TinyFolders) -> None:
     model = asking(tiny_folders.load_cmt(), None)
     memories = [memory.code for text in CORPUS[:3] for memory in model.compress(model.windows("", text))[:1]]
     scores = [[0.5, 0.49, 0.48]]
-    looks = model.looks(["Who opened it?"] * 3, memories, 1)
+    looks = model.looks(["Who opened it?"] * 3, [[one] for one in memories], 1)
     D = model.backbone.width
     assert all(look.state.shape == (2 * D,) and look.nats < 0 and look.sureness < 0 < look.entropy for look in looks)
     for wanted in range(3):
@@ -84,9 +84,9 @@ def test_look_of_a_question_does_not_depend_on_its_neighbours(tiny_folders: Tiny
     model = tiny_folders.load_cmt()
     memories = [memory.code for text in CORPUS[:2] for memory in model.compress(model.windows("", text))[:1]]
     questions = ["Who?", "When did the council of the town vote on the bridge over the river?"]
-    together = model.looks(questions, memories, 2)
+    together = model.looks(questions, [[one] for one in memories], 2)
     for question, memory, beside in zip(questions, memories, together, strict=True):
-        (alone,) = model.looks([question], [memory], 2)
+        (alone,) = model.looks([question], [[memory]], 2)
         assert alone.nats == pytest.approx(beside.nats, rel=0.02)
         assert alone.entropy == pytest.approx(beside.entropy, rel=0.02, abs=0.02)
         torch.testing.assert_close(alone.state, beside.state, atol=0.1, rtol=0.05)
@@ -148,3 +148,18 @@ def test_damaged_looks_are_refused(tiny_folders: TinyFolders, tmp_path: Path) ->
         MemoryConfig(look_layer=-1)
     with pytest.raises(ConfigError, match="shapes"):
         LookHead(1, torch.zeros(3), torch.zeros(8))
+
+
+def test_two_documents_are_read_together_where_a_look_finds_an_answer_behind_both_alone(
+    tiny_folders: TinyFolders,
+) -> None:
+    model = asking(tiny_folders.load_cmt(), None)
+    memories = [memory.code for text in CORPUS[:3] for memory in model.compress(model.windows("", text))[:1]]
+    question, scores, completed = ["Who opened it?"], [[0.9, 0.2, 0.1]], [[2, None, None]]
+    (alone,) = model.looks(question, [memories[:1]], 1)
+    (both,) = model.looks(question, [[memories[2], memories[0]]], 1)
+    towards = both.state - alone.state
+    towards = towards / towards.square().sum()
+    for gain, read in ((4.0, (2, 0)), (3.0, ()), (-4.0, ())):
+        model.look_head = LookHead(1, torch.zeros(4), gain * towards)
+        assert model.context(question, [memories], scores, completed).two(0) == read
