@@ -27,8 +27,9 @@ from cmt_core.retrieval.looks import Look, LookHead
 
 __all__ = ["SOURCES", "LookedAt", "fit_look_head", "gather", "look_layer", "train_looks"]
 
-SOURCES = ("squad1.1-train-sample", "squadshifts-new_wiki", "qamr-dev", "qamr-test")
-"""Training sources about facts, openly licensed, with several documents on a subject: others are too easy to tell apart."""
+SOURCES = ("squad1.1-train-sample+squadshifts-new_wiki", "qamr-dev+qamr-test")
+"""Training sources about facts, openly licensed, with several documents on a subject: others are too easy to tell apart. Those
+joined by + are asked of one bank."""
 
 _K = 4
 _DEPTH = 2 / 3  # of the LLM's layers; the states at half and at 5/6 of them tell less (docs/log.md)
@@ -58,11 +59,11 @@ def train_looks(
     dataset: Path,
     *,
     sources: Sequence[str] = SOURCES,
-    questions: int = 6000,
+    questions: int = 12000,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
-    """The checkpoint `start` of `model` with a look trained on at most so many questions of each source.
+    """The checkpoint `start` of `model` with a look trained on at most so many questions of each bank.
 
     Raises ConfigError for a checkpoint without ψ `select`, DataError where no document is to be told from another.
     """
@@ -72,7 +73,8 @@ def train_looks(
     rows = list(read_examples(dataset))
     examples: list[LookedAt] = []
     for source in sources:
-        documents, asked = sample([row for row in rows if row.source == source], questions, None, seed)
+        among = source.split("+")
+        documents, asked = sample([row for row in rows if row.source in among], questions, None, seed)
         report(f"{source}: writing {len(documents)} memories, then {len(asked)} questions")
         bank = filled_bank(model, documents, compress=True)
         examples += gather(model, bank, asked, layer)

@@ -22,9 +22,9 @@ def train_looks(
     ] = "default",
     dataset: Annotated[str, typer.Option(help="Training set inside data_dir.")] = "qa_train.jsonl.gz",
     sources: Annotated[
-        list[str] | None, typer.Option("--source", help="Its sources, each asked by itself; default four open ones.")
+        list[str] | None, typer.Option("--source", help="Its sources, A+B asked of one bank; default four open ones.")
     ] = None,
-    questions: Annotated[int, typer.Option(min=1, help="At most so many questions of each source.")] = 6000,
+    questions: Annotated[int, typer.Option(min=1, help="At most so many questions of each bank.")] = 12000,
     seed: Annotated[int, typer.Option(help="Seed of the questions' choice.")] = 0,
     config: Config = None,
 ) -> None:
