@@ -338,7 +338,7 @@ def test_soft_checkpoint_without_its_parts_is_refused(
     dataclasses.replace(made, soft=SoftMemory(soft_config(alignment="linear"), made.shape)).save(tmp_path)
     with pytest.raises(CheckpointError, match="can't be read"):
         Checkpoint.load(tmp_path)
-    with pytest.raises(CheckpointError, match="needs a code with its quantiser, or soft tokens"):
+    with pytest.raises(CheckpointError, match="needs a code with its rounding, or soft tokens"):
         dataclasses.replace(made, soft=None).format(tiny_backbone)
 
 

@@ -122,7 +122,7 @@ def test_training_reads_what_serving_reads(
 
     stage = new_stage(tiny_backbone, tiny_checkpoint, "single")
     checkpoint = dataclasses.replace(
-        tiny_checkpoint, config=stage.config, code=None, quantiser=None, soft=stage.soft,
+        tiny_checkpoint, config=stage.config, code=None, rounding=None, soft=stage.soft,
         reading_prefix=tiny_checkpoint.encoding_prefix,
     )  # fmt: skip
     cmt = CMT(tiny_backbone, checkpoint, Retriever(tiny_folders.retriever, torch.device("cpu")), "tiny")
