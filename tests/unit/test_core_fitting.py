@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_fitted_checkpoint_reads_chat_with_memories_of_the_asked_size(fitted: Fi
     assert int(loaded.rounding.quantiser.bits.sum()) == 8 * 24 if loaded.rounding else False
     assert loaded.training["fidelity"]["windows"] == fitted.fidelity.windows > 0
     assert torch.equal(loaded.encoding_prefix, loaded.reading_prefix)
+
+
+def test_a_fit_in_blocks_keeps_more_of_few_bytes(
+    load_backbone: Callable[[], Backbone], tiny_retriever: Retriever, texts: Path, tmp_path: Path
+) -> None:
+    few = dataclasses.replace(SIZES, token_bytes=8)
+    alone, together = (
+        fit(load_backbone(), tiny_retriever, dataclasses.replace(few, block_tokens=tokens), texts=texts)
+        for tokens in (1, 4)
+    )
+    assert together.fidelity.coded_nats < alone.fidelity.coded_nats
+    together.checkpoint.save(tmp_path / "fitted")
+    loaded = Checkpoint.load(tmp_path / "fitted")
+    assert (loaded.config.block_tokens, loaded.config.memory_bytes) == (4, alone.checkpoint.config.memory_bytes)
 
 
 def test_card_tells_what_was_read_and_not_what_was_wanted(
