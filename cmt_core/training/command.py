@@ -101,8 +101,11 @@ def train_checkpoint(
 
 
 def _memory(start: Checkpoint | None, backbone: Backbone, values: dict[str, Any]) -> MemoryConfig:
-    """The start's configuration (or the default) with `values`; soft tokens have the LLM's width."""
-    base = start.config if start else TRAINED_MEMORY
+    """The start's configuration (or the default) with `values`; soft tokens have the LLM's width.
+
+    A start's look is not taken over: it was trained behind other memories (look_training.py trains one anew).
+    """
+    base = dataclasses.replace(start.config, look_layer=0) if start else TRAINED_MEMORY
     if values.get("method", base.method) == "soft_tokens":
         values = {"memory_width": backbone.width} | values
     return dataclasses.replace(base, **values)

@@ -16,7 +16,10 @@ from cmt_core.look_training import LookedAt, fit_look_head, look_layer, train_lo
 from cmt_core.model import CMT
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.looks import Look, LookHead
+from cmt_core.training.command import train_checkpoint
+from cmt_core.training.recipe_config import RecipeConfig
 from tests.unit.conftest import CORPUS, TinyFolders
+from tests.unit.test_core_training import write_questions
 
 STATE = 12
 
@@ -163,3 +166,22 @@ def test_two_documents_are_read_together_where_a_look_finds_an_answer_behind_bot
     for gain, read in ((4.0, (2, 0)), (3.0, ()), (-4.0, ())):
         model.look_head = LookHead(1, torch.zeros(4), gain * towards)
         assert model.context(question, [memories], scores, completed).two(0) == read
+
+
+def test_a_look_is_not_taken_over_to_other_memories(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """It was trained behind those of the start; what is trained from there has none, and loads."""
+    start = Checkpoint.load(tiny_folders.checkpoint)
+    backbone = tiny_folders.load_cmt().backbone
+    head = LookHead(1, torch.zeros(4), torch.zeros(2 * backbone.width))
+    dataclasses.replace(start, config=dataclasses.replace(start.config, look_layer=1), look_head=head).save(
+        tmp_path / "start"
+    )
+    assert Checkpoint.load(tmp_path / "start").look_head is not None
+    recipe = RecipeConfig(prefix_steps=0, code_steps=1, groups_per_step=1, group_windows=2, k_cycle=(1,), pca_windows=4)
+    done = train_checkpoint(
+        recipe, write_questions(tmp_path / "qa.jsonl"), tmp_path / "run", tmp_path / "out", llm=str(tiny_folders.llm),
+        retriever=str(tiny_folders.retriever), cache_dir=tiny_folders.cache, device="cpu", start=tmp_path / "start",
+        report=lambda line: None,
+    )  # fmt: skip
+    assert done
+    assert Checkpoint.load(tmp_path / "out").look_head is None
