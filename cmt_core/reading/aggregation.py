@@ -134,17 +134,14 @@ def start_of_prior(
 
 def with_looks(prior: Tensor, pairs: Sequence[tuple[int, int]], nats: Sequence[float], weight: float) -> Tensor:
     """The log-prior (B, k) of what is read: with each look's log-likelihood, and -inf for documents that are left out."""
-    prior = prior.clone()
-    for (b, i), own in zip(pairs, nats, strict=True):
-        prior[b, i] += weight * own
-    return likely(prior)
+    return with_odds(prior, pairs, [float(prior[at]) + weight * own for at, own in zip(pairs, nats, strict=True)])
 
 
 def with_odds(prior: Tensor, pairs: Sequence[tuple[int, int]], odds: Sequence[float]) -> Tensor:
-    """As `with_looks`, where a learned look (retrieval/looks.py) has weighed the retriever's score, too."""
+    """The same where a learned look (retrieval/looks.py) has weighed the retriever's score, too: `odds` replace the prior."""
     prior = prior.clone()
-    for (b, i), own in zip(pairs, odds, strict=True):
-        prior[b, i] = own
+    for at, own in zip(pairs, odds, strict=True):
+        prior[at] = own
     return likely(prior)
 
 

@@ -7,6 +7,7 @@ only, so that tests without a model stay fast. No test of this folder reaches a 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,3 +220,13 @@ def selecting(exact_cmt: CMT) -> CMT:
         exact_cmt.config, aggregation="select", context_vectors=64, likelihood_weight=100.0
     )
     return exact_cmt
+
+
+def write_corpus_questions(path: Path) -> Path:
+    """Questions about the corpus, of source `news`, three a text, in the shape that `read_examples` reads."""
+    with path.open("w", encoding="utf-8") as file:
+        for number, text in enumerate(CORPUS):
+            row = {"doc_id": str(number), "title": "", "text": text, "source": "news"}
+            for word in text.split()[:3]:
+                file.write(json.dumps(row | {"question": f"Who {word}?", "answers": [word]}) + "\n")
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.looks import Look, LookHead
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.recipe_config import RecipeConfig
-from tests.unit.conftest import CORPUS, TinyFolders
+from tests.unit.conftest import CORPUS, TinyFolders, write_corpus_questions
 from tests.unit.test_core_training import write_questions
 
 STATE = 12
@@ -98,7 +97,11 @@ def test_look_of_a_question_does_not_depend_on_its_neighbours(tiny_folders: Tiny
 def test_likelihood_decides_where_the_retriever_gives_no_scores(tiny_folders: TinyFolders) -> None:
     model = asking(tiny_folders.load_cmt(), LookHead(1, torch.full((4,), torch.nan), torch.zeros(2)))
     memories = [memory.code for text in CORPUS[:2] for memory in model.compress(model.windows("", text))[:1]]
-    model.context(["Who?"], [memories])
+    (with_head, _), (without, _) = (
+        asking(model, head)._contexts._prior(["Who?"], [memories], None, None) for head in (model.look_head, None)
+    )
+    assert torch.equal(with_head, without)
+    assert with_head.isfinite().any()
 
 
 def test_trained_look_is_saved_with_the_checkpoint_and_used(tiny_folders: TinyFolders, tmp_path: Path) -> None:
@@ -107,20 +110,7 @@ def test_trained_look_is_saved_with_the_checkpoint_and_used(tiny_folders: TinyFo
     model = asking(tiny_folders.load_cmt(), None)
     model.config = config
     start = dataclasses.replace(start, config=config, select=model.select)
-    rows = [
-        {
-            "doc_id": str(number),
-            "title": "",
-            "text": text,
-            "source": "news",
-            "question": f"Who {word}?",
-            "answers": [word],
-        }
-        for number, text in enumerate(CORPUS)
-        for word in text.split()[:3]
-    ]
-    data = tmp_path / "qa.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = write_corpus_questions(tmp_path / "qa.jsonl")
     told: list[str] = []
     made = train_looks(model, start, data, sources=["news"], report=told.append)
     assert made.config.look_layer == look_layer(model.backbone.shape.layers)

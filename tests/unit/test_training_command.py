@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from services.commands.training_bar import TrainingBar
 from services.commands.tree import app
 from services.errors import SettingsError
 from services.settings import load_settings
-from tests.unit.conftest import CORPUS, TinyFolders
+from tests.unit.conftest import TinyFolders, write_corpus_questions
 
 
 def test_bar_shows_each_stage_with_loss_and_speed() -> None:
@@ -87,19 +86,7 @@ def test_looks_are_trained_from_the_terminal(tiny_folders: TinyFolders, tmp_path
     config = dataclasses.replace(start.config, aggregation="select", prior_temperature=1.0)
     select = Select(backbone.shape, backbone.query_heads, config.context_vectors)
     dataclasses.replace(start, config=config, select=select).save(tmp_path / "start")
-    rows = [
-        {
-            "doc_id": str(number),
-            "title": "",
-            "text": text,
-            "source": "news",
-            "question": f"Who {word}?",
-            "answers": [word],
-        }
-        for number, text in enumerate(CORPUS)
-        for word in text.split()[:2]
-    ]
-    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_corpus_questions(tmp_path / "qa.jsonl")
     (tmp_path / "cmt.yaml").write_text(
         f"data_dir: {tmp_path}\nmodel:\n  llm: {tiny_folders.llm}\n  retriever: {tiny_folders.retriever}\n"
         f"  cache_dir: {tiny_folders.cache}\n  device: cpu\n"
