@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +24,7 @@ from cmt_core.llm.loading import loading_alone
 from cmt_core.memory.code_reader import rounding_of, stored_code
 from cmt_core.memory.compressor import KVCode
 from cmt_core.memory.format import KVCodeFormat, MemoryFormat, SoftTokensFormat
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.rounding import FittedRounding
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.looks import LookHead
@@ -57,7 +56,7 @@ class Checkpoint:
     encoding_prefix: Tensor
     reading_prefix: Tensor
     code: KVCode | None
-    rounding: RoundedCodes | None
+    rounding: FittedRounding | None
     training: dict[str, Any]
     select: Select | None = None
     soft: SoftMemory | None = None
@@ -94,9 +93,6 @@ class Checkpoint:
         if self.code is not None and self.rounding is not None:
             half |= {"encoder": self.code.encoder.detach(), "decoder": self.code.decoder.detach()}
             full |= {"mean": self.code.mean, "scale": self.code.scale, "bias": self.code.bias.detach()}
-            full |= {"steps": self.rounding.quantiser.steps}
-            if self.rounding.blocks:
-                half |= {"block_basis": self.rounding.blocks.basis}
         if self.select is not None:
             full["select.mix"] = self.select.mix.detach()
         if self.look_head is not None:
@@ -106,7 +102,7 @@ class Checkpoint:
         tensors = {name: tensor.half().contiguous() for name, tensor in half.items()}
         tensors |= {name: tensor.float().contiguous() for name, tensor in full.items()}
         if self.rounding is not None:
-            tensors["bits"] = torch.from_numpy(self.rounding.quantiser.bits).to(torch.int8)
+            tensors |= self.rounding.tensors()
         return tensors
 
     @classmethod

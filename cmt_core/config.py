@@ -31,7 +31,8 @@ class MemoryConfig:
     `aggregation` is ψ: `stack`, `select` (kv_code) or `single_context` (soft_tokens). `alignment` is π: `decoder` (kv_code),
     `low_rank` or `linear` (soft_tokens). `context_vectors` (c) is how many vectors `select` and `single_context` give the LLM.
     `bits_per_token` bits a token are shared out over `code_width` components by variance, those of
-    `block_tokens` tokens in a row together; `code_storage` float16 keeps the components unrounded instead, for research.
+    `block_tokens` tokens in a row together; with `code_storage` entropy they follow what is seldom, not only what varies
+    (memory/entropy_codes.py), and float16 keeps the components unrounded, for research.
     `objective` mixes the LLM's own logits in, in training and decoding, with `objective_weight` a: see `decoding_weight`.
     `matching` is self-matching, with its weights. `likelihood_weight` is how much a nat of the question's log-likelihood behind
     a memory adds to the log-prior of ψ `select`; 0 goes by the retriever alone. `prior_temperature` is that of the softmax over
@@ -101,8 +102,8 @@ class MemoryConfig:
             raise ConfigError(
                 f"block_tokens {self.block_tokens} does not divide the window's {self.window_tokens} tokens"
             )
-        if self.block_tokens > 1 and self.code_storage == "float16":
-            raise ConfigError("code_storage float16 keeps every token's own code: block_tokens is 1 then")
+        if self.block_tokens > 1 and self.code_storage != "entropy":
+            raise ConfigError(f"code_storage {self.code_storage} keeps every token's own code: block_tokens is 1 then")
         if self.format_version != 1:
             raise ConfigError(f"format_version {self.format_version} is not known (1 is)")
 
@@ -112,9 +113,9 @@ class MemoryConfig:
         return 2 * self.code_width if self.code_storage == "float16" else self.bits_per_token // 8
 
     @property
-    def code_size(self) -> tuple[int, int, int]:
+    def code_size(self) -> tuple[int, int, int, str]:
         """What a code of another configuration must share to be read as one of this."""
-        return self.code_width, self.bits_per_token, self.block_tokens
+        return self.code_width, self.bits_per_token, self.block_tokens, self.code_storage
 
     def code_bytes(self, n_tokens: int) -> int:
         """Bytes of the packed codes of so many tokens (`kv_code`): those of whole blocks."""
@@ -175,7 +176,7 @@ _CHOICES = {
     "soft_start": ("salient", "learned"),
     "objective": ("plain", "contrast", "mix"),
     "matching": ("none", "cosine", "infonce"),
-    "code_storage": ("packed", "float16"),
+    "code_storage": ("packed", "entropy", "float16"),
     "reading": ("prefix", "chat"),
 }
 

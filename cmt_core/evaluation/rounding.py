@@ -8,7 +8,7 @@ import dataclasses
 from cmt_core.errors import ConfigError
 from cmt_core.memory.decoded import DecodedMemories
 from cmt_core.memory.format import KVCodeFormat
-from cmt_core.memory.rounding import HalfCodes, RoundedCodes
+from cmt_core.memory.rounding import FittedRounding, HalfCodes
 from cmt_core.model import CMT
 
 __all__ = ["FLOAT16", "kv_code_format", "with_bits"]
@@ -25,7 +25,7 @@ def with_bits(model: CMT, bits: int, decoded_bytes: int = 0) -> CMT:
     Raises ConfigError for another method, or a number of bits that the components can't hold.
     """
     written = kv_code_format(model)
-    if not isinstance(written.rounding, RoundedCodes):
+    if not isinstance(written.rounding, FittedRounding):
         raise ConfigError("memories of a float16 checkpoint can't be stored with another number of bits")
     changed = {"code_storage": "float16", "block_tokens": 1} if bits == FLOAT16 else {"bits_per_token": bits}
     config = dataclasses.replace(model.config, **changed)

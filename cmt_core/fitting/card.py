@@ -44,7 +44,8 @@ def _rows(checkpoint: Checkpoint) -> dict[str, str]:
         f"{memory.prefix_tokens} tokens of it that are the same for every request",
         "LLM fingerprint": f"`{checkpoint.llm_fingerprint}` (sha256 over its bfloat16 weights)",
         "retriever": f"`{training['retriever']}`, frozen",
-        "code": "PCA in the metric of the answers' gradient, bits by reverse water-filling",
+        "code": "PCA in the metric of the answers' gradient, "
+        f"{memory.block_tokens} tokens in a row turned together, levels coded close to their entropy",
         "fitted on": f"{training['windows']} windows, {training['sample_tokens']:,} tokens, of {training['texts']}; "
         f"{training['asked']} questions for the gradient",
         "calibrated": f"ψ's temperature {found['prior_temperature']:g}, likelihood weight "

@@ -30,9 +30,8 @@ from cmt_core.fitting.metric import gradient_weights
 from cmt_core.fitting.reader import ChatReader, Item
 from cmt_core.fitting.self_made import ask_itself
 from cmt_core.llm.backbone import Backbone
-from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.rounding import FittedRounding, fitted_rounding
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.shipped import RETRIEVER
@@ -158,7 +157,7 @@ def _items(
 
 def _code(
     items: list[Item], weights: Tensor, backbone: Backbone, memory: MemoryConfig, progress: Progress
-) -> tuple[KVCode, RoundedCodes]:
+) -> tuple[KVCode, FittedRounding]:
     tokens, width = sum(len(item.ids) for item in items), memory.code_width
     if tokens < 2 * width:
         raise DataError(f"the texts hold {tokens} tokens, and a code of {width} components needs at least {2 * width}")
@@ -166,13 +165,10 @@ def _code(
     torch.manual_seed(0)  # the PCA is a randomised one
     code = KVCode(backbone.shape, width).to(backbone.device).requires_grad_(False)
     sample = torch.cat([item.exact for item in items]).to(backbone.device, torch.float32)
-    sigma = code.start_from_pca(sample, backbone.shape, weights.to(backbone.device))
+    code.start_from_pca(sample, backbone.shape, weights.to(backbone.device))
     _as_stored(code)
-    blocks = None
-    if memory.block_tokens > 1:
-        codes = [code.encode(item.exact.to(backbone.device, torch.float32)) for item in items]
-        blocks, sigma = TokenBlocks.fit(codes, memory.block_tokens)
-    rounding = RoundedCodes.fit(sigma, memory.bits_per_token, blocks).to(backbone.device)
+    codes = [code.encode(item.exact.to(backbone.device, torch.float32)) for item in items]
+    rounding = fitted_rounding(memory, codes).to(backbone.device)
     progress("code", 1, 1)
     return code, rounding
 

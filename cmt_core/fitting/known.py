@@ -15,7 +15,7 @@ from cmt_core.fitting.fit_config import FitConfig
 
 __all__ = ["fit_revision", "known_checkpoint", "note_checkpoint"]
 
-_VERSION = 3  # of what a fit computes: another one fits anew
+_VERSION = 4  # of what a fit computes: another one fits anew
 _TEXTS = Path(__file__).parent / "texts.jsonl"
 
 

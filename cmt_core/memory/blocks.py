@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["TokenBlocks"]
+from cmt_core.errors import ConfigError
+
+__all__ = ["TokenBlocks", "check_shape"]
 
 
 class TokenBlocks:
@@ -66,3 +68,9 @@ class TokenBlocks:
         """Codes (..., blocks * m, C) that numbers (..., blocks, N) stand for."""
         turned = numbers.to(self.basis.dtype) @ self.basis.T
         return turned.reshape(*turned.shape[:-2], turned.shape[-2] * self.tokens, -1)
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError for a tensor of another shape."""
+    if tensor.shape != shape:
+        raise ConfigError(f"{name} has shape {tuple(tensor.shape)}, not {shape}")

@@ -18,10 +18,8 @@ from torch import Tensor
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, one_line
 from cmt_core.llm.kv_shape import KVShape
-from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.quantiser import Quantiser
-from cmt_core.memory.rounding import HalfCodes, RoundedCodes, Rounding
+from cmt_core.memory.rounding import FittedRounding, HalfCodes, Rounding, stored_rounding
 
 __all__ = ["CodeReader", "StoredCode", "rounding_of", "stored_code"]
 
@@ -56,7 +54,7 @@ class StoredCode:
     config: MemoryConfig
     shape: KVShape
     code: KVCode
-    rounding: RoundedCodes
+    rounding: FittedRounding
     reading_prefix: Tensor
     encoding_prefix: Tensor
 
@@ -87,28 +85,13 @@ class StoredCode:
         return CodeReader(self.code.to(device), rounding_of(self.config, self.rounding), self.config, device, dtype)
 
 
-def rounding_of(config: MemoryConfig, rounding: RoundedCodes) -> Rounding:
+def rounding_of(config: MemoryConfig, rounding: FittedRounding) -> Rounding:
     """How a configuration's memories keep their components."""
     return HalfCodes(config.code_width) if config.code_storage == "float16" else rounding
 
 
-def stored_code(config: MemoryConfig, shape: KVShape, tensors: Mapping[str, Tensor]) -> tuple[KVCode, RoundedCodes]:
+def stored_code(config: MemoryConfig, shape: KVShape, tensors: Mapping[str, Tensor]) -> tuple[KVCode, FittedRounding]:
     """The code and its rounding out of a checkpoint's tensors. Raises ConfigError for tensors of other sizes."""
     code = KVCode(shape, config.code_width)
     code.load_state_dict({name: tensors[name].float() for name in ("mean", "scale", "encoder", "decoder", "bias")})
-    quantiser = Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"])
-    blocks, numbers = None, config.code_width
-    if config.block_tokens > 1:
-        blocks = TokenBlocks(tensors["block_basis"].float(), config.block_tokens)
-        rows, numbers = blocks.basis.shape
-        if rows != config.block_tokens * config.code_width:
-            raise ConfigError(f"block_basis has {rows} rows, not {config.block_tokens * config.code_width}")
-    for name in ("bits", "steps"):
-        if tensors[name].shape != (numbers,):
-            raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not ({numbers},)")
-    if int(tensors["bits"].sum()) != config.bits_per_token * config.block_tokens:
-        raise ConfigError(
-            f"the quantiser has {int(tensors['bits'].sum())} bits for {config.block_tokens} tokens, "
-            f"not {config.bits_per_token} each"
-        )
-    return code.requires_grad_(False), RoundedCodes(quantiser, blocks)
+    return code.requires_grad_(False), stored_rounding(config, tensors)

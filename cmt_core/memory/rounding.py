@@ -1,19 +1,21 @@
-"""From the codes of a window's tokens to its bytes, and back: rounded token by token or block by block, or unrounded."""
+"""From the codes of a window's tokens to its bytes, and back: in fixed numbers of bits, entropy-coded, or unrounded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmt_core.errors import MemoryFormatError
-from cmt_core.memory.blocks import TokenBlocks
+from cmt_core.config import MemoryConfig
+from cmt_core.errors import ConfigError, MemoryFormatError
+from cmt_core.memory.blocks import TokenBlocks, check_shape
+from cmt_core.memory.entropy_codes import EntropyCodes
 from cmt_core.memory.quantiser import Quantiser
 
-__all__ = ["HalfCodes", "RoundedCodes", "Rounding"]
+__all__ = ["FittedRounding", "HalfCodes", "RoundedCodes", "Rounding", "fitted_rounding", "stored_rounding"]
 
 
 class Rounding(Protocol):
@@ -24,7 +26,7 @@ class Rounding(Protocol):
         ...
 
     def unpack(self, packed: Sequence[bytes], lengths: Sequence[int]) -> Tensor:
-        """Codes (tokens, C) of all rows, one behind the other; raises MemoryFormatError for a size that can't be."""
+        """Codes (tokens, C) of all rows, one behind the other; raises MemoryFormatError for bytes that can't be."""
         ...
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Rounding:
@@ -33,59 +35,54 @@ class Rounding(Protocol):
 
 
 class RoundedCodes:
-    """Codes rounded by `quantiser`: each token's own, or what `blocks` make of the codes of a few tokens in a row."""
+    """Each token's numbers rounded by `quantiser` to a fixed number of bits each (`code_storage` packed)."""
 
-    def __init__(self, quantiser: Quantiser, blocks: TokenBlocks | None = None) -> None:
-        self.quantiser, self.blocks = quantiser, blocks
+    def __init__(self, quantiser: Quantiser) -> None:
+        self.quantiser = quantiser
 
     @classmethod
-    def fit(cls, sigma: Tensor, bits_per_token: int, blocks: TokenBlocks | None = None) -> RoundedCodes:
-        """For a code's numbers, or its blocks', with deviations `sigma` (C,) or (m * C,); blocks keep those that get a bit."""
-        deviations = sigma.double().cpu().numpy()
-        if blocks is None:
-            return cls(Quantiser.fit(deviations, bits_per_token))
-        total = bits_per_token * blocks.tokens
-        used = max(1, int((Quantiser.fit(deviations, total).bits > 0).sum()))
-        return cls(Quantiser.fit(deviations[:used], total), blocks.first(used))
+    def fit(cls, sigma: Tensor, bits_per_token: int) -> RoundedCodes:
+        """For a code whose numbers have deviations `sigma` (C,)."""
+        return cls(Quantiser.fit(sigma.double().cpu().numpy(), bits_per_token))
+
+    @classmethod
+    def stored(cls, config: MemoryConfig, tensors: Mapping[str, Tensor]) -> RoundedCodes:
+        """Out of a checkpoint's tensors. Raises ConfigError for tensors of other sizes."""
+        for name in ("bits", "steps"):
+            check_shape(name, tensors[name], (config.code_width,))
+        if (bits := int(tensors["bits"].sum())) != config.bits_per_token:
+            raise ConfigError(f"the quantiser has {bits} bits a token, not {config.bits_per_token}")
+        return cls(Quantiser(tensors["bits"].numpy().astype("int64"), tensors["steps"]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `stored` reads, as a checkpoint keeps it."""
+        return {"steps": self.quantiser.steps.float(), "bits": torch.from_numpy(self.quantiser.bits).to(torch.int8)}
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> RoundedCodes:
         """See Rounding."""
-        return RoundedCodes(self.quantiser.to(device), self.blocks.to(device, dtype) if self.blocks else None)
+        return RoundedCodes(self.quantiser.to(device))
 
     def with_bits(self, bits_per_token: int) -> RoundedCodes:
         """The same numbers with another number of bits a token."""
-        tokens = self.blocks.tokens if self.blocks else 1
-        return RoundedCodes(self.quantiser.with_bits(bits_per_token * tokens), self.blocks)
+        return RoundedCodes(self.quantiser.with_bits(bits_per_token))
 
     def round(self, codes: Tensor, lengths: Tensor) -> Tensor:
-        """Codes (B, T, C) as they are kept, with a straight-through gradient; the first `lengths` (B,) of a row are tokens."""
-        if self.blocks is None:
-            return self.quantiser.round(codes)
-        return self.blocks.codes(self.quantiser.round(self.blocks.of(codes, lengths)))[:, : codes.shape[1]]
+        """Codes (B, T, C) as they are kept, with a straight-through gradient."""
+        return self.quantiser.round(codes)
 
     def pack(self, codes: Tensor, lengths: Sequence[int]) -> list[bytes]:
         """See Rounding. A GPU packs where it is: it writes more than a CPU can pack."""
-        numbers = codes if self.blocks is None else self.blocks.of(codes, torch.tensor(lengths))
-        levels = self.quantiser.levels(numbers)
-        rows = [self._rows(length) for length in lengths]
+        levels = self.quantiser.levels(codes)
         if levels.device.type != "cpu":
             packed = self.quantiser.packed(levels).cpu().numpy()
-            return [row[:count].tobytes() for row, count in zip(packed, rows, strict=True)]
+            return [row[:length].tobytes() for row, length in zip(packed, lengths, strict=True)]
         whole = levels.to(torch.int16).numpy()
-        return [self.quantiser.pack(row[:count]) for row, count in zip(whole, rows, strict=True)]
+        return [self.quantiser.pack(row[:length]) for row, length in zip(whole, lengths, strict=True)]
 
     def unpack(self, packed: Sequence[bytes], lengths: Sequence[int]) -> Tensor:
         """See Rounding."""
         levels = np.concatenate([self.quantiser.unpack(row) for row in packed]).astype(np.float32)
-        values = self.quantiser.values(torch.from_numpy(levels).to(self.quantiser.steps.device))
-        if self.blocks is None:
-            return values
-        size = self.blocks.tokens
-        parts = torch.split(self.blocks.codes(values), [size * self._rows(length) for length in lengths])
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-
-    def _rows(self, length: int) -> int:
-        return -(-length // self.blocks.tokens) if self.blocks else length
+        return self.quantiser.values(torch.from_numpy(levels).to(self.quantiser.steps.device))
 
 
 class HalfCodes:
@@ -110,3 +107,21 @@ class HalfCodes:
             raise MemoryFormatError(f"memories of {len(whole)} bytes are no multiple of {2 * self._code_width}")
         codes = np.frombuffer(whole, dtype="<f2").reshape(-1, self._code_width)
         return torch.from_numpy(codes.astype(np.float32)).to(self._device)
+
+
+FittedRounding = RoundedCodes | EntropyCodes
+"""What a checkpoint has; `HalfCodes` need no fit."""
+
+
+def fitted_rounding(config: MemoryConfig, codes: Sequence[Tensor]) -> FittedRounding:
+    """For a code's numbers as they vary in sample texts' codes, (t, C) each."""
+    if config.code_storage == "entropy":
+        return EntropyCodes.fit(*TokenBlocks.fit(codes, config.block_tokens), config.bits_per_token)
+    return RoundedCodes.fit(torch.cat(list(codes)).std(dim=0), config.bits_per_token)
+
+
+def stored_rounding(config: MemoryConfig, tensors: Mapping[str, Tensor]) -> FittedRounding:
+    """Out of a checkpoint's tensors. Raises ConfigError for tensors of other sizes."""
+    if config.code_storage == "entropy":
+        return EntropyCodes.stored(config, tensors)
+    return RoundedCodes.stored(config, tensors)

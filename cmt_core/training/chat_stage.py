@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.rounding import FittedRounding
 from cmt_core.reading.aggregation import adjoining
 from cmt_core.reading.alignment import place_chosen
 from cmt_core.training.batches import Batch
@@ -26,7 +26,7 @@ _HIDDEN_WEIGHT = 0.5
 class ChatStage(nn.Module):
     """The code, taught behind `head` (p, X), which is the chat template's and stays as it is."""
 
-    def __init__(self, backbone: Backbone, code: KVCode, rounding: RoundedCodes, head: Tensor) -> None:
+    def __init__(self, backbone: Backbone, code: KVCode, rounding: FittedRounding, head: Tensor) -> None:
         super().__init__()
         self._frozen = (backbone, rounding, head.to(backbone.device, backbone.dtype))
         self.code = code

@@ -29,9 +29,8 @@ from cmt_core.errors import ConfigError, DataError
 from cmt_core.fitting.metric import GradientMetric
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.tokens import Tokens
-from cmt_core.memory.blocks import TokenBlocks
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.rounding import FittedRounding, fitted_rounding, stored_rounding
 from cmt_core.memory.soft.alignment_maps import LowRankMaps
 from cmt_core.memory.soft.soft_memory import SoftMemory
 from cmt_core.reading.aggregation import Select
@@ -63,7 +62,7 @@ class TrainedParts:
     encoding_prefix: Tensor
     reading_prefix: Tensor
     code: KVCode | None = None
-    rounding: RoundedCodes | None = None
+    rounding: FittedRounding | None = None
     select: Select | None = None
     soft: SoftMemory | None = None
 
@@ -284,7 +283,7 @@ class Recipe:
         nothing = torch.zeros(0, self.backbone.shape.width, dtype=self.backbone.dtype, device=self.backbone.device)
         return self.backbone.read(tokens, torch.ones_like(tokens), nothing)[0].float()
 
-    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, RoundedCodes, Tensor]:
+    def _start_code(self, windows: list[TrainingWindow], prefix: Tensor) -> tuple[KVCode, FittedRounding, Tensor]:
         """Code, rounding and reading prefix to train on."""
         device = self.backbone.device
         begun = self.start if self.start and self.start.code else None
@@ -315,23 +314,17 @@ class Recipe:
         return code
 
     @torch.no_grad()
-    def _fitted(self, code: KVCode, windows: list[TrainingWindow], prefix: Tensor) -> RoundedCodes:
-        """Bits by how much the code's numbers vary in sample windows, or those of its blocks, whose basis is made first."""
+    def _fitted(self, code: KVCode, windows: list[TrainingWindow], prefix: Tensor) -> FittedRounding:
+        """By how much the code's numbers, or those of its blocks, vary in sample windows."""
         path, memory = self.folder / "rounding.pt", self.memory
         if not path.exists():
 
             def read(ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
                 return code.encode(self.backbone.read(ids, mask, prefix))
 
-            texts, basis = self._sample(windows, prefix, read), None
-            sigma = torch.cat(texts).std(dim=0)
-            if memory.block_tokens > 1:
-                whole, sigma = TokenBlocks.fit(texts, memory.block_tokens)
-                basis = whole.basis
-            torch.save({"sigma": sigma, "basis": basis}, path)
-        state = torch.load(path, weights_only=True, map_location=self.backbone.device)
-        blocks = TokenBlocks(state["basis"], memory.block_tokens) if memory.block_tokens > 1 else None
-        return RoundedCodes.fit(state["sigma"], memory.bits_per_token, blocks).to(self.backbone.device)
+            torch.save(fitted_rounding(memory, self._sample(windows, prefix, read)).tensors(), path)
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        return stored_rounding(memory, state).to(self.backbone.device)
 
     def _gradient_weights(self, windows: Sequence[TrainingWindow], prefix: Tensor) -> Tensor:
         """What each number of a token counts for the answers to the sample windows' questions, (X,)."""

@@ -14,7 +14,7 @@ from cmt_core.generation.mixed_logits import memory_aware
 from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context
 from cmt_core.memory.compressor import KVCode
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.rounding import FittedRounding
 from cmt_core.reading.aggregation import Select, rank_prior
 from cmt_core.reading.alignment import place, place_chosen
 from cmt_core.training.batches import IGNORED, Batch, QuestionRows, attend
@@ -104,7 +104,7 @@ class CodeStage(nn.Module):
         self,
         backbone: Backbone,
         code: KVCode,
-        rounding: RoundedCodes,
+        rounding: FittedRounding,
         encoding_prefix: Tensor,
         window_tokens: int,
         reading_prefix: Tensor | None = None,

@@ -22,11 +22,8 @@ def fit(
         str | None, typer.Option(help="pypi:NAME, a local folder, or a model-hub id; default the settings'.")
     ] = None,
     token_bytes: Annotated[
-        int, typer.Option("--bytes", min=1, help="Bytes kept of a token.")
+        int, typer.Option("--bytes", min=2, help="Bytes kept of a token.")
     ] = DEFAULT_FIT.token_bytes,
-    block_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens in a row that are coded together: 4 keeps more where --bytes is small.")
-    ] = DEFAULT_FIT.block_tokens,
     texts: Annotated[
         Path | None, typer.Option(help="Plain text to read (.txt, a folder, .jsonl); default articles in the package.")
     ] = None,
@@ -52,7 +49,7 @@ def fit(
             retriever=model.retriever,
             cache_dir=model.cache_dir,
             device=model.device,
-            config=FitConfig(token_bytes=token_bytes, block_tokens=block_tokens, windows=windows, seed=seed),
+            config=FitConfig(token_bytes=token_bytes, windows=windows, seed=seed),
             texts=texts.absolute() if texts else None,
             questions=questions.absolute() if questions else None,
             progress=on_progress,

@@ -22,7 +22,7 @@ from cmt_core.data.training_mix import OPEN_SOURCES
 from cmt_core.errors import ConfigError
 from cmt_core.llm.backbone import Backbone
 from cmt_core.memory.blocks import TokenBlocks
-from cmt_core.memory.rounding import RoundedCodes
+from cmt_core.memory.entropy_codes import EntropyCodes
 from cmt_core.model import CMT
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.training.batches import Batch, TrainingWindow, collate
@@ -347,16 +347,16 @@ def test_a_code_begins_where_it_is_told_whatever_the_start_has(
         Recipe(tiny_backbone, retriever, tiny_memory, RecipeConfig(code_start="pca"), tmp_path / "x", silent)
 
 
-@pytest.mark.parametrize("block_tokens", [1, 4])
+@pytest.mark.parametrize("code_storage", ["packed", "entropy"])
 def test_code_stage_restores_rows_as_a_stored_memory_does(
-    block_tokens: int, tiny_checkpoint: Checkpoint, tiny_backbone: Backbone
+    code_storage: str, tiny_checkpoint: Checkpoint, tiny_backbone: Backbone
 ) -> None:
     """What training sees of a document is what the bank's bytes give back, however many padded columns stand behind it."""
     seed = torch.Generator().manual_seed(0)
     code, rounding = tiny_checkpoint.code, tiny_checkpoint.rounding
-    if block_tokens > 1:
-        blocks, sigma = TokenBlocks.fit([torch.randn(40, 48, generator=seed)], block_tokens)
-        rounding = RoundedCodes.fit(sigma, 96, blocks)
+    if code_storage == "entropy":
+        blocks, sigma = TokenBlocks.fit([torch.randn(40, 48, generator=seed)], 4)
+        rounding = EntropyCodes.fit(blocks, sigma, 96)
     stage = CodeStage(tiny_backbone, code, rounding, tiny_checkpoint.encoding_prefix, 64)
     x = torch.randn(2, 7, tiny_backbone.shape.width, generator=seed)
     mask = (torch.arange(7) < torch.tensor([[5], [7]])).long()

@@ -47,7 +47,7 @@ def test_a_command_line_that_says_nothing_trains_and_fits_by_the_librarys_defaul
         assert default(train, name) == getattr(RecipeConfig(), name)
     for name in ("top_k", "aggregation"):
         assert default(train, name) == default(train_checkpoint, name) == getattr(TRAINED_MEMORY, name)
-    for name in ("token_bytes", "block_tokens", "windows", "seed"):
+    for name in ("token_bytes", "windows", "seed"):
         assert default(fit, name) == getattr(FitConfig(), name)
     settings = load_settings().model
     for name in ("llm", "retriever"):
