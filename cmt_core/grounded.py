@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from cmt_core.generation.asking import QuestionBatch
 from cmt_core.model import CMT, Answer
+from cmt_core.retrieval.looks import most_read
 from cmt_core.text.grounding import Verdict, grounding_of, parts_of
 
-__all__ = ["Grounding", "TextReads", "ground", "read_again", "text_reads"]
+__all__ = ["Grounding", "TextReads", "ground", "of_most_read", "read_again", "text_reads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,16 @@ class TextReads:
     rows: list[int]
     texts: list[list[str]]
     begun: list[str]
+
+
+def of_most_read(answer: Answer, k: int) -> tuple[Answer, list[int]]:
+    """The answer as of the k memories with most attention, which are its sources, and these memories' places.
+
+    Only of an answer whose `weights` name every memory that was given.
+    """
+    places = most_read(answer.weights, k)
+    together = tuple(places.index(place) for place in answer.together)
+    return replace(answer, weights=[answer.weights[place] for place in places], together=together), places
 
 
 def ground(model: CMT, question: str, answer: Answer, texts: Sequence[str]) -> Grounding:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.files import save_tensors
-from cmt_core.grounded import ground, read_again, text_reads
+from cmt_core.grounded import ground, of_most_read, read_again, text_reads
 from cmt_core.model import CMT, Memory
 from cmt_core.retrieval.complement import completed_by
 from cmt_core.retrieval.evidence import relevant
@@ -165,8 +165,8 @@ class MemoryBank:
         In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them. Where answers
         are a few words, those from memory or text alone are spelled from the texts.
         """
-        hits = self.search(question, k)
-        hits = self._relevant(question, hits)
+        k = k or self.model.default_top_k
+        hits = self._relevant(question, self.search(question, self.model.looked_at(k)))
         found = [RowHit(row, hit.rank) for row, hit in self._placed(hits)]
         if not found:
             return BankAnswer(UNKNOWN, [], [])
@@ -175,6 +175,8 @@ class MemoryBank:
         texts = [self._rows[row].window.reading for row in rows]
         asked = self.model.ask([question], self.codes([rows]), [ranks], completed_by=[completed_by(question, texts)])
         (answer,) = self.model.write(asked, longest, [texts] if mode == "memory" else ())
+        answer, read = of_most_read(answer, k)
+        hits, texts = [hits[place] for place in read], [texts[place] for place in read]
         reads = text_reads(self.model, [question], [answer], [texts])
         if mode == "auto" and reads.rows:
             (again,) = self.model.write(read_again(self.model, [question], reads), longest, reads.texts)

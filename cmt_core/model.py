@@ -28,7 +28,7 @@ from cmt_core.reading.batch import Reading
 from cmt_core.reading.contexts import Contexts
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.late_interaction import DocumentKeys, QueryKeys
-from cmt_core.retrieval.looks import Look
+from cmt_core.retrieval.looks import Look, looked_at
 from cmt_core.retrieval.retriever import Retriever
 from cmt_core.retrieval.sentence_layout import read_layout
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
@@ -281,6 +281,10 @@ class CMT:
     ) -> list[list[int]]:
         """The places of each question's memories that are likely its documents, in the order in which `select` reads them."""
         return self._contexts.likely(questions, memories, scores, completed_by)
+
+    def looked_at(self, k: int) -> int:
+        """How many documents are to be found where k are to be read: more where a learned look tells them apart."""
+        return k if self.look_head is None or self.select is None else looked_at(k)
 
     @torch.inference_mode()
     def looks(self, questions: Sequence[str], memories: Sequence[Sequence[bytes]], layer: int) -> list[Look]:

@@ -17,6 +17,7 @@ from cmt_core.evaluation.systems import System, SystemAnswer, system, system_at
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 from cmt_core.retrieval.hybrid import RowHit
+from cmt_core.retrieval.looks import most_read
 from cmt_core.retrieval.ranking import HYBRID, Ranking
 
 __all__ = ["Keep", "StreamScores", "evaluate_stream", "sample", "score_system"]
@@ -34,7 +35,8 @@ class StreamScores:
     text for a question (median); `seconds` is for all questions, without the own documents'. `read_text` are questions for which
     text was read, `grounded` answers that stand in the texts found, `garbled` those with a name or number that none of them has.
     Of a system that reads memories, `attended_first` are the questions whose own document has most of the LLM's attention,
-    `attended` those whose own document has some, so that ψ has not left it out.
+    `attended` those whose own document has some, so that ψ has not left it out, and `among_sources` those whose own document is
+    one of the k that were read most: where a learned look chooses among more, it may not be one of the k found first.
     """
 
     system: str
@@ -59,6 +61,7 @@ class StreamScores:
     garbled: float
     attended_first: float | None
     attended: float | None
+    among_sources: float | None
 
 
 def evaluate_stream(
@@ -123,9 +126,9 @@ def score_system(
     """One system's scores on the questions `asked` of `bank`."""
     bank = bank.read_by(compared.model)
     started = time.perf_counter()
-    found = bank.nearest([row.question for row in asked], k)
+    found = bank.nearest([row.question for row in asked], compared.finds(k))
     seconds = time.perf_counter() - started
-    answers = compared.answers(bank, asked, found, max_new_tokens)
+    answers = compared.answers(bank, asked, found, max_new_tokens, k)
     if keep is not None:
         keep(compared.name, k, asked, answers)
     oracle = None
@@ -154,7 +157,7 @@ def score_system(
         oracle_f1=None if oracle is None else _mean(f1, oracle, asked),
         oracle_nats=None if oracle is None else _nats(oracle),
         recall_at_1=round(100 * sum(row[0] for row in hits) / len(hits), 2),
-        recall_at_k=round(100 * sum(any(row) for row in hits) / len(hits), 2),
+        recall_at_k=round(100 * sum(any(row[:k]) for row in hits) / len(hits), 2),
         vectors_per_document=_per_document(bank, [bank.model.vectors_of(memory) for memory in stored]),
         bytes_per_document=_per_document(bank, [len(memory.code) for memory in stored]),
         prompt_tokens=sorted(one.answer.prompt_tokens for one in answers)[len(answers) // 2],
@@ -164,6 +167,11 @@ def score_system(
         garbled=_share([one.garbled for one in answers]),
         attended_first=_share([first for first, _ in attended]) if of_memories else None,
         attended=_share([some for _, some in attended]) if of_memories else None,
+        among_sources=_share(
+            [any(row[at] for at in most_read(one.answer.weights, k)) for one, row in zip(answers, hits, strict=True)]
+        )
+        if of_memories
+        else None,
     )
     own_document = "" if oracle is None else f", own document EM {scores.oracle_em:.1f} F1 {scores.oracle_f1:.1f}"
     report(f"{compared.name} k={scores.k}: EM {scores.em:.1f} F1 {scores.f1:.1f}{own_document}")

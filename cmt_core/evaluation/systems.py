@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.generation.asking import QuestionBatch
-from cmt_core.grounded import TextReads, ground, read_again, text_reads
+from cmt_core.grounded import TextReads, ground, of_most_read, read_again, text_reads
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
 from cmt_core.retrieval.complement import completed_by
@@ -82,21 +82,35 @@ class System:
     spelled: bool = False
     _made: dict[_Key, SystemAnswer] = field(default_factory=dict)
 
+    def finds(self, k: int) -> int:
+        """How many rows of the bank it wants of a question to read k of them."""
+        return self.model.looked_at(k) if self.reads == "memory" or self.name == "rag_likely" else k
+
     def answers(
-        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
+        self,
+        bank: MemoryBank,
+        asked: Sequence[QAExample],
+        rows: Sequence[Sequence[RowHit]],
+        max_new_tokens: int,
+        k: int | None = None,
     ) -> list[SystemAnswer]:
-        """One answer a question from its own rows of the bank."""
+        """One answer a question from its own rows of the bank, of which k are its sources (None: all)."""
         keys = [self._key(bank, *each, max_new_tokens) for each in zip(asked, rows, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self._made]
         new.sort(key=lambda i: sum(map(len, keys[i][2])))  # texts of like length are padded least
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
-            made = self._answered(bank, [asked[i] for i in batch], [rows[i] for i in batch], max_new_tokens)
+            made = self._answered(bank, [asked[i] for i in batch], [rows[i] for i in batch], max_new_tokens, k)
             self._made.update(zip([keys[i] for i in batch], made, strict=True))
         return [self._made[key] for key in keys]
 
     def _answered(
-        self, bank: MemoryBank, asked: Sequence[QAExample], rows: Sequence[Sequence[RowHit]], max_new_tokens: int
+        self,
+        bank: MemoryBank,
+        asked: Sequence[QAExample],
+        rows: Sequence[Sequence[RowHit]],
+        max_new_tokens: int,
+        k: int | None,
     ) -> list[SystemAnswer]:
         model = bank.model if self.reads == "memory" else self.model
         questions = [row.question for row in asked]
@@ -106,7 +120,7 @@ class System:
         doubted: list[int] = []
         if self.in_doubt is not None:
             started = time.perf_counter()
-            reads = text_reads(model, questions, answers, texts)
+            reads = text_reads(model, questions, *self._sources(answers, texts, k))
             took, doubted = took + time.perf_counter() - started, reads.rows
         if doubted and self.in_doubt is not None:
             ask, own = self.in_doubt, [asked[row] for row in doubted]
@@ -118,16 +132,29 @@ class System:
                 answers[row] = replace(answer, text=whole, weights=answers[row].weights, prompt_tokens=tokens)
                 nats[row] = loss
             took += more
-        return [
-            self._judged(model, question, own, SystemAnswer(answer, took / len(asked), loss, row in doubted))
-            for row, (question, own, answer, loss) in enumerate(zip(questions, texts, answers, nats, strict=True))
+        made = [
+            SystemAnswer(answer, took / len(asked), loss, row in doubted)
+            for row, (answer, loss) in enumerate(zip(answers, nats, strict=True))
         ]
+        judged = zip(questions, made, *self._sources(answers, texts, k), strict=True)
+        return [self._judged(model, question, one, answer, own) for question, one, answer, own in judged]
 
-    def _judged(self, model: CMT, question: str, texts: Sequence[str], made: SystemAnswer) -> SystemAnswer:
-        """The answer with how it stands in the texts of its documents."""
+    def _sources(
+        self, answers: Sequence[Answer], texts: Sequence[Sequence[str]], k: int | None
+    ) -> tuple[list[Answer], list[list[str]]]:
+        """Answers and texts as of the k documents of each that are its sources."""
+        if k is None or self.reads != "memory":
+            return list(answers), [list(own) for own in texts]
+        most = [of_most_read(answer, k) for answer in answers]
+        return [one for one, _ in most], [[own[at] for at in read] for own, (_, read) in zip(texts, most, strict=True)]
+
+    def _judged(
+        self, model: CMT, question: str, made: SystemAnswer, answer: Answer, texts: Sequence[str]
+    ) -> SystemAnswer:
+        """What was made with how it, as `answer` of its sources alone, stands in their texts."""
         if self.reads == "nothing":
             return made
-        found = ground(model, question, made.answer, texts)
+        found = ground(model, question, answer, texts)
         read = made.read_text or self.reads == "text"
         return replace(made, read_text=read, grounded=found.grounded, garbled=found.garbled)
 

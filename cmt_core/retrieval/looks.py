@@ -20,7 +20,7 @@ from cmt_core.llm.backbone import Backbone
 from cmt_core.llm.context import Context, read_rows
 from cmt_core.retrieval.query_likelihood import told_log_probabilities, told_tokens
 
-__all__ = ["Look", "LookHead", "looks_behind"]
+__all__ = ["Look", "LookHead", "looked_at", "looks_behind", "most_read"]
 
 _SCORES = 4  # the retriever's score, and the three numbers of a look
 
@@ -59,6 +59,23 @@ class LookHead:
         states = torch.stack([look.state for look in looks])
         odds: list[float] = (numbers @ self.scores + states @ self.states).tolist()
         return odds
+
+
+def looked_at(k: int) -> int:
+    """How many documents are found, to be looked at where they may be right, so that k are read (docs/decisions/0177).
+
+    What is likely enough to be read is never more than four (reading/aggregation.py), so twice as many change nothing there; of
+    fewer than four each one found may be read.
+    """
+    return 2 * k if k >= 4 else k
+
+
+def most_read(weights: Sequence[float], k: int) -> list[int]:
+    """The places of the k documents with most of the LLM's attention, in the order in which they were found.
+
+    Among those with none the first that were found come first.
+    """
+    return sorted(sorted(range(len(weights)), key=lambda place: -weights[place])[:k])
 
 
 @torch.inference_mode()

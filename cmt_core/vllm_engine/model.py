@@ -29,6 +29,10 @@ class VLLMModel:
         self.answer_tokens = packed.answer_tokens
         self.follows_instructions = packed.follows_instructions
 
+    def looked_at(self, k: int) -> int:
+        """As `CMT.looked_at`: vLLM gives no states to look at."""
+        return k
+
     def start(self) -> None:
         """Starts vLLM, which takes half a minute and more; needs a running event loop. Raises CoreError."""
         packed = self.packed

@@ -52,6 +52,10 @@ class LexicalModel:
         self.memory_bytes = memory_bytes
         self.model_id = model_id
 
+    def looked_at(self, k: int) -> int:
+        """As many as are read."""
+        return k
+
     def windows(self, title: str, text: str) -> list[Window]:
         """Windows of at most 120 words."""
         return split_document(title, text, 120, lambda part: len(part.split()))

@@ -12,9 +12,10 @@ from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, DataError
 from cmt_core.look_training import LookedAt, fit_look_head, look_layer, train_looks
+from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 from cmt_core.reading.aggregation import Select
-from cmt_core.retrieval.looks import Look, LookHead
+from cmt_core.retrieval.looks import Look, LookHead, most_read
 from cmt_core.training.command import train_checkpoint
 from cmt_core.training.recipe_config import RecipeConfig
 from tests.unit.conftest import CORPUS, TinyFolders, write_corpus_questions
@@ -80,6 +81,34 @@ def test_look_decides_which_document_is_read(tiny_folders: TinyFolders) -> None:
         model.look_head = LookHead(1, torch.zeros(4), 1e3 * towards)
         assert model.likely(["Who opened it?"], [memories], scores)[0][0] == wanted
     assert model.likely(["Who opened it?"], [memories[:1]], [[0.5]]) == [[0]]  # nothing to look at
+
+
+def test_more_are_looked_at_than_are_read(tiny_folders: TinyFolders) -> None:
+    """The document that is found sixth can be the one that is read, and is a source; the four others of eight are none."""
+    model = asking(tiny_folders.load_cmt(), None)
+    model.config = dataclasses.replace(model.config, prior_temperature=10.0)  # any may be right
+    bank = MemoryBank(model, min_score=-1.0)
+    for number in range(9):
+        bank.add(f"{CORPUS[number % len(CORPUS)]} Number {number}.", doc_id=str(number))
+    question = "Who opened it?"
+    found = bank.nearest([question], 8)[0]
+    assert [model.looked_at(k) for k in (1, 3, 4, 5)] == [1, 3, 4, 5]
+    looks = model.looks([question] * 8, bank.codes([[hit.row] for hit in found]), 1)
+    mean = sum(look.state for look in looks) / 8
+    wanted = max(range(4, 8), key=lambda place: float((looks[place].state - mean).norm()))
+    model.look_head = LookHead(1, torch.zeros(4), 1e3 * (looks[wanted].state - mean))
+    assert [model.looked_at(k) for k in (1, 3, 4, 5)] == [1, 3, 8, 10]
+    answer = bank.ask(question, 4, mode="memory")
+    assert len(answer.sources) == len(answer.weights) == 4
+    best = max(range(4), key=answer.weights.__getitem__)
+    assert answer.sources[best].entry.doc_id == bank.rows[found[wanted].row].entry.doc_id
+    assert len(bank.search(question, 4)) == 4
+
+
+def test_most_read_are_in_the_order_in_which_they_were_found() -> None:
+    assert most_read([0.0, 0.1, 0.0, 0.9, 0.0], 3) == [0, 1, 3]
+    assert most_read([0.5, 0.5], 4) == [0, 1]
+    assert most_read([], 4) == []
 
 
 def test_look_of_a_question_does_not_depend_on_its_neighbours(tiny_folders: TinyFolders) -> None:

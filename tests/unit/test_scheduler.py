@@ -482,3 +482,49 @@ def test_system_message_is_said_to_be_without_effect_only_where_it_is(start: Cal
     ask = Ask("Who opened the bridge in Aarhus?", instructions="Answer in French.")
     assert "no effect" in reply(*answer(start(), ask)).notes[0]
     assert reply(*answer(start(ChattingModel(), min_score=0.0), ask)).notes == ()
+
+
+class LookingModel(LexicalModel):
+    """Has four documents found for each one that it reads."""
+
+    default_top_k = 2
+
+    def looked_at(self, k: int) -> int:
+        return 4 * k
+
+
+@pytest.fixture
+def misleading() -> tuple[LookingModel, InMemoryBank]:
+    """A bank whose search finds shorter documents before the one that tells most."""
+    model, bank = LookingModel(), InMemoryBank()
+    for number in range(4):
+        publish(bank, model, f"rumour-{number}", "Which bridge in Aarhus opened?")
+    publish(bank, model, "bridge", f"{BRIDGE} {' '.join(f'word{n}' for n in range(40))}")
+    return model, bank
+
+
+WHICH = "Mayor Lund opened which bridge in Aarhus?"
+
+
+def test_sources_are_those_read_most_of_all_that_were_looked_at(
+    start: Callable[..., Scheduler], misleading: tuple[LookingModel, InMemoryBank]
+) -> None:
+    scheduler = start(*misleading)
+    shown = scheduler.search(Ask(WHICH, top_k=3))
+    assert isinstance(shown, HitList)
+    assert len(shown.hits) == 3  # a search is for what was asked for
+    asks = [Ask(WHICH, mode, min_score=-1.0) for mode in ("memory", "auto", "rag")]  # type: ignore[arg-type]
+    memory, auto, rag = (reply(one) for one in answer(scheduler, *asks))
+    for got in (memory, auto):
+        assert len(got.sources) == 2
+        assert max(got.sources, key=lambda source: source.weight or 0.0).doc_id == "bridge"
+        assert sum(source.weight or 0.0 for source in got.sources) < 1 - 1e-6  # the rest fell on what is no source
+    assert len(rag.sources) == 2
+
+
+def test_citations_number_the_sources_that_are_shown(
+    start: Callable[..., Scheduler], misleading: tuple[LookingModel, InMemoryBank]
+) -> None:
+    (got,) = (reply(one) for one in answer(start(*misleading), Ask(WHICH, citations=True, min_score=-1.0)))
+    assert [source.doc_id for source in got.sources] == ["rumour-0", "bridge"]
+    assert got.answer == BRIDGE.replace(".", " [2].")

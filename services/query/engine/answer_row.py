@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.retrieval.looks import most_read
 from cmt_core.text.grounding import Place
 from services.bank.records import Hit
 from services.query.engine.checked_text import CheckedText
@@ -45,6 +46,7 @@ class AnswerRow:
         self.first_token = started.token
         self.finish_reason: Literal["stop", "length"] | None = None
         self._started, self._doubt = started, doubt
+        self._read = self._most_read()
         begun = doubt.begun if doubt else ""
         self._stream = TextStream(decode, ticket.ask.stop, goes_on=bool(begun))
         self._checked = self._compared(by_sentence, doubt)
@@ -139,12 +141,18 @@ class AnswerRow:
             self._first_ms = self.ticket.ms()
         return text
 
+    def _most_read(self) -> list[tuple[Hit, float | None]]:
+        """The hits that are the answer's sources, with their shares of attention where these are known."""
+        found = self.ticket.found
+        weights = self._doubt.weights if self._doubt else self._started.weights
+        k = len(found.hits) if found.sources is None else found.sources
+        if len(weights) != len(found.hits):
+            return [(hit, None) for hit in found.hits[:k]]
+        return [(found.hits[place], weights[place]) for place in most_read(weights, k)]
+
     def _compared(self, by_sentence: bool, doubt: Doubt | None) -> CheckedText:
-        ask, hits = self.ticket.ask, self.ticket.found.hits
-        weights = doubt.weights if doubt else self._started.weights
-        order = list(range(len(hits)))
-        if len(weights) == len(hits):
-            order.sort(key=lambda number: -weights[number])
+        ask, hits = self.ticket.ask, [hit for hit, _ in self._read]
+        order = sorted(range(len(hits)), key=lambda number: -(self._read[number][1] or 0.0))
         return CheckedText(
             [hits[number].passage for number in order],
             [number + 1 for number in order],
@@ -157,14 +165,8 @@ class AnswerRow:
         )
 
     def _sources(self) -> tuple[Source, ...]:
-        hits = self.ticket.found.hits
-        weights = self._doubt.weights if self._doubt else self._started.weights
-        known: Sequence[float | None] = weights if len(weights) == len(hits) else [None] * len(hits)
-        places = self._places(hits)
-        return tuple(
-            Source.of(hit, weight, places.get(number))
-            for number, (hit, weight) in enumerate(zip(hits, known, strict=True), 1)
-        )
+        places = self._places([hit for hit, _ in self._read])
+        return tuple(Source.of(hit, weight, places.get(number)) for number, (hit, weight) in enumerate(self._read, 1))
 
     def _places(self, hits: Sequence[Hit]) -> dict[int, Place]:
         """Where the answer stands word for word, by the source's number."""

@@ -138,8 +138,9 @@ Event = Delta | Reply | Failure
 class HitList:
     """What the bank holds for one question, best hit first; `best_score` counts hits that were not relevant enough too.
 
-    `relevant` says of each hit whether it is, `completed_by` which other hit has words of the question that it lacks
-    (cmt_core/retrieval/complement.py), `began` when the bank's first document came (None: it has none).
+    An answer's sources are those `sources` hits that were read most, all of them for None. `relevant` says of each hit whether
+    it is, `completed_by` which other hit has words of the question that it lacks (cmt_core/retrieval/complement.py), `began` when
+    the bank's first document came (None: it has none).
     """
 
     hits: tuple[Hit, ...] = ()
@@ -149,6 +150,7 @@ class HitList:
     relevant: tuple[bool, ...] = ()
     completed_by: tuple[int | None, ...] = ()
     began: datetime | None = None
+    sources: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

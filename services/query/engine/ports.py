@@ -74,6 +74,10 @@ class BankModel(Protocol):
     @property
     def follows_instructions(self) -> bool: ...
 
+    def looked_at(self, k: int) -> int:
+        """How many memories are to be found where k are to be read."""
+        ...
+
     def query_keys(self, questions: Sequence[str]) -> QueryKeys:
         """What B questions look for."""
         ...

@@ -64,7 +64,8 @@ class Retrieval:
 
     def _options(self, ask: Ask) -> Hashable:
         timed = self._wish(ask) is not None
-        return ask.mode != "closed" and (ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted, timed)
+        of_mode = ask.mode if ask.mode in ("closed", "rag") else "memory"  # what is found for it, and how much
+        return of_mode != "closed" and (of_mode, ask.top_k or self._top_k, ask.namespace, ask.as_of, ask.wanted, timed)
 
     def _wish(self, ask: Ask) -> TimeWish | None:
         return time_wish(ask.question, ask.as_of or self._clock()) if self._time_weight else None
@@ -79,9 +80,10 @@ class Retrieval:
         with self._encoding:
             keys = self._model.query_keys(flat)
         k = first.top_k or self._top_k
+        looked_at = self._model.looked_at(k) if relevant_only and first.mode != "rag" else k
         stats = self._bank.stats()
         timed = self._wish(first) is not None
-        pool = max(k, _TIMED_POOL) if timed else k
+        pool = max(looked_at, _TIMED_POOL) if timed else looked_at
         found = self._bank.search(
             keys.vectors,
             pool,
@@ -95,10 +97,13 @@ class Retrieval:
         rows = iter(found)
         hits = [_best([hit for _ in own for hit in next(rows)], pool, self._every_chunk) for own in texts]
         if timed:
-            hits = [self._in_time(ask, own)[:k] for ask, own in zip(asks, hits, strict=True)]
+            hits = [self._in_time(ask, own)[:looked_at] for ask, own in zip(asks, hits, strict=True)]
         seconds = time.perf_counter() - started
         self._metrics.observe("cmt_query_retrieve_seconds", seconds)
-        return [self._found(ask, own, stats, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)]
+        found_of = [
+            self._found(ask, own, stats, seconds * 1e3, relevant_only) for ask, own in zip(asks, hits, strict=True)
+        ]
+        return [replace(one, sources=k) for one in found_of]
 
     def _in_time(self, ask: Ask, hits: Sequence[Hit]) -> list[Hit]:
         """The hits, best first, with the weight of their times in their ranks."""
