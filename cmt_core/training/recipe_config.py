@@ -50,7 +50,7 @@ class RecipeConfig:
 
 RECIPE = RecipeConfig()
 TRAINED_MEMORY = MemoryConfig(
-    aggregation="select", code_width=512, bits_per_token=576, block_tokens=4, code_storage="entropy"
+    aggregation="select", code_width=512, block_tokens=4, code_storage="entropy"
 )
 """What is trained where nothing else is asked for; a MemoryConfig's own defaults are those of checkpoints that don't say.
 

@@ -49,7 +49,7 @@ def test_fit_writes_a_checkpoint_and_says_what_it_keeps(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--bytes", "4000"), "cmt: 4000 bytes a token want 8896 components, and this LLM has 192 numbers a token"),
+        (("--bytes", "4000"), "cmt: 4000 bytes a token want 14224 components, and this LLM has 192 numbers a token"),
         (("--bytes", "24", "--texts", "/no/such/file.txt"), "cmt: /no/such/file.txt can't be read: "),
         (("--bytes", "24", "--questions", "/no/such/file.jsonl"), "cmt: /no/such/file.jsonl can't be read: "),
     ],
