@@ -136,9 +136,12 @@ class EntropyCodes:
 
     def _levels(self, numbers: Tensor, tables: Tensor, steps: Tensor) -> Tensor:
         """Whole levels (B, R, N), as floats, of numbers at steps (B,)."""
-        scaled = numbers / _size(steps)[:, None, None]
-        most = self._reach[tables][:, None].to(scaled.dtype)
-        return scaled.sign() * (scaled.abs() + (1 - ZERO_UP_TO)).floor().minimum(most)
+        return numbers.sign() * self._magnitudes(numbers.abs(), tables, steps)
+
+    def _magnitudes(self, sizes: Tensor, tables: Tensor, steps: Tensor) -> Tensor:
+        """How large the levels are of numbers of these sizes (B, R, N)."""
+        most = self._reach[tables][:, None].to(sizes.dtype)
+        return (sizes / _size(steps)[:, None, None]).add_(1 - ZERO_UP_TO).floor_().minimum(most)
 
     def _finest(self, numbers: Tensor, counts: Sequence[int]) -> Tensor:
         """The finest step (B,) with which each row's blocks, the first `counts` of R, fit into their bytes."""
@@ -147,20 +150,21 @@ class EntropyCodes:
         used = torch.arange(numbers.shape[1], device=device) < blocks[:, None]  # (B, R)
         overhead = 8 * _STEP_BYTES + torch.tensor([self.coder.overhead(n) for n in self._lanes(counts)], device=device)
         room = (8 * torch.tensor([self._size_of(count) for count in counts], device=device) - overhead) / _MARGIN
+        sizes = numbers.abs()
         low = torch.full_like(blocks, int(self.scales[0]) - _MOST * _OCTAVE)
         high = torch.full_like(blocks, int(self.scales[0]) - _LEAST * _OCTAVE + 1)  # nothing is kept there
         while bool((low < high).any()):
             middle = (low + high) // 2
-            fits = self._cost(numbers, middle, used) <= room
+            fits = self._cost(sizes, middle, used) <= room
             low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
         return high
 
-    def _cost(self, numbers: Tensor, steps: Tensor, used: Tensor) -> Tensor:
-        """Bits (B,) of the levels of the blocks that are `used` (B, R)."""
+    def _cost(self, sizes: Tensor, steps: Tensor, used: Tensor) -> Tensor:
+        """Bits (B,) of the levels of numbers of these sizes (B, R, N), of the blocks that are `used` (B, R)."""
         tables = self._tables(steps)
         most = self._most(tables)
-        levels = self._levels(numbers[..., :most], tables[:, :most], steps).abs().long()
-        place = tables[:, None, :most] * self._bits.shape[1] + levels
+        place = self._magnitudes(sizes[..., :most], tables[:, :most], steps).long()
+        place += tables[:, None, :most] * self._bits.shape[1]
         return (self._bits.flatten()[place].sum(dim=-1, dtype=torch.float64) * used).sum(dim=-1)
 
     def _usual_step(self) -> int:

@@ -49,9 +49,7 @@ class RecipeConfig:
 
 
 RECIPE = RecipeConfig()
-TRAINED_MEMORY = MemoryConfig(
-    aggregation="select", code_width=512, block_tokens=4, code_storage="entropy"
-)
+TRAINED_MEMORY = MemoryConfig(aggregation="select", code_width=512, block_tokens=4, code_storage="entropy")
 """What is trained where nothing else is asked for; a MemoryConfig's own defaults are those of checkpoints that don't say.
 
 At the same bytes 512 numbers keep more than 320 (docs/decisions/0172), and close to their entropy far more (0176).
