@@ -146,6 +146,14 @@ def test_any_codes_fit_into_their_bytes(seed: int, bits: int, tokens: int, lengt
     assert whole.isfinite().all()
 
 
+def test_many_memories_are_unpacked_one_behind_the_other() -> None:
+    """More than are read at once, each as it is alone."""
+    rounding, lengths = fitted(64), [1 + 3 * number for number in range(20)]
+    packed = rounding.pack(torch.stack(following(20, 64, WIDTH)), lengths)
+    alone = [rounding.unpack([memory], [length]) for memory, length in zip(packed, lengths, strict=True)]
+    torch.testing.assert_close(rounding.unpack(packed, lengths), torch.cat(alone))
+
+
 def test_step_is_the_finest_that_fits() -> None:
     rounding = fitted(64)
     codes = torch.stack(following(4, 64, WIDTH))
