@@ -42,7 +42,8 @@ def main() -> None:
 
     def asked(mode: Any, k: int, scores: Sequence[float] = ()) -> Query:
         read = memories[:k] if mode == "memory" else ()
-        return Query(QUESTION, mode, read, scores[:k] or None, texts[:k] if mode == "rag" else ())
+        passages = texts[:k] if mode == "rag" else ()
+        return Query(QUESTION, mode, memories=read, scores=scores[:k] or None, passages=passages)
 
     def first(query: Query) -> float:
         def join() -> None:
