@@ -48,7 +48,7 @@ def of_most_read(answer: Answer, k: int) -> tuple[Answer, list[int]]:
 
     Only of an answer whose `weights` name every memory that was given.
     """
-    places = most_read(answer.weights, k)
+    places = most_read(answer.weights, k, answer.together)
     together = tuple(places.index(place) for place in answer.together)
     return replace(answer, weights=[answer.weights[place] for place in places], together=together), places
 

@@ -168,7 +168,10 @@ def score_system(
         attended_first=_share([first for first, _ in attended]) if of_memories else None,
         attended=_share([some for _, some in attended]) if of_memories else None,
         among_sources=_share(
-            [any(row[at] for at in most_read(one.answer.weights, k)) for one, row in zip(answers, hits, strict=True)]
+            [
+                any(row[at] for at in most_read(one.answer.weights, k, one.answer.together))
+                for one, row in zip(answers, hits, strict=True)
+            ]
         )
         if of_memories
         else None,

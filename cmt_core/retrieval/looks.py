@@ -70,12 +70,12 @@ def looked_at(k: int) -> int:
     return 2 * k if k >= 4 else k
 
 
-def most_read(weights: Sequence[float], k: int) -> list[int]:
+def most_read(weights: Sequence[float], k: int, together: Sequence[int] = ()) -> list[int]:
     """The places of the k documents with most of the LLM's attention, in the order in which they were found.
 
-    Among those with none the first that were found come first.
+    Those that a question takes `together` are among them; of those with none the first that were found come first.
     """
-    return sorted(sorted(range(len(weights)), key=lambda place: -weights[place])[:k])
+    return sorted(sorted(range(len(weights)), key=lambda place: (place not in together, -weights[place]))[:k])
 
 
 @torch.inference_mode()

@@ -11,9 +11,10 @@ import torch
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
 from cmt_core.errors import CheckpointError, ConfigError, DataError
+from cmt_core.grounded import of_most_read
 from cmt_core.look_training import LookedAt, fit_look_head, look_layer, train_looks
 from cmt_core.memory_bank import MemoryBank
-from cmt_core.model import CMT
+from cmt_core.model import CMT, Answer
 from cmt_core.reading.aggregation import Select
 from cmt_core.retrieval.looks import Look, LookHead, most_read
 from cmt_core.training.command import train_checkpoint
@@ -109,6 +110,15 @@ def test_most_read_are_in_the_order_in_which_they_were_found() -> None:
     assert most_read([0.0, 0.1, 0.0, 0.9, 0.0], 3) == [0, 1, 3]
     assert most_read([0.5, 0.5], 4) == [0, 1]
     assert most_read([], 4) == []
+    assert most_read([0.1, 0.2, 0.7, 0.0, 0.0], 2, (4, 2)) == [2, 4]  # ψ may keep no token of one of two that it takes
+
+
+def test_answer_of_two_names_both_even_where_one_got_no_attention() -> None:
+    answer = Answer("Lund", 5, 1, "stop", [0.1, 0.1, 0.1, 0.1, 0.6, 0.0], together=(5, 4))
+    kept, places = of_most_read(answer, 4)
+    assert places == [0, 1, 4, 5]
+    assert kept.together == (3, 2)
+    assert kept.weights == [0.1, 0.1, 0.6, 0.0]
 
 
 def test_look_of_a_question_does_not_depend_on_its_neighbours(tiny_folders: TinyFolders) -> None:

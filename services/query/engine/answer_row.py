@@ -145,10 +145,11 @@ class AnswerRow:
         """The hits that are the answer's sources, with their shares of attention where these are known."""
         found = self.ticket.found
         weights = self._doubt.weights if self._doubt else self._started.weights
+        read = self._doubt.read if self._doubt else self._started.together
         k = len(found.hits) if found.sources is None else found.sources
         if len(weights) != len(found.hits):
             return [(hit, None) for hit in found.hits[:k]]
-        return [(found.hits[place], weights[place]) for place in most_read(weights, k)]
+        return [(found.hits[place], weights[place]) for place in most_read(weights, k, read)]
 
     def _compared(self, by_sentence: bool, doubt: Doubt | None) -> CheckedText:
         ask, hits = self.ticket.ask, [hit for hit, _ in self._read]
