@@ -79,6 +79,7 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc] # kafka-python
     """Remembers who refused us: the client would try on, and only say that nobody answered.
 
     A new user is not known to every broker at once, so for a moment it may try on; no longer, as somebody waits for the answer.
+    A broker says why and hangs up; where both arrive together kafka-python drops what was said, so here it is read first.
     """
 
     refusal: BaseException | None = None
@@ -91,6 +92,17 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc] # kafka-python
         if self.refusal is None and not self.bootstrapped:
             connection.init_future.add_errback(self._note)
         return connection
+
+    async def _build_transport(self, *arguments: Any, **options: Any) -> Any:
+        transport = await super()._build_transport(*arguments, **options)
+        receive = transport._sock_recv
+
+        def data_before_the_end() -> tuple[bytes, BaseException | None]:
+            data, error = receive()
+            return data, None if data else error  # the end is met again by the next call
+
+        transport._sock_recv = data_before_the_end
+        return transport
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, _REFUSALS) and self.refusal is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -115,6 +117,50 @@ def test_who_is_not_let_in_is_told_so_in_one_line(
     assert "\n" not in said
     assert PASSWORD not in said
     assert "access refused" in said
+
+
+def test_a_refusal_that_arrives_with_the_end_of_the_connection_is_told(
+    kafka: KafkaCluster, secured: KafkaSettings
+) -> None:
+    refused = secured.model_copy(update={"sasl_username": "nobody"})
+    with (
+        end_sent_with_the_last_answer(kafka.secured_bootstrap) as bootstrap,
+        pytest.raises(BrokerError, match="access refused"),
+        AssignedSource(refused, bootstrap),
+    ):
+        pass
+
+
+@contextmanager
+def end_sent_with_the_last_answer(bootstrap: str) -> Iterator[str]:
+    """The address of a proxy whose packets wait until they are full or the connection ends, as on a busy machine."""
+    host, _, port = bootstrap.rpartition(":")
+
+    def connect(client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        broker = socket.create_connection((host, int(port)))
+        Thread(target=pump, args=(client, broker), daemon=True).start()
+        pump(broker, client)
+
+    def serve(server: socket.socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                Thread(target=connect, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=serve, args=(server,), daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Hands on until one of them ends, and ends the other."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for one in (source, target):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
 
 
 @pytest.mark.parametrize(
