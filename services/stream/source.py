@@ -195,8 +195,8 @@ class _Source:
 class KafkaSource(_Source):
     """One member of the consumer group that reads `settings.topic`; the group decides who reads what.
 
-    The assignment is cooperative and sticky. `member` (static membership) is a name that stays the same when this
-    member is started again: then the group waits for it instead of moving its partitions.
+    The assignment is cooperative and sticky. `member` (static membership, not with the embedded broker) is a name that stays
+    the same when this member is started again: then the group waits for it instead of moving its partitions.
     """
 
     def __init__(
@@ -220,7 +220,9 @@ class KafkaSource(_Source):
             bootstrap,
             session_timeout_ms=_SESSION_TIMEOUT_MS if settings.bootstrap_servers else _EMBEDDED_SESSION_TIMEOUT_MS,
             partition_assignment_strategy=[CooperativeStickyAssignor],
-            group_instance_id=f"{socket.gethostname()}-{member}" if member else None,
+            # the embedded broker forms a group anew without telling its leader where a static member joins again (seen: the
+            # others then waited for ever)
+            group_instance_id=f"{socket.gethostname()}-{member}" if member and settings.bootstrap_servers else None,
         )
         with translated_errors(f"Kafka topic {self._topic}"):
             # a member that joins before it knows the topic is given nothing, joins again, and may wait for ever (seen)

@@ -204,6 +204,31 @@ def test_second_member_takes_its_share_and_the_first_is_told(broker: str, kafka_
     assert told == [set(shares[1])]  # cooperative: what stays is never taken away
 
 
+def test_a_named_member_that_joins_again_is_taken_up(broker: str, kafka_settings: KafkaSettings) -> None:
+    stop = threading.Event()
+    with (
+        KafkaSource(kafka_settings, broker, member="one") as first,
+        KafkaSource(kafka_settings, broker, member="two") as second,
+    ):
+        pollers = [keep_polling(source, stop) for source in (first, second)]
+        coordinators = [source._consumer._coordinator for source in (first, second)]
+
+        def shared() -> bool:
+            joined = not any(one.need_rejoin() for one in coordinators)
+            return joined and len(first.assigned()) == len(second.assigned()) == 1
+
+        try:
+            until(shared, 60.0)
+            follower = next(one for one in coordinators if not one._is_leader)
+            generation = follower._generation.generation_id
+            follower.request_rejoin()
+            until(lambda: follower._generation.generation_id > generation and shared(), 60.0)
+        finally:
+            stop.set()
+        for poller in pollers:
+            poller.join(10)
+
+
 def test_closing_gives_the_partitions_back_and_tells_so(broker: str, kafka_settings: KafkaSettings) -> None:
     revoked: list[set[int]] = []
     with KafkaSource(kafka_settings, broker, revoked.append) as source:
