@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from cmt_core.errors import BankFileError, CheckpointError, ConfigError
 from cmt_core.files import save_tensors
+from cmt_core.generation.query import MOST_CANDIDATES
 from cmt_core.grounded import ground, of_most_read, read_again, text_reads
 from cmt_core.model import CMT, Memory
 from cmt_core.retrieval.complement import completed_by
@@ -163,7 +164,8 @@ class MemoryBank:
         """Answers a question from the memories of the k best documents; "I don't know." when none is relevant.
 
         In mode `auto` an answer that does not stand in their texts is read again from the text of the best of them. Where answers
-        are a few words, those from memory or text alone are spelled from the texts.
+        are a few words, those from memory or text alone are spelled from the texts, and the likeliest of several candidates is
+        taken.
         """
         k = k or self.model.default_top_k
         hits = self._relevant(question, self.search(question, self.model.looked_at(k)))
@@ -174,12 +176,13 @@ class MemoryBank:
         longest = max_new_tokens or self.model.answer_tokens
         texts = [self._rows[row].window.reading for row in rows]
         asked = self.model.ask([question], self.codes([rows]), [ranks], completed_by=[completed_by(question, texts)])
-        (answer,) = self.model.write(asked, longest, [texts] if mode == "memory" else ())
+        (answer,) = self.model.write(asked, longest, [texts] if mode == "memory" else (), MOST_CANDIDATES)
         answer, read = of_most_read(answer, k)
         hits, texts = [hits[place] for place in read], [texts[place] for place in read]
         reads = text_reads(self.model, [question], [answer], [texts])
         if mode == "auto" and reads.rows:
-            (again,) = self.model.write(read_again(self.model, [question], reads), longest, reads.texts)
+            asked = read_again(self.model, [question], reads)
+            (again,) = self.model.write(asked, longest, reads.texts, MOST_CANDIDATES)
             answer = replace(again, text=f"{reads.begun[0]} {again.text}".strip(), weights=answer.weights)
         grounded = ground(self.model, question, answer, texts).grounded
         read_text = mode == "auto" and bool(reads.rows)

@@ -16,8 +16,8 @@ from cmt_core.fitting.fit_config import DEFAULT_FIT, FitConfig, Progress
 from cmt_core.fitting.known import note_checkpoint
 from cmt_core.generation.answering import AnswerBatch
 from cmt_core.generation.asking import QuestionBatch, log_loss
-from cmt_core.generation.greedy import GeneratedTokens, generate
-from cmt_core.generation.mixed_greedy import generate_mixed
+from cmt_core.generation.candidates import generate_likeliest
+from cmt_core.generation.greedy import GeneratedTokens
 from cmt_core.generation.spelling import Speller
 from cmt_core.llm.backbone import Backbone, pick_device
 from cmt_core.llm.model_source import file_sha256, resolve_model
@@ -164,14 +164,15 @@ class CMT:
         max_new_tokens: int,
         scores: Sequence[Sequence[float]] | None = None,
         sources: Sequence[Sequence[str]] = (),
+        candidates: int = 1,
     ) -> list[Answer]:
         """Answers B questions, each from its own packed memories (at least one); no text is read.
 
         `scores` are the retriever's of each memory; without them ψ `select` starts from their order. The LLM's own logits are
-        mixed in as the checkpoint's objective says; `sources` are as in `write`. Raises MemoryFormatError for bytes of another
-        layout.
+        mixed in as the checkpoint's objective says; `sources` and `candidates` are as in `write`. Raises MemoryFormatError for
+        bytes of another layout.
         """
-        return self.write(self.ask(questions, memories, scores), max_new_tokens, sources)
+        return self.write(self.ask(questions, memories, scores), max_new_tokens, sources, candidates)
 
     @torch.inference_mode()
     def answer_rag(
@@ -235,20 +236,30 @@ class CMT:
         return QuestionBatch(self.context_of_nothing(len(prompts)), prompts, closed=True)
 
     @torch.inference_mode()
-    def write(self, asked: QuestionBatch, max_new_tokens: int, sources: Sequence[Sequence[str]] = ()) -> list[Answer]:
+    def write(
+        self, asked: QuestionBatch, max_new_tokens: int, sources: Sequence[Sequence[str]] = (), candidates: int = 1
+    ) -> list[Answer]:
         """The answers to what was asked, greedy.
 
-        With the texts of each question's `sources`, a checkpoint that answers in a few words spells them from there.
+        A checkpoint that answers in a few words spells them from the texts of each question's `sources`, where these are given,
+        and takes the likeliest of up to so many `candidates` that begin with other likely tokens.
         """
         reading, prompts, stops = asked.reading, asked.prompts, asked.reading.stop_ids
-        spelled = () if self.follows_instructions else sources
-        spellers = [Speller(texts, self.tokens.text, stops) if texts else None for texts in spelled]
-        if asked.plain is None:
-            made = generate(self.backbone, reading.context, prompts, max_new_tokens, stops, spellers)
-        else:
-            made = generate_mixed(
-                self.backbone, reading.context, asked.plain, prompts, asked.weight, max_new_tokens, stops, spellers
-            )
+        in_words = not self.follows_instructions and not asked.closed
+        spellers = [
+            Speller(texts, self.tokens.text, stops) if texts else None for texts in (sources if in_words else ())
+        ]
+        made = generate_likeliest(
+            self.backbone,
+            reading.context,
+            prompts,
+            max_new_tokens,
+            stops,
+            spellers,
+            asked.plain,
+            asked.weight,
+            candidates if in_words else 1,
+        )
         return [self._to_answer(one, reading, row, prompts[row]) for row, one in enumerate(made)]
 
     def log_loss(self, asked: QuestionBatch, answers: Sequence[str]) -> list[float]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cmt_core.config import MIN_EVIDENCE
+from cmt_core.generation.query import MOST_CANDIDATES
 from cmt_core.shipped import CACHE_DIR, LLM, RETRIEVER
 from services.errors import SettingsError
 from services.settings_sources import CONFIG_VARIABLE, Environment, File, Flags, nested, read_file
@@ -259,6 +260,13 @@ class ServeSettings(_Group):
     spell_answers: bool = Field(
         True,
         description="a checkpoint that answers in a few words spells them from its sources' texts",
+    )
+    answer_candidates: int = Field(
+        MOST_CANDIDATES,
+        ge=1,
+        le=16,
+        description="it writes up to so many answers that begin with other likely words, and gives the likeliest (not with "
+        "engine vllm); 1: none is compared, and each token is shown as it is written",
     )
     max_batch: int = Field(16, ge=1, description="answers written at the same time by each replica")
     max_queued: int = Field(64, ge=1, description="questions that may wait; more get HTTP 429")

@@ -14,6 +14,7 @@ from cmt_core.data.qa import QAExample
 from cmt_core.evaluation.bank import filled_bank, own_window
 from cmt_core.evaluation.metrics import exact_match, f1, papers_exact_match
 from cmt_core.evaluation.systems import System, SystemAnswer, system, system_at
+from cmt_core.generation.query import MOST_CANDIDATES
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT
 from cmt_core.retrieval.hybrid import RowHit
@@ -77,20 +78,23 @@ def evaluate_stream(
     ranking: Ranking = HYBRID,
     single_context: CMT | None = None,
     spelled: bool = True,
+    candidates: int = MOST_CANDIDATES,
     report: Callable[[str], None] = lambda line: None,
     keep: Keep | None = None,
 ) -> Iterator[StreamScores]:
     """Scores each system on `questions` seeded questions against a bank of all documents (or `documents` of them).
 
     A system reads `k` documents a question, one that is named `NAME@K` reads K. `single_context` is the paper's checkpoint for
-    the system of that name; `spelled` as in `system`. Each system's scores come when it is done, after `keep` got its answers.
+    the system of that name; `spelled` and `candidates` as in `system`. Each system's scores come when it is done, after `keep`
+    got its answers.
     Documents are compressed where a system reads memories: all of them first, or where few questions are asked of many those that
     are read, when they are.
     Raises ConfigError for a system that is not known or that the checkpoint can't be, before anything slow.
     """
     named = [system_at(spec, k) for spec in systems]
     known = {
-        name: system(name, model, single_context, spelled=spelled) for name in dict.fromkeys(name for name, _ in named)
+        name: system(name, model, single_context, spelled=spelled, candidates=candidates)
+        for name in dict.fromkeys(name for name, _ in named)
     }
     chosen, asked = sample(list(examples), questions, documents, seed)
     started = time.perf_counter()

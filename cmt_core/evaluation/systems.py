@@ -5,7 +5,8 @@ stand in its sources, the text of the source that was attended to most: what the
 the same documents' text behind the prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template).
 `rag_likely` reads the text of those documents that `select` would read: the same filter, and the same look at the question's
 likelihood behind each memory. Where answers are a few words, all of these spell theirs from the texts of what they read, as the
-service does; `auto` those from text. `rag_bare` reads the text in the LLM's own chat prompt. `closed` reads nothing, in the chat
+service does; `auto` those from text; and take the likeliest of several candidates. `rag_bare` reads the text in the LLM's own
+chat prompt. `closed` reads nothing, in the chat
 prompt, and `closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
 """
 
@@ -15,10 +16,12 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cmt_core.data.qa import QAExample
 from cmt_core.errors import ConfigError
 from cmt_core.generation.asking import QuestionBatch
+from cmt_core.generation.query import MOST_CANDIDATES
 from cmt_core.grounded import TextReads, ground, of_most_read, read_again, text_reads
 from cmt_core.memory_bank import MemoryBank
 from cmt_core.model import CMT, Answer
@@ -80,6 +83,7 @@ class System:
         None  # what reads text where memory is in doubt
     )
     spelled: bool = False
+    candidates: int = 1
     _made: dict[_Key, SystemAnswer] = field(default_factory=dict)
 
     def finds(self, k: int) -> int:
@@ -116,7 +120,8 @@ class System:
         questions = [row.question for row in asked]
         texts = [[bank.rows[one.row].window.reading for one in row] for row in rows]
         sources = texts if self.spelled and self.in_doubt is None else ()
-        answers, nats, took = _written(model, lambda: self.ask(bank, questions, rows), asked, max_new_tokens, sources)
+        write = partial(_written, model, max_new_tokens=max_new_tokens, candidates=self.candidates)
+        answers, nats, took = write(lambda: self.ask(bank, questions, rows), asked, sources)
         doubted: list[int] = []
         if self.in_doubt is not None:
             started = time.perf_counter()
@@ -125,7 +130,7 @@ class System:
         if doubted and self.in_doubt is not None:
             ask, own = self.in_doubt, [asked[row] for row in doubted]
             sources = reads.texts if self.spelled else ()
-            again, losses, more = _written(model, lambda: ask(questions, reads), own, max_new_tokens, sources)
+            again, losses, more = write(lambda: ask(questions, reads), own, sources)
             for row, begun, answer, loss in zip(doubted, reads.begun, again, losses, strict=True):
                 whole = f"{begun} {answer.text}".strip()
                 tokens = answer.prompt_tokens + answers[row].prompt_tokens
@@ -185,17 +190,26 @@ def system(
     instructions: str = SHORT_ANSWERS,
     *,
     spelled: bool = True,
+    candidates: int = MOST_CANDIDATES,
 ) -> System:
     """The system of that name around `model`, or around the paper's checkpoint `single_context`.
 
-    `instructions` are the system message of every question; unless `spelled` answers of a few words are free, too.
+    `instructions` are the system message of every question; unless `spelled` answers of a few words are free, too. `candidates`
+    as in `CMT.write`.
 
     Raises ConfigError for a name that is not known and for a system that the checkpoint can't be.
     """
     if name not in SYSTEMS:
         raise ConfigError(f"system {name!r} is not known; known are {', '.join(SYSTEMS)}")
     if name == "single_context":
-        return System(name, _of(single_context or model, name), "memory", _memory(instructions), spelled=spelled)
+        return System(
+            name,
+            _of(single_context or model, name),
+            "memory",
+            _memory(instructions),
+            spelled=spelled,
+            candidates=candidates,
+        )
     if name == "auto":
         model = _of(model, "select")
         return System(
@@ -205,11 +219,12 @@ def system(
             _memory(instructions),
             lambda asked, reads: read_again(model, asked, reads, instructions),
             spelled,
+            candidates,
         )
     if name == "select":
-        return System(name, _of(model, name), "memory", _memory(instructions), spelled=spelled)
+        return System(name, _of(model, name), "memory", _memory(instructions), spelled=spelled, candidates=candidates)
     if name == "stack":
-        return System(name, _stacked(model), "memory", _memory(instructions), spelled=spelled)
+        return System(name, _stacked(model), "memory", _memory(instructions), spelled=spelled, candidates=candidates)
     if name in ("closed", "closed_prefix"):
         prefixed = name == "closed_prefix"
         return System(
@@ -219,9 +234,18 @@ def system(
             lambda bank, asked, rows: model.ask_closed(asked, prefixed=prefixed, instructions=instructions),
         )
     if name == "rag_likely":
-        return System(name, _of(model, "select"), "text", _likely_text(model, instructions), spelled=spelled)
+        return System(
+            name,
+            _of(model, "select"),
+            "text",
+            _likely_text(model, instructions),
+            spelled=spelled,
+            candidates=candidates,
+        )
     if name == "rag_prefix":
-        return System(name, model, "text", _text(model.ask_of_text, instructions), spelled=spelled)
+        return System(
+            name, model, "text", _text(model.ask_of_text, instructions), spelled=spelled, candidates=candidates
+        )
     return System(name, model, "text", _text(model.ask_bare, instructions))
 
 
@@ -246,8 +270,10 @@ def _written(
     model: CMT,
     read: Callable[[], QuestionBatch],
     asked: Sequence[QAExample],
-    max_new_tokens: int,
     sources: Sequence[Sequence[str]],
+    *,
+    max_new_tokens: int,
+    candidates: int,
 ) -> tuple[list[Answer], list[float], float]:
     """Answers to what `read` gives, the log-loss of the first gold ones, and the seconds that the answers took."""
     started = time.perf_counter()
@@ -255,7 +281,7 @@ def _written(
     reading = time.perf_counter() - started
     nats = model.log_loss(batch, [row.answers[0] for row in asked])
     started = time.perf_counter()
-    answers = model.write(batch, max_new_tokens, sources)
+    answers = model.write(batch, max_new_tokens, sources, candidates)
     return answers, nats, reading + time.perf_counter() - started
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cmt_core.generation.continuous import ContinuousBatch
+from cmt_core.generation.candidates import CandidateBatch
 from cmt_core.generation.prompts import QueryPrompts
 from cmt_core.generation.query import AnswerStart, Query
 from cmt_core.generation.spelling import Speller
@@ -22,8 +22,7 @@ class AnswerBatch:
     def __init__(self, contexts: Contexts) -> None:
         self._contexts = contexts
         self._prompts = QueryPrompts(contexts.tokens.ids, contexts.prompting, contexts.config)
-        self._engine = ContinuousBatch(contexts.backbone)
-        self._stop_ids: dict[int, set[int]] = {}
+        self._engine = CandidateBatch(contexts.backbone)
 
     def __len__(self) -> int:
         return len(self._engine)
@@ -33,7 +32,7 @@ class AnswerBatch:
         return self._prompts.tokens(query)
 
     def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
-        """Reads the prompts of `queries` and gives their first tokens.
+        """Reads the prompts of `queries` and gives what is known of their answers.
 
         Raises MemoryFormatError for a foreign memory. Whatever it raises, none of `queries` has joined.
         """
@@ -51,13 +50,13 @@ class AnswerBatch:
             raise
         return [started[i] for i in range(len(queries))]
 
-    def step(self) -> dict[int, int | None]:
-        """The next token of every row, None where its answer has ended (the row stays until it is told to leave)."""
-        return {row: self._unless_stop(row, token) for row, token in self._engine.step().items()}
+    def step(self) -> dict[int, list[int | None]]:
+        """What is new of every row whose answer has not ended: its next token, None for the end, nothing while its candidates are
+        written, and then all of the likeliest. A row stays until it is told to leave."""
+        return self._engine.step()
 
     def leave(self, row: int) -> None:
         """Ends a row."""
-        self._stop_ids.pop(row, None)
         self._engine.leave(row)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -75,15 +74,17 @@ class AnswerBatch:
             for query in queries
         ]
         sampling = [query.sampling for query in queries]
-        joined = self._engine.join(reading.context, prompts, sampling, plain, weights, spellers)
-        self._stop_ids.update((one.row, reading.stop_ids) for one in joined)
+        candidates = [query.candidates for query in queries]
+        joined = self._engine.join(
+            reading.context, prompts, sampling, reading.stop_ids, plain, weights, spellers, candidates
+        )
         try:
             return [
                 AnswerStart(
                     one.row,
                     reading.prompt_tokens(i, prompts[i]),
                     reading.weights(i, one.attention),
-                    self._unless_stop(one.row, one.token),
+                    one.tokens,
                     reading.two(i),
                 )
                 for i, one in enumerate(joined)
@@ -106,9 +107,6 @@ class AnswerBatch:
                     _scores(queries),
                     [query.completed_by or [None] * len(query.memories) for query in queries],
                 )
-
-    def _unless_stop(self, row: int, token: int) -> int | None:
-        return None if token in self._stop_ids[row] else token
 
 
 def _scores(queries: Sequence[Query]) -> list[Sequence[float]] | None:

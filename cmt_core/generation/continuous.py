@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from cmt_core.generation.beginnings import first_tokens
 from cmt_core.generation.greedy import PrefillResult, prefill
 from cmt_core.generation.mixed_logits import memory_aware
 from cmt_core.generation.query import Sampling
@@ -24,18 +25,20 @@ __all__ = ["ContinuousBatch", "SequenceStart"]
 
 
 class SequenceStart(NamedTuple):
-    """A sequence's number, its first token, and its prompt's attention over the context's columns (S,)."""
+    """A sequence's number, its first token, its prompt's attention over the context's columns (S,), and which prompt it is of."""
 
     row: int
     token: int
     attention: Tensor
+    prompt: int
 
 
 @dataclass(slots=True)
 class _Sequence:
     """A running sequence: its slots of the cache (one, or two where a plain context is mixed in) and its last token.
 
-    What is `written` of it is kept where it has a speller.
+    What is `written` of it is kept where it has a speller, the log-probabilities of its tokens (`nats`) where it is one of
+    several candidates.
     """
 
     slots: list[int]
@@ -45,6 +48,7 @@ class _Sequence:
     generator: torch.Generator | None = field(default=None)
     speller: Speller | None = field(default=None)
     written: list[int] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
 
 
 class ContinuousBatch:
@@ -73,12 +77,14 @@ class ContinuousBatch:
         plain: Context | None = None,
         weights: Sequence[float] = (),
         spellers: Sequence[Speller | None] = (),
+        candidates: Sequence[int] = (),
     ) -> list[SequenceStart]:
         """Reads B prompts (token ids) behind their rows of `context`, whose cache holds K and V of every layer, (B, H, S, d).
 
         Whatever it raises, none of them has joined.
         `plain` is a second context of the same rows whose next-token scores are mixed in: w * context + (1 - w) * plain.
-        `spellers` choose among the tokens of those that have one.
+        `spellers` choose among the tokens of those that have one. A greedy prompt has up to so many `candidates`: sequences
+        that begin with other tokens (beginnings.py), each with the log-probabilities of its tokens kept.
         """
         reads = [(context, prefill(self._backbone, context, prompts))]
         if plain is not None:
@@ -87,7 +93,8 @@ class ContinuousBatch:
         try:
             for row, one in enumerate(sampling):
                 weight = weights[row] if plain is not None else 1.0
-                joined.append(self._start(row, reads, one, weight, spellers[row] if spellers else None))
+                most = candidates[row] if candidates else 1
+                joined += self._start(row, reads, one, weight, spellers[row] if spellers else None, most)
         except BaseException:
             for begun in joined:
                 self.leave(begun.row)
@@ -101,18 +108,29 @@ class ContinuousBatch:
         sampling: Sampling,
         weight: float,
         speller: Speller | None,
-    ) -> SequenceStart:
-        started = _Sequence([], 0, sampling, weight, _generator(sampling), speller)
-        number, self._next_row = self._next_row, self._next_row + 1
-        self._running[number] = started
+        most: int,
+    ) -> list[SequenceStart]:
+        logits = _mixed([read.logits[row] for _, read in reads], weight)
+        firsts = first_tokens(logits, speller, most) if most > 1 and sampling.temperature <= 0 else []
+        joined: list[SequenceStart] = []
         try:
-            for context, read in reads:
-                started.slots.append(self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1))
-            started.token = _choose(_mixed([read.logits[row] for _, read in reads], weight), started)
-            return SequenceStart(number, started.token, reads[0][1].attention[row])
+            for first in firsts if len(firsts) > 1 else [None]:
+                started = _Sequence([], 0, sampling, weight, _generator(sampling), speller)
+                number, self._next_row = self._next_row, self._next_row + 1
+                self._running[number] = started
+                joined.append(SequenceStart(number, 0, reads[0][1].attention[row], row))
+                for context, read in reads:
+                    started.slots.append(self._cache.take(context.cache, row, read.seen[row], int(read.last[row]) + 1))
+                if first is None:
+                    started.token = _choose(logits, started)
+                else:
+                    started.token, started.written, started.nats = first[0], [first[0]], [first[1]]
+                joined[-1] = joined[-1]._replace(token=started.token)
         except BaseException:
-            self.leave(number)
+            for begun in joined:
+                self.leave(begun.row)
             raise
+        return joined
 
     @torch.inference_mode()
     def step(self) -> dict[int, int]:
@@ -132,11 +150,18 @@ class ContinuousBatch:
         logits = self._backbone.logits(hidden[:, -1])  # (slots, V)
         greedy = logits.argmax(dim=-1).tolist()
         for one in self._running.values():
-            if len(one.slots) == 1 and one.generator is None and one.speller is None:
+            if len(one.slots) == 1 and one.generator is None and one.speller is None and not one.nats:
                 one.token = greedy[one.slots[0]]
-            else:
-                one.token = _choose(_mixed([logits[slot] for slot in one.slots], one.weight), one)
+                continue
+            mixed = _mixed([logits[slot] for slot in one.slots], one.weight)
+            one.token = _choose(mixed, one)
+            if one.nats:
+                one.nats.append(float(mixed.float().log_softmax(dim=-1)[one.token]))
         return {number: one.token for number, one in self._running.items()}
+
+    def nats(self, row: int) -> list[float]:
+        """The log-probabilities of a candidate's tokens so far."""
+        return self._running[row].nats
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:

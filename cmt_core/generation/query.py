@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GREEDY", "AnswerStart", "Mode", "Query", "Sampling"]
+__all__ = ["GREEDY", "MOST_CANDIDATES", "AnswerStart", "Mode", "Query", "Sampling"]
+
+MOST_CANDIDATES = 4
+"""Of how many answers, where as many beginnings are likely, the likeliest is taken, if nothing else is asked for."""
 
 Mode = Literal["auto", "memory", "rag", "hybrid", "closed"]
 """What is read for an answer; `auto` is memory first and, where its answer does not stand in its sources, text: two queries."""
@@ -34,7 +37,8 @@ class Query:
     same prompt without a memory: w * with + (1 - w) * without; 1 reads the memory alone, more than 1 contrasts, None is as the
     checkpoint was trained (memory) or 1 (rag, hybrid).
     `instructions` replace the system message where there is one (closed). `begun` is the beginning of an answer that is to go on.
-    `spelled_from` are texts of which the answer is to be a span; the LLM does not read them.
+    `spelled_from` are texts of which the answer is to be a span; the LLM does not read them. Of up to so many `candidates`, which
+    begin with other likely tokens, the likeliest is the answer; a drawn answer has one.
     """
 
     question: str
@@ -47,13 +51,15 @@ class Query:
     instructions: str = ""
     begun: str = ""
     spelled_from: Sequence[str] = ()
+    candidates: int = 1
     sampling: Sampling = GREEDY
     memory_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerStart:
-    """A query that joined: its row's number, tokens of its prompt, each memory's weight, and its first token (None: it ended).
+    """A query that joined: its row's number, tokens of its prompt, each memory's weight, and the tokens that it begins with, as
+    far as they are known (None: its end).
 
     `together` are the memories that it takes together, in their order; empty where it takes no two.
     """
@@ -61,5 +67,5 @@ class AnswerStart:
     row: int
     prompt_tokens: int
     weights: list[float]
-    token: int | None
+    tokens: Sequence[int | None] = ()
     together: tuple[int, ...] = ()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmt_core.text.spelling import SourceSpans
 
-__all__ = ["CANDIDATES", "Speller"]
+__all__ = ["CANDIDATES", "Speller", "likeliest_first"]
 
 CANDIDATES = 128
 """The likeliest tokens among which one is looked for."""
@@ -29,11 +29,11 @@ class Speller:
 
     def best(self, written: Sequence[int], logits: Tensor) -> int:
         """The next token of an answer, the likeliest that fits what is `written` of it; logits (V,)."""
-        return next(self.fitting(written, _likeliest_first(logits)), int(logits.argmax()))
+        return next(self.fitting(written, likeliest_first(logits)), int(logits.argmax()))
 
     def allowed(self, written: Sequence[int], logits: Tensor) -> list[int] | None:
         """The likely next tokens, of logits (V,), to draw from; None for all of them."""
-        return list(self.fitting(written, _likeliest_first(logits))) or None
+        return list(self.fitting(written, likeliest_first(logits))) or None
 
     def fitting(self, written: Sequence[int], likely: Iterable[int]) -> Iterator[int]:
         """Those of some tokens, in their order, with which an answer goes on as a span; none of an answer that is free."""
@@ -51,8 +51,8 @@ class Speller:
         return text.endswith("\ufffd") or self._spans.may_begin(text)
 
 
-def _likeliest_first(logits: Tensor) -> Iterator[int]:
-    """The others are looked up only where the likeliest does not do."""
+def likeliest_first(logits: Tensor) -> Iterator[int]:
+    """The likeliest tokens, of logits (V,); those behind the first are looked up only where they are asked for."""
     best = int(logits.argmax())
     yield best
     likely: list[int] = logits.topk(min(CANDIDATES, len(logits))).indices.tolist()

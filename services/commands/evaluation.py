@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmt_core.generation.query import MOST_CANDIDATES
 from services.commands.evaluation_inputs import (
     SQUAD,
     Dataset,
@@ -81,6 +82,10 @@ def stream(
     spelling: Annotated[
         bool, typer.Option("--spelling/--no-spelling", help="Short answers are spelled from their sources' texts.")
     ] = True,
+    candidates: Annotated[
+        int,
+        typer.Option(min=1, help="Short answers are the likeliest of so many, which begin with other likely words."),
+    ] = MOST_CANDIDATES,
     as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     answers: Annotated[
         Path | None, typer.Option(help="Also write every system's answer to every question here, one JSON a line.")
@@ -108,6 +113,7 @@ def stream(
         ranking=HYBRID if lexical_weight is None else ranking_of(lexical_weight),
         single_context=asked.model(single_context) if single_context else None,
         spelled=spelling,
+        candidates=candidates,
         report=say,
         keep=_answers_to(answers) if answers else None,
     )

@@ -144,9 +144,9 @@ class LexicalBatch:
         read = [self._model.read(query) for query in queries]
         return [self._start(query, texts) for query, texts in zip(queries, read, strict=True)]
 
-    def step(self) -> dict[int, int | None]:
+    def step(self) -> dict[int, list[int | None]]:
         """The next word of every row, None at its end."""
-        return {number: self._number(row.next()) for number, row in self._rows.items()}
+        return {number: [self._number(row.next())] for number, row in self._rows.items()}
 
     def step_of(self, row: int) -> int | None:
         """The next word of one row, None at its end."""
@@ -171,7 +171,7 @@ class LexicalBatch:
         best = max(range(len(shares)), key=shares.__getitem__, default=0)
         other = query.completed_by[best] if query.completed_by else None
         together = () if other is None else (other, best)
-        started = AnswerStart(number, self.prompt_tokens(query), weights, self._number(row.next()), together)
+        started = AnswerStart(number, self.prompt_tokens(query), weights, [self._number(row.next())], together)
         self._rows[number] = row
         return started
 

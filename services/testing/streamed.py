@@ -55,7 +55,7 @@ class StreamedLexical(LexicalModel):
     async def _pieces(self, started: AnswerStart, most: int) -> AsyncGenerator[Written, None]:
         self.open_streams += 1
         try:
-            token, written = started.token, 0
+            (token,), written = started.tokens, 0
             while token is not None:
                 written += 1
                 yield Written((token,), "length" if written >= most else None)

@@ -71,7 +71,7 @@ class SlowBatch(LexicalBatch):
 
     pause_s = 0.05
 
-    def step(self) -> dict[int, int | None]:
+    def step(self) -> dict[int, list[int | None]]:
         time.sleep(self.pause_s)
         return super().step()
 

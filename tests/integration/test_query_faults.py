@@ -139,7 +139,7 @@ def breaks_in_the_process_named_in(folder: Path, engine: str) -> Any:
         return (folder / str(os.getpid())).exists()
 
     class BreakingBatch(SlowBatch):
-        def step(self) -> dict[int, int | None]:
+        def step(self) -> dict[int, list[int | None]]:
             if is_broken():
                 raise RuntimeError("the device is gone")
             return super().step()

@@ -48,7 +48,7 @@ class _ForgetfulBatch(LexicalBatch):
         row = self._rows[started.row]
         row.words = rest.split()
         weights = [0.9, 0.1][: len(query.memories)] if query.memories else started.weights
-        return AnswerStart(started.row, started.prompt_tokens, weights, self._number(row.next()))
+        return AnswerStart(started.row, started.prompt_tokens, weights, [self._number(row.next())])
 
 
 @pytest.fixture

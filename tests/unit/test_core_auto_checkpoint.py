@@ -162,9 +162,9 @@ def test_a_fitted_model_answers_in_a_running_batch_past_newlines_until_its_end(l
     newline = model.tokens.ids("\n")[0]
     query = Query("Who opened it?", memories=[memory.code], scores=[0.9], instructions="Be short.")
     (started,) = batch.join([query])
-    tokens = [started.token]
+    tokens = list(started.tokens)
     while tokens[-1] is not None and len(tokens) < 24:
-        tokens.append(batch.step()[started.row])
+        tokens += batch.step()[started.row]
     asked = model.ask(["Who opened it?"], [[memory.code]], [[0.9]], "Be short.")
     alone = model.write(asked, 24)[0]
     assert model.tokens.text([token for token in tokens if token is not None]).strip() == alone.text

@@ -59,12 +59,12 @@ class Run:
     def join(self, numbers: Sequence[int], queries: Sequence[Query]) -> None:
         for number, started in zip(numbers, self.batch.join([queries[n] for n in numbers]), strict=True):
             self._query_of[started.row] = number
-            self.written[number] = [started.token]
+            self.written[number] = list(started.tokens)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            for row, token in self.batch.step().items():
-                self.written[self._query_of[row]].append(token)
+            for row, tokens in self.batch.step().items():
+                self.written[self._query_of[row]] += tokens
 
     def leave(self, number: int) -> None:
         (row,) = [row for row, other in self._query_of.items() if other == number]

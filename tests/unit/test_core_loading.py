@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_memories_and_answers_do_not_depend_on_a_model_that_loads_meanwhile(
 ) -> None:
     windows = [window for text in corpus for window in exact_cmt.windows("", text)]
 
-    def everything() -> tuple[list[bytes], list[list[int | None]], list[list[float]]]:
+    def everything() -> tuple[list[bytes], list[list[Sequence[int | None]]], list[list[float]]]:
         exact_cmt.decoded = DecodedMemories(2**20, exact_cmt.config.window_tokens)
         codes = [memory.code for memory in exact_cmt.compress(windows)]
         batch = exact_cmt.answer_batch()
@@ -61,7 +61,7 @@ def test_memories_and_answers_do_not_depend_on_a_model_that_loads_meanwhile(
             Query("Who opened it?", "hybrid", memories=codes[:2], scores=(0.6, 0.3), passages=corpus[:1]),
         ]
         started = batch.join(asked)
-        steps = [[row.token for row in started], *([*batch.step().values()] for _ in range(5))]
+        steps = [[row.tokens for row in started], *([*batch.step().values()] for _ in range(5))]
         return codes, steps, exact_cmt.query_keys([asked[0].question]).vectors.tolist()
 
     expected = everything()

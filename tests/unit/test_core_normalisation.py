@@ -115,7 +115,7 @@ def test_the_test_model_answers_across_spellings() -> None:
     assert (model.document_keys([window]).vectors == model.query_keys([normalised(window.text)]).vectors).all()
     batch = model.answer_batch()
     (started,) = batch.join([Query("Who bought the Café Zürich?", memories=[memory.code])])
-    ids = [started.token]
-    while (token := batch.step()[started.row]) is not None:
-        ids.append(token)
+    ids = list(started.tokens)
+    while ids[-1] is not None:
+        ids += batch.step()[started.row]
     assert batch.text([id for id in ids if id is not None]) == "The Café Zürich was bought by João Péres."

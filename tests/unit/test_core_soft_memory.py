@@ -303,9 +303,9 @@ def test_soft_answer_does_not_depend_on_its_neighbours_and_is_that_of_the_runnin
         assert (alone.text, alone.finish_reason) == (other.text, other.finish_reason)
         assert alone.weights == pytest.approx(other.weights, abs=1e-4)
         (started,) = batch.join([Query(question, memories=own)])
-        ids = [started.token]
+        ids = list(started.tokens)
         while len(ids) < 6 and ids[-1] is not None:
-            ids.append(batch.step()[started.row])
+            ids += batch.step()[started.row]
         batch.leave(started.row)
         assert batch.text([i for i in ids if i is not None]).strip() == alone.text
 
@@ -324,7 +324,7 @@ def test_memory_aware_decoding_changes_the_answer_with_its_weight(
         if name == "little":
             batch = cmt.answer_batch()
             (started,) = batch.join([Query(QUESTIONS[0], memories=[memory.code], memory_weight=0.0)])
-            without = [started.token, *(batch.step()[started.row] for _ in range(5))]
+            without = [*started.tokens, *(token for _ in range(5) for token in batch.step()[started.row])]
             assert answer.text == batch.text([i for i in without if i is not None]).strip()
     assert texts["plain"] == texts["none"]
     assert len(set(texts.values())) == 3

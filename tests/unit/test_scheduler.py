@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cmt_core.generation.query import AnswerStart, Query
+from cmt_core.generation.query import AnswerStart, Mode, Query
 from services.bank.document_filter import DocumentFilter
 from services.bank.records import BankStats
 from services.errors import BankUnavailable, ServiceError
@@ -45,7 +46,7 @@ class SteppedBatch(LexicalBatch):
         self._stepped.sizes.append(len(self))
         return started
 
-    def step(self) -> dict[int, int | None]:
+    def step(self) -> dict[int, list[int | None]]:
         self._stepped.allowed.acquire()
         if self._stepped.broken:
             raise RuntimeError("the device is gone")
@@ -152,6 +153,48 @@ def test_answer_comes_from_the_memories_that_the_bank_holds_piece_by_piece(start
     assert sum(weights) == pytest.approx(1.0)
     assert weights[0] > weights[1]
     assert got.bank_version == 2
+
+
+class UndecidedBatch(LexicalBatch):
+    """A running batch that shows nothing of an answer for two steps, and then all of it at once."""
+
+    def __init__(self, model: LexicalModel) -> None:
+        super().__init__(model)
+        self._shown_after: dict[int, int] = {}
+
+    def join(self, queries: Sequence[Query]) -> list[AnswerStart]:
+        started = super().join(queries)
+        for one, query in zip(started, queries, strict=True):
+            self._rows[one.row].words.insert(0, self.text([token for token in one.tokens if token is not None]))
+            self._shown_after[one.row] = 2 * (query.candidates > 1)
+        return [dataclasses.replace(one, tokens=[]) for one in started]
+
+    def step(self) -> dict[int, list[int | None]]:
+        known: dict[int, list[int | None]] = {}
+        for number in self._rows:
+            self._shown_after[number] -= 1
+            known[number] = []
+            while self._shown_after[number] <= 0 and None not in known[number]:
+                known[number].append(self.step_of(number))
+        return known
+
+
+class UndecidedModel(LexicalModel):
+    def answer_batch(self) -> LexicalBatch:
+        return UndecidedBatch(self)
+
+
+@pytest.mark.parametrize("mode", ["memory", "auto", "rag"])
+def test_answer_whose_candidates_are_compared_comes_at_once(start: Callable[..., Scheduler], mode: Mode) -> None:
+    whole, cut = Inbox(), Inbox()
+    scheduler = start(UndecidedModel(), answer_candidates=4)
+    scheduler.submit(Ask("Who opened the bridge in Aarhus?", mode), whole)
+    scheduler.submit(Ask("Who opened the bridge in Aarhus?", mode, max_new_tokens=3), cut)
+    got, short = reply(whole.end()), reply(cut.end())
+    assert (got.answer, got.finish_reason, got.completion_tokens) == (BRIDGE, "stop", len(BRIDGE.split()))
+    assert whole.text == BRIDGE
+    assert (short.answer, short.finish_reason, short.completion_tokens) == ("Mayor Lund opened", "length", 3)
+    assert scheduler.running == 0
 
 
 def test_each_mode_reads_what_it_says(start: Callable[..., Scheduler]) -> None:

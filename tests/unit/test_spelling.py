@@ -166,15 +166,11 @@ def answers_of(cmt: CMT, queries: Sequence[Query], most: int = 12) -> list[str]:
     """Through the running batch."""
     batch = cmt.answer_batch()
     started = batch.join(queries)
-    tokens: list[list[int]] = [[one.token] if one.token is not None else [] for one in started]
-    open_rows = {one.row: number for number, one in enumerate(started) if one.token is not None}
+    tokens = {one.row: list(one.tokens) for one in started}
     for _ in range(most - 1):
-        for row, token in batch.step().items():
-            if row in open_rows and token is None:
-                del open_rows[row]
-            elif row in open_rows:
-                tokens[open_rows[row]].append(token)  # type: ignore[arg-type]
-    return [cmt.tokens.text(ids).strip() for ids in tokens]
+        for row, new in batch.step().items():
+            tokens[row] += new
+    return [cmt.tokens.text([token for token in ids if token is not None]).strip() for ids in tokens.values()]
 
 
 def begins_a_span(answer: str, texts: Sequence[str]) -> bool:

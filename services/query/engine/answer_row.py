@@ -43,7 +43,7 @@ class AnswerRow:
         self._weighted_by = weighted_by
         self._notes = tuple(notes)
         self.number = started.row
-        self.first_token = started.token
+        self.first_tokens = started.tokens
         self.finish_reason: Literal["stop", "length"] | None = None
         self._started, self._doubt = started, doubt
         self._read = self._most_read()
@@ -185,18 +185,21 @@ def query_of(
     doubt: Doubt | None = None,
     *,
     spelled: bool = False,
+    candidates: int = 1,
 ) -> Query:
     """What the model is asked: the found memories, their texts, or the best one's text, as the mode says.
 
     Of mode `auto` it is memories at first, and with a `doubt` the texts of the sources that it names. A model that
     reads behind a trained prefix has a chat prompt in `closed` alone, and no system message of a client's; its answers can be
-    `spelled` from their sources, but for the first one of mode `auto`, which shows by what it says whether text is needed.
+    `spelled` from their sources, but for the first one of mode `auto`, which shows by what it says whether text is needed, and
+    each is the likeliest of up to so many `candidates`.
     """
     mode = ask.mode if ask.mode != "auto" else "memory" if doubt is None else "rag"
     of_mode = {"rag": found.hits, "hybrid": found.hits[:1]}
     texts = [found.hits[number] for number in doubt.read] if doubt else of_mode.get(mode, ())
     reads_memories = mode in ("memory", "hybrid")
-    free = follows_instructions or not spelled or mode == "closed" or (ask.mode == "auto" and doubt is None)
+    sentences = follows_instructions or mode == "closed"
+    free = sentences or not spelled or (ask.mode == "auto" and doubt is None)
     unprompted = mode == "closed" and not ask.instructions and not follows_instructions
     return replace(
         ask,
@@ -208,6 +211,7 @@ def query_of(
         passages=[hit.passage for hit in texts],
         begun=doubt.begun if doubt else "",
         spelled_from=() if free else [hit.passage for hit in (texts if mode == "rag" else found.hits)],
+        candidates=1 if sentences else candidates,
     )
 
 

@@ -27,7 +27,8 @@ class SchedulerOptions:
 
     `join_at_once` prompts are read together at most: reading all that wait would keep the first ones waiting for the last. A
     thread that is at one piece of work for `stalled_after_s` hangs. `time_weight` is that of the time a question names.
-    `spell_answers`: answers of a few words are spelled from their sources' texts.
+    `spell_answers`: answers of a few words are spelled from their sources' texts. `answer_candidates`: the likeliest of so many
+    is taken.
     """
 
     max_batch: int = 8
@@ -41,6 +42,7 @@ class SchedulerOptions:
     min_evidence: float = 0.0
     time_weight: float = 0.0
     spell_answers: bool = True
+    answer_candidates: int = 1
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 

@@ -51,7 +51,15 @@ class OneQuestion(BankLooks):
         """What the LLM is asked, cut to the longest prompt."""
         options, instructed = self._options, self._looking_model.follows_instructions
         budget = PromptBudget(options.max_prompt_tokens, options.shorten, prompt_tokens, instructed)
-        return budget.fitted(query_of(ticket.ask, ticket.found, instructed, doubt, spelled=options.spell_answers))
+        asked = query_of(
+            ticket.ask,
+            ticket.found,
+            instructed,
+            doubt,
+            spelled=options.spell_answers,
+            candidates=options.answer_candidates,
+        )
+        return budget.fitted(asked)
 
     def _row(
         self, ticket: Ticket, started: AnswerStart, notes: Sequence[str], text: Callable[[Sequence[int]], str]

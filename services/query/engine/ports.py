@@ -40,11 +40,11 @@ class RunningBatch(Protocol):
         ...
 
     def join(self, queries: Sequence[Query]) -> Sequence[AnswerStart]:
-        """Reads the prompts and gives their first tokens."""
+        """Reads the prompts and gives what is known of their answers."""
         ...
 
-    def step(self) -> Mapping[int, int | None]:
-        """The next token of every row, None where its answer has ended."""
+    def step(self) -> Mapping[int, Sequence[int | None]]:
+        """What is new of every row: no token, one or several, and None behind the last where its answer has ended."""
         ...
 
     def leave(self, row: int) -> None:

@@ -5,8 +5,8 @@ Two threads of its own. `bank` looks questions up, and only as many as may join,
 
 1. rows whose client went away or whose deadline has passed leave
 2. questions that were looked up join: their prompts are read, their first tokens come out
-3. every running row gets one token more, and those that are done leave; an answer of mode `auto` that goes where its sources do
-   not, or that takes two of them, joins again with their text
+3. every running row gets one token more (or, once its candidates are written, all of the likeliest), and those that are done
+leave; an answer of mode `auto` that goes where its sources do not, or that takes two of them, joins again with their text
 
 What fails outside of one question's own part fails everybody whom the thread had in hand, and the next one is answered.
 """
@@ -189,7 +189,7 @@ class Scheduler(OneQuestion):
                 if isinstance(outcome, Failure):
                     ticket.send(outcome)
                 else:
-                    self._take(outcome, outcome.first_token)
+                    self._take(outcome, outcome.first_tokens)
         self._joining = []
         self._settle()
 
@@ -204,15 +204,18 @@ class Scheduler(OneQuestion):
             for i, (ticket, one) in enumerate(zip(tickets, asked, strict=True))
         ]
 
-    def _take(self, row: AnswerRow, token: int | None) -> None:
-        """A row's next token: what can be shown of it is sent, and a finished answer is delivered."""
+    def _take(self, row: AnswerRow, tokens: Sequence[int | None]) -> None:
+        """A row's next tokens: what can be shown of them is sent, and a finished answer is delivered."""
         self._rows[row.number] = row
         if (two := row.takes_two) is not None and self._ask_again(row.ticket, two):
             row.finish_reason = "stop"  # here, before its first word
             return
-        if text := row.push(token):
-            row.ticket.send(Delta(text))
-        if row.finish_reason is None:
+        for token in tokens:
+            if text := row.push(token):
+                row.ticket.send(Delta(text))
+            if row.finish_reason is not None:
+                break
+        else:
             return
         if (doubt := row.doubt) is not None and self._ask_again(row.ticket, doubt):
             return
@@ -231,8 +234,8 @@ class Scheduler(OneQuestion):
     def _advance(self) -> None:
         if not self._rows:
             return
-        for number, token in self._running_batch().step().items():
-            self._take(self._rows[number], token)
+        for number, tokens in self._running_batch().step().items():
+            self._take(self._rows[number], tokens)
         self._settle()
 
     def _running_batch(self) -> RunningBatch:

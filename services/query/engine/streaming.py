@@ -219,7 +219,7 @@ class StreamAnswerer(OneQuestion):
                     tokens.append(None)
                 for token in tokens:
                     if row is None:
-                        start = AnswerStart(0, begun.prompt_tokens, begun.weights, token, begun.together)
+                        start = AnswerStart(0, begun.prompt_tokens, begun.weights, together=begun.together)
                         row = self._row(ticket, start, asked.notes, self._model.text)
                         if row.takes_two is not None and self._has_room(ticket, row.takes_two):
                             return row

@@ -112,6 +112,7 @@ def load_answerer(
         min_evidence=serve_settings.min_evidence,
         time_weight=serve_settings.time_weight,
         spell_answers=serve_settings.spell_answers,
+        answer_candidates=serve_settings.answer_candidates,
         clock=clock,
     )
     bank = LazyReader(lambda: bank_factory(settings, model))
