@@ -51,7 +51,7 @@ _SURE_SHARE = 0.9  # of the best document, from which on the others are not rera
 _CONSIDERED_SHARE = 0.01  # below which a document is not reranked
 JOINED_NATS = 12.0
 """By which a question has to be likelier behind two documents than behind one for both to be read (decision 0173)."""
-JOINED_ODDS = 3.5
+JOINED_ODDS = 3.1
 """By which a learned look has to find an answer likelier there (decision 0175)."""
 _NEXT = 1e-3  # log-odds that order two documents which count alike
 _FIRST_LAYER, _END_LAYER = (
