@@ -180,12 +180,12 @@ def _answered(model: CMT, queries: Sequence[Query], clients: int, answer_tokens:
             now = time.perf_counter()
             for (asked_at, _), start in zip(waiting, joined, strict=True):
                 firsts.append(now - asked_at)
-                rows[start.row] = _Row(asked_at, answer_tokens if start.token is None else 1)
+                rows[start.row] = _Row(asked_at, answer_tokens if None in start.tokens else 1)
             waiting = []
         else:
             before = time.perf_counter()
-            for row, token in batch.step().items():
-                rows[row].tokens = answer_tokens if token is None else rows[row].tokens + 1
+            for row, tokens in batch.step().items():
+                rows[row].tokens = answer_tokens if None in tokens else rows[row].tokens + len(tokens)
             steps.append(time.perf_counter() - before)
         for row in [row for row, one in rows.items() if one.tokens >= answer_tokens]:
             batch.leave(row)
