@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmt_core.generation.beginnings import LONGEST_CANDIDATE, likeliness
-from cmt_core.generation.continuous import ContinuousBatch
+from cmt_core.generation.continuous import ContinuousBatch, SequenceStart
 from cmt_core.generation.greedy import GeneratedTokens
 from cmt_core.generation.query import GREEDY, Sampling
 from cmt_core.generation.spelling import Speller
@@ -74,7 +74,7 @@ class CandidateBatch:
         started = self._sequences.join(context, prompts, sampling, plain, weights, spellers, candidates)
         joined: list[WrittenStart] = []
         for prompt in range(len(prompts)):
-            own = [one for one in started if one.prompt == prompt]
+            own = self._of_words([one for one in started if one.prompt == prompt], stop_ids)
             number, self._next_row = self._next_row, self._next_row + 1
             answer = _Answer(stop_ids, {one.row: [] for one in own}, decided=len(own) == 1)
             self._answers[number] = answer
@@ -95,6 +95,13 @@ class CandidateBatch:
     def leave(self, row: int) -> None:
         """Ends an answer, whether it is done or not wanted any more."""
         self._drop(self._answers.pop(row))
+
+    def _of_words(self, begun: list[SequenceStart], stop_ids: Collection[int]) -> list[SequenceStart]:
+        """The candidates that begin with a word, or the first alone where it is the likeliest to say nothing."""
+        kept = begun[:1] if begun[0].token in stop_ids else [one for one in begun if one.token not in stop_ids]
+        for row in {one.row for one in begun} - {one.row for one in kept}:
+            self._sequences.leave(row)
+        return kept
 
     def _take(self, answer: _Answer, tokens: Mapping[int, int]) -> list[int | None]:
         """Gives what is known of an answer since each of its sequences has its next token."""

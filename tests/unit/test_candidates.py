@@ -102,6 +102,20 @@ def test_an_answer_that_ends_is_compared_with_those_that_go_on(exact_cmt: CMT, c
         assert made.finish_reason == ("stop" if ends else "length")
 
 
+def test_no_candidate_is_an_answer_of_no_words(exact_cmt: CMT, corpus: tuple[str, ...]) -> None:
+    firsts = [ids[0] for _, ids in followed_up(exact_cmt, corpus, 4, set())]
+    reading, prompt = read(exact_cmt, corpus)
+    (greedy,) = generate(exact_cmt.backbone, reading.context, [prompt], 1, set())
+    others = [first for first in firsts if first != greedy.ids[0]]
+    for silent in others:  # the end of an answer, if it comes first
+        batch, (again, _) = CandidateBatch(exact_cmt.backbone), read(exact_cmt, corpus)
+        (started,) = batch.join(again.context, [prompt], [GREEDY], {silent}, candidates=[4])
+        assert len(batch._answers[started.row].open) == 3
+    again, _ = read(exact_cmt, corpus)
+    (nothing,) = generate_likeliest(exact_cmt.backbone, again.context, [prompt], 9, set(greedy.ids), candidates=4)
+    assert (nothing.ids, nothing.finish_reason) == ([], "stop")
+
+
 def test_one_candidate_is_the_greedy_answer(exact_cmt: CMT, corpus: tuple[str, ...]) -> None:
     reading, prompt = read(exact_cmt, corpus)
     (made,) = generate_likeliest(exact_cmt.backbone, reading.context, [prompt], 12, set())

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cmt_core.errors import BankFileError, CheckpointError
+from cmt_core.generation.query import MOST_CANDIDATES
 from cmt_core.memory_bank import UNKNOWN, BankHit, Entry, MemoryBank
 from cmt_core.model import CMT
 from cmt_core.text.spelling import SourceSpans
@@ -49,7 +50,9 @@ def test_an_answer_is_the_models_own_from_the_memories_of_its_sources(bank: Memo
     codes = [tiny_cmt.compress(tiny_cmt.windows(hit.entry.title, hit.entry.text))[0].code for hit in answer.sources]
     scores, texts = [[hit.rank for hit in answer.sources]], [_reading(hit) for hit in answer.sources]
     question = ["Who saw whales in Belo?"]
-    (same,) = tiny_cmt.answer(question, [codes], max_new_tokens=4, scores=scores, sources=[texts])
+    (same,) = tiny_cmt.answer(
+        question, [codes], max_new_tokens=4, scores=scores, sources=[texts], candidates=MOST_CANDIDATES
+    )
     assert answer.text == same.text
     (free,) = tiny_cmt.answer(question, [codes], max_new_tokens=4, scores=scores)
     assert SourceSpans(texts).may_begin(answer.text)
@@ -61,7 +64,8 @@ def test_an_answer_that_stands_nowhere_is_read_from_the_text_attended_to_most(ba
     answer = bank.ask("Who saw whales in Belo?", 2, max_new_tokens=4)
     assert answer.read_text
     reading = _reading(max(zip(answer.weights, answer.sources, strict=True), key=lambda pair: pair[0])[1])
-    (same,) = tiny_cmt.write(tiny_cmt.ask_of_text(["Who saw whales in Belo?"], [[reading]]), 4, [[reading]])
+    asked = tiny_cmt.ask_of_text(["Who saw whales in Belo?"], [[reading]])
+    (same,) = tiny_cmt.write(asked, 4, [[reading]], MOST_CANDIDATES)
     assert answer.text == same.text
     assert answer.weights == memory.weights
 
