@@ -217,7 +217,7 @@ class CMT:
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = ""
     ) -> QuestionBatch:
         """What `answer_rag` asks with."""
-        return QuestionBatch(self.context_of_text(passages), self._prompts(questions, instructions))
+        return QuestionBatch(self.context_of_text(passages), self._prompts(questions, instructions), texts=passages)
 
     def ask_bare(
         self, questions: Sequence[str], passages: Sequence[Sequence[str]], instructions: str = ""
@@ -241,13 +241,16 @@ class CMT:
     ) -> list[Answer]:
         """The answers to what was asked, greedy.
 
-        A checkpoint that answers in a few words spells them from the texts of each question's `sources`, where these are given,
-        and takes the likeliest of up to so many `candidates` that begin with other likely tokens.
+        A checkpoint that answers in a few words spells them from those of each question's `sources` that are read, where these
+        are given, and takes the likeliest of up to so many `candidates` that begin with other likely tokens.
         """
         reading, prompts, stops = asked.reading, asked.prompts, asked.reading.stop_ids
         in_words = not self.follows_instructions and not asked.closed
         spellers = [
-            Speller(texts, self.tokens.text, stops) if texts else None for texts in (sources if in_words else ())
+            Speller(asked.texts[row] if asked.texts else reading.texts_read(row, texts), self.tokens.text, stops)
+            if texts
+            else None
+            for row, texts in enumerate(sources if in_words else ())
         ]
         made = generate_likeliest(
             self.backbone,

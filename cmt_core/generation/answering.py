@@ -70,8 +70,10 @@ class AnswerBatch:
         weights = [self._prompts.weight(query) for query in queries]
         plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         spellers = [
-            Speller(query.spelled_from, self.text, reading.stop_ids) if query.spelled_from else None
-            for query in queries
+            Speller([*reading.texts_read(row, query.spelled_from), *query.passages], self.text, reading.stop_ids)
+            if query.spelled_from
+            else None
+            for row, query in enumerate(queries)
         ]
         sampling = [query.sampling for query in queries]
         candidates = [query.candidates for query in queries]

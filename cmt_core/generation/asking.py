@@ -21,13 +21,14 @@ __all__ = ["QuestionBatch", "log_loss"]
 class QuestionBatch:
     """B questions: what each reads, and its prompt (token ids). It is good for one answer: writing extends its contexts.
 
-    `closed` prompts are whole by themselves, in the LLM's own chat template. With `plain`, contexts without a memory,
-    next-token logits are weight * those behind the memory + (1 - weight) * those behind `plain`.
+    `closed` prompts are whole by themselves, in the LLM's own chat template; `texts` are what is read as text. With `plain`,
+    contexts without a memory, next-token logits are weight * those behind the memory + (1 - weight) * those behind `plain`.
     """
 
     reading: Reading
     prompts: list[list[int]]
     closed: bool = False
+    texts: Sequence[Sequence[str]] | None = None
     plain: Context | None = None
     weight: float = 1.0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmt_core.llm.context import Context
+from cmt_core.reading.packing import texts_read
 
 __all__ = ["Reading"]
 
@@ -36,6 +37,12 @@ class Reading:
     def two(self, row: int) -> tuple[int, ...]:
         """The memories that a row's question takes together, in their order; empty where it takes no two."""
         return self.together[row] if self.together else ()
+
+    def texts_read(self, row: int, texts: Sequence[str]) -> list[str]:
+        """Of a text for each of a row's memories those of the memories in its context; all where none is told from another."""
+        if self.shares or self.passages or len(texts) != self.sizes[row]:
+            return list(texts)
+        return texts_read(texts, self.owner[row].tolist(), self.sizes[row])
 
     def weights(self, row: int, attention: Tensor) -> list[float]:
         """Each memory's share of a prompt's attention over columns (S,); texts in one prompt share it evenly."""

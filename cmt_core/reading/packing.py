@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cmt_core.config import MemoryConfig
@@ -21,6 +21,11 @@ class Chosen:
     size: int
     shares: tuple[float, ...]
     together: tuple[int, ...] = ()
+
+
+def texts_read(texts: Sequence[str], owners: Iterable[int], size: int) -> list[str]:
+    """Of a text for each of a question's `size` memories those of the memories that are read (`owners`, in any order)."""
+    return [texts[memory] for memory in sorted(set(owners)) if 0 <= memory < size]
 
 
 def stacked(config: MemoryConfig, fixed_slots: bool, prefix_tokens: int, memories: Sequence[bytes]) -> Chosen:

@@ -30,7 +30,7 @@ from cmt_core.llm.tokens import Tokens
 from cmt_core.memory.packed_context import NOTHING
 from cmt_core.model import CMT, retriever_fingerprint
 from cmt_core.reading.aggregation import Select, joined, rectangle, start_of_prior, to_join, with_looks
-from cmt_core.reading.packing import Chosen, chosen_of, prefix_alone, stacked
+from cmt_core.reading.packing import Chosen, chosen_of, prefix_alone, stacked, texts_read
 from cmt_core.reading.prompting_choice import prompting_of
 from cmt_core.retrieval.late_interaction import QueryKeys
 from cmt_core.retrieval.query_likelihood import told_tokens
@@ -149,6 +149,7 @@ class PackedModel:
             return Prepared(
                 PackedRequest(NOTHING, tuple(prompt), max_new_tokens, stop_ids, query.sampling), prompt_tokens, []
             )
+        spelled_from = query.spelled_from
         if query.mode == "rag":
             prompt = [*self.prompts.texts(query), *prompt]
             context = prefix_alone("encoding", self._prefix_tokens["encoding"])
@@ -157,9 +158,9 @@ class PackedModel:
         else:
             chosen = await self._chosen(query, engine)
             context, weights, together = chosen.context, list(chosen.shares), chosen.together
-        request = PackedRequest(
-            context, tuple(prompt), max_new_tokens, stop_ids, query.sampling, tuple(query.spelled_from)
-        )
+            if spelled_from:
+                spelled_from = [*texts_read(spelled_from, chosen.owners, chosen.size), *query.passages]
+        request = PackedRequest(context, tuple(prompt), max_new_tokens, stop_ids, query.sampling, tuple(spelled_from))
         return Prepared(request, prompt_tokens, weights, together)
 
     async def _chosen(self, query: Query, engine: StreamEngine) -> Chosen:

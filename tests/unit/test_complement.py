@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from cmt_core import model
 from cmt_core.checkpoint import Checkpoint
+from cmt_core.generation import answering
 from cmt_core.generation.engine import Look
 from cmt_core.generation.query import Query
+from cmt_core.generation.spelling import Speller
 from cmt_core.grounded import text_reads
 from cmt_core.llm.folder import LLMFolder
 from cmt_core.memory_bank import Entry, MemoryBank
@@ -112,6 +115,29 @@ def test_how_much_likelier_decides(
     assert answer.together == reading.two(0)
 
 
+@pytest.mark.parametrize("least", [-1e9, 1e9])
+def test_answers_are_spelled_from_what_is_read_alone(
+    selecting: CMT, codes: list[bytes], monkeypatch: pytest.MonkeyPatch, least: float
+) -> None:
+    monkeypatch.setattr(aggregation, "JOINED_NATS", least)
+    taken: list[list[str]] = []
+
+    class Noted(Speller):
+        def __init__(self, texts: Sequence[str], *others: Any) -> None:
+            super().__init__(texts, *others)
+            taken.append(list(texts))
+
+    for module in (model, answering):
+        monkeypatch.setattr(module, "Speller", Noted)
+    sources, read = [SWIM, VOTE], [SWIM, VOTE] if least < 0 else [SWIM]
+    asked = selecting.ask([QUESTION], [codes], [[2.0, 0.1]], completed_by=[[1, 0]])
+    selecting.write(asked, 3, [sources])
+    query = Query(QUESTION, memories=codes, scores=[2.0, 0.1], completed_by=[1, 0], spelled_from=sources)
+    selecting.answer_batch().join([query, dataclasses.replace(query, mode="hybrid", passages=["Noor."])])
+    selecting.write(selecting.ask_of_text([QUESTION], [[VOTE]]), 3, [sources])
+    assert taken == [read, read, [*read, "Noor."], [VOTE]]
+
+
 def test_the_gain_is_that_of_the_two_memories_over_the_likeliest_alone(
     selecting: CMT, codes: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,9 +208,10 @@ def test_vllms_side_of_it_joins_the_same_two(
     llm, folder = LLMFolder.load(tiny_folders.llm), tiny_folders.checkpoint
     packed = PackedModel(llm, checkpoint, folder, selecting.retriever, "tiny")
     engine = Looks({1: -30.0, 2: gain - 30.0})
-    query = Query(QUESTION, memories=codes, scores=[2.0, 0.1], completed_by=[1, 0])
+    query = Query(QUESTION, memories=codes, scores=[2.0, 0.1], completed_by=[1, 0], spelled_from=[SWIM, VOTE])
     prepared = asyncio.run(packed.prepare(query, 4, engine))  # type: ignore[arg-type]
     assert prepared.together == together
+    assert prepared.request.spelled_from == ((SWIM, VOTE) if together else (SWIM,))
     assert engine.read == [(codes[1], codes[0]), (codes[0],)]
     assert prepared.request.context.memories == ((codes[1], codes[0]) if together else (codes[0],))
 
