@@ -5,9 +5,9 @@ stand in its sources, the text of the source that was attended to most: what the
 the same documents' text behind the prefix that was tuned on text (in a chat checkpoint: at the memories' place in the template).
 `rag_likely` reads the text of those documents that `select` would read: the same filter, and the same look at the question's
 likelihood behind each memory. Where answers are a few words, all of these spell theirs from the texts of what they read, as the
-service does; `auto` those from text; and take the likeliest of several candidates. `rag_bare` reads the text in the LLM's own
-chat prompt. `closed` reads nothing, in the chat
-prompt, and `closed_prefix` nothing behind the reading prefix: it knows what an answer looks like.
+service does (`auto` those from text), and take the likeliest of several candidates. `rag_bare` reads the text in the LLM's own
+chat prompt. `closed` reads nothing, in the chat prompt, and `closed_prefix` nothing behind the reading prefix: it knows what an
+answer looks like.
 """
 
 from __future__ import annotations

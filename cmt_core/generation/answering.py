@@ -70,9 +70,7 @@ class AnswerBatch:
         weights = [self._prompts.weight(query) for query in queries]
         plain = self._contexts.of_nothing(len(queries), prefixed=True).context if weights[0] != 1.0 else None
         spellers = [
-            Speller([*reading.texts_read(row, query.spelled_from), *query.passages], self.text, reading.stop_ids)
-            if query.spelled_from
-            else None
+            Speller(self._texts_read(reading, row, query), self.text, reading.stop_ids) if query.spelled_from else None
             for row, query in enumerate(queries)
         ]
         sampling = [query.sampling for query in queries]
@@ -95,6 +93,11 @@ class AnswerBatch:
             for one in joined:
                 self.leave(one.row)
             raise
+
+    @staticmethod
+    def _texts_read(reading: Reading, row: int, query: Query) -> list[str]:
+        """Of the texts that an answer may be spelled from those of what the LLM reads, as memories or as texts."""
+        return list(dict.fromkeys([*reading.texts_read(row, query.spelled_from), *query.passages]))
 
     def _read(self, queries: Sequence[Query]) -> Reading:
         match queries[0].mode:
