@@ -39,6 +39,12 @@ class CodeReader:
         codes, lengths = self.codes(memories)
         return list(torch.split(torch.addmm(self._offset, codes.to(self._decoder.dtype), self._decoder), lengths))
 
+    def blank(self, tokens: int) -> bytes:
+        """A memory of so many tokens that says nothing: all its codes are zero."""
+        codes = torch.zeros(1, tokens, self._config.code_width, device=self._offset.device)
+        head = tokens.to_bytes(2, "little")
+        return (head + self._rounding.pack(codes, [tokens])[0]).ljust(self._config.memory_bytes, b"\0")
+
     def codes(self, memories: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Codes (tokens, C) of all memories, one behind the other, and how many tokens each has."""
         lengths = [self._config.tokens_of(memory) for memory in memories]

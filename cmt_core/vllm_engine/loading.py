@@ -87,9 +87,7 @@ class ContextLoader:
 
     def warm_up(self) -> None:
         """Decodes and turns what no question asks for, since the first time is slow."""
-        some = bytearray(self._config.memory_bytes)
-        some[:2] = min(64, self._config.window_tokens).to_bytes(2, "little")
-        rows = self._reader.read([bytes(some)])[0]
+        rows = self._reader.read([self._reader.blank(min(64, self._config.window_tokens))])[0]
         x = rows.view(len(rows), self.shape.layers, 2, self.shape.heads, self.shape.head_dim)
         self._rotary.turned(x[:, :, 0], torch.arange(len(rows), device=self._device))
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from cmt_core.checkpoint import Checkpoint
 from cmt_core.config import MemoryConfig
@@ -22,6 +23,7 @@ from cmt_core.memory.code_reader import StoredCode
 from cmt_core.memory.entropy_coder import MOST, EntropyCoder, normal_frequencies
 from cmt_core.memory.entropy_codes import EntropyCodes
 from cmt_core.memory.rounding import RoundedCodes, fitted_rounding
+from cmt_core.vllm_engine.loading import ContextLoader
 from tests.unit.conftest import CORPUS, TinyFolders
 from tests.unit.test_core_blocks import following
 
@@ -228,6 +230,21 @@ def test_checkpoint_writes_memories_and_answers(entropy_folder: Path, tiny_folde
     assert StoredCode.load(entropy_folder, 48).rounding.bits_per_token == 48  # type: ignore[union-attr]
     with pytest.raises(MemoryFormatError, match="damaged"):
         model.format.read([memories[0].code[:40] + memories[1].code[40:]])
+
+
+@pytest.mark.parametrize("bits", [96, 48])
+def test_a_memory_that_says_nothing_can_be_read_and_vllms_workers_warm_up_with_it(
+    entropy_folder: Path, tiny_folders: TinyFolders, bits: int
+) -> None:
+    for folder, own_bits in ((entropy_folder, bits), (tiny_folders.checkpoint, None)):
+        stored = StoredCode.load(folder, own_bits)
+        reader = stored.reader(torch.device("cpu"), torch.float32)
+        for tokens in (1, 7, stored.config.window_tokens):
+            (rows,) = reader.read([reader.blank(tokens)])
+            assert len(rows) == tokens
+            assert float(rows.std(dim=0).max() if tokens > 1 else 0) < 0.2  # all tokens alike, to the code's rounding
+        llm = AutoConfig.from_pretrained(tiny_folders.llm)
+        ContextLoader.of(folder, llm, torch.device("cpu"), torch.float32, bits_per_token=own_bits).warm_up()
 
 
 @pytest.mark.parametrize("wrong", ["block_basis", "scales", "frequencies", "shares", "missing"])
